@@ -1,0 +1,39 @@
+# Every target makes .venv and installs what it needs; none needs anything but Python 3.11 or later and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint format clean
+
+quickstart: .venv/installed
+	rm -rf runs/quickstart
+	$(BIN)/python -m data_prep phantom --out runs/quickstart/discs --patients 200 --seed 0 --workers 2
+	$(BIN)/python train.py quickstart --data runs/quickstart/discs --workdir runs/quickstart/run
+	$(BIN)/python evaluate.py --checkpoint runs/quickstart/run --data runs/quickstart/discs --split test --tta \
+		--out runs/quickstart/evaluation
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,scans,tensorboard]'
+	touch $@

@@ -1,0 +1,50 @@
+"""Phantoms as jobs: synthetic patients, split and cut into discs exactly as real ones are."""
+
+from functools import partial
+
+import numpy as np
+
+from data_prep.build import Job
+from data_prep.discs import DiscVolume, extract_discs
+from data_prep.phantom import DRAWN_LEVELS, hide_some, phantom, sample_grades
+from data_prep.scan import Scan
+from data_prep.splits import split_patients
+from data_prep.vertebrae import bodies_from_spider_mask, body_labels
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import PAPER_TASKS
+
+_MAX_PATIENTS = 100_000  # names have five digits
+
+
+def phantom_jobs(num_patients: int, *, seed: int) -> list[Job]:
+    """One job for each of the patients p00000, p00001, …
+
+    Raises:
+        SpinejaxError: the number or the seed is out of range.
+    """
+    if not 1 <= num_patients <= _MAX_PATIENTS or seed < 0:
+        raise SpinejaxError(
+            f"--patients {num_patients}, --seed {seed}: expected 1 to {_MAX_PATIENTS} patients, a seed of 0 or more."
+        )
+    labels = {f"p{patient:05d}": phantom_labels(seed, patient) for patient in range(num_patients)}
+    splits = split_patients({name: levels.values() for name, levels in labels.items()}, seed=seed)
+    return [
+        Job(name, name, name, splits[name], labels[name], partial(cut_phantom, seed, patient))
+        for patient, name in enumerate(labels)
+    ]
+
+
+def phantom_labels(seed: int, patient: int) -> dict[str, dict[str, int]]:
+    """What `phantom(seed, patient).grades` will be, without drawing the scan: the grades are what it draws first."""
+    rng = np.random.default_rng([seed, patient])
+    labels = hide_some(rng, sample_grades(rng)[1])
+    names = [task.name for task in PAPER_TASKS]
+    return {level: dict(zip(names, row.tolist(), strict=True)) for level, row in zip(DRAWN_LEVELS, labels, strict=True)}
+
+
+def cut_phantom(seed: int, patient: int) -> tuple[list[DiscVolume], list[str]]:
+    """A phantom's disc volumes, found by way of its mask as in a real scan, and notes on what was left out."""
+    drawn = phantom(seed, patient)
+    bodies, notes = bodies_from_spider_mask(drawn.mask)
+    regions = Scan(body_labels(drawn.mask), drawn.mask.affine, drawn.mask.name)
+    return extract_discs(drawn.scan, bodies, regions=regions, lesions=drawn.lesions), notes

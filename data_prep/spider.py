@@ -1,0 +1,219 @@
+"""The SPIDER dataset (van der Graaf et al., Scientific Data 11, 264, 2024; doi:10.5281/zenodo.10159290) as jobs.
+
+ROOT holds `images/`, `masks/`, `radiological_gradings.csv` and `overview.csv`, as in the official download. Gradings
+are per patient; scans and masks are per series, named `<patient>_<series>.mha`.
+
+SPIDER's "UP endplate" is taken to be the endplate above the disc, the lower surface of the upper vertebra, and "LOW
+endplate" the one below it, as in the paper's task names; its tables do not say.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.build import Job
+from data_prep.discs import DiscVolume, extract_discs
+from data_prep.privacy import Pseudonyms
+from data_prep.scan import Scan, read_scan, require_same_grid
+from data_prep.splits import PAPER_FRACTIONS, split_patients
+from data_prep.vertebrae import bodies_from_spider_mask, body_labels
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import LEVELS, Task
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the gradings: the task it fills, and which of the task's grades each of its values stands for."""
+
+    task: Task
+    grade_of_value: Mapping[str, int]
+
+
+_ABSENT_PRESENT = ("absent", "present")
+_NORMAL_ABNORMAL = ("normal", "abnormal")
+_BINARY = {"0": 0, "1": 1}
+
+COLUMNS = {
+    "Pfirrman grade": _Column(Task("pfirrmann", ("1", "2", "3", "4", "5")), {str(g): g - 1 for g in range(1, 6)}),
+    "Disc narrowing": _Column(Task("narrowing", _ABSENT_PRESENT), _BINARY),
+    "UP endplate": _Column(Task("upper_endplate", _NORMAL_ABNORMAL), _BINARY),
+    "LOW endplate": _Column(Task("lower_endplate", _NORMAL_ABNORMAL), _BINARY),
+    # Modic types 1 to 3 are changes of unlike kind, not of rising severity, and types 1 and 3 are rare.
+    "Modic": _Column(Task("modic", _ABSENT_PRESENT), {"0": 0, "1": 1, "2": 1, "3": 1}),
+    "Disc bulging": _Column(Task("bulging", _ABSENT_PRESENT), _BINARY),
+    "Disc herniation": _Column(Task("herniation", _ABSENT_PRESENT), _BINARY),
+    "Spondylolisthesis": _Column(Task("spondylolisthesis", _ABSENT_PRESENT), _BINARY),
+}
+"""SPIDER's gradings by column, in SPIDER's spelling. Narrowing is binary, Modic not split into upper and lower."""
+
+SPIDER_TASKS = tuple(column.task for column in COLUMNS.values())
+
+_GRADINGS, _OVERVIEW = "radiological_gradings.csv", "overview.csv"
+_SUBSETS = ("training", "validation")
+_MAX_FAULTS_SHOWN = 20
+
+
+def spider_jobs(root: Path, *, series: str, seed: int, pseudonyms: Pseudonyms) -> list[Job]:
+    """One job for each scan of a series. Patients without gradings are kept, unlabelled.
+
+    The patients of SPIDER's official validation subset, if there are any, become the test split.
+
+    Args:
+        root: the folder of the dataset.
+        series: the ending of the files' names: "t2_SPACE", "t2" or "t1".
+        seed: of the split.
+        pseudonyms: of patients and scans.
+
+    Raises:
+        SpinejaxError: a part of the layout is missing, a table has faults (all are listed), or a scan has no mask.
+    """
+    images = _images(root, series)
+    labels = read_gradings(root / _GRADINGS)
+    subset = _read_subsets(root / _OVERVIEW)
+    unknown = sorted(set(images) - set(subset))
+    if unknown:
+        raise SpinejaxError(
+            f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({_some(unknown)}), so it cannot "
+            "be told whether they are of SPIDER's validation subset. Complete the table or remove their scans."
+        )
+    splits = _splits({patient: labels.get(patient, {}) for patient in images}, subset, seed)
+    return [
+        Job(
+            name=image.name,
+            patient=pseudonyms.patient(patient),
+            scan=pseudonyms.scan(image.stem),
+            split=splits[patient],
+            labels=labels.get(patient, {}),
+            cut=partial(cut_scan, image, root / "masks" / image.name),
+        )
+        for patient, image in images.items()
+    ]
+
+
+def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
+    """The disc volumes of a scan with its SPIDER mask, and notes on what was left out.
+
+    Raises:
+        SpinejaxError: a file cannot be read, they do not share a grid, or no disc can be cut out.
+    """
+    scan, labels = read_scan(image, np.float32), read_scan(mask, np.uint8)
+    labels = Scan(labels.voxels, labels.affine, f"mask of {labels.name}")
+    require_same_grid(scan, labels)
+    bodies, notes = bodies_from_spider_mask(labels)
+    regions = Scan(body_labels(labels), labels.affine, labels.name)
+    return extract_discs(scan, bodies, regions=regions), notes
+
+
+def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """The gradings: patient → level → task → label.
+
+    `IVD label` 1 is the lowest disc (L5-S1), 9 the highest (T9-T10). Rows of label 0 match no disc and are dropped.
+
+    Raises:
+        SpinejaxError: the table is missing or has faults: columns, values out of range, a disc twice. All are listed.
+    """
+    rows = list(_rows(path, {"Patient", "IVD label", *COLUMNS}, exact=True))
+    faults = []
+    gradings: dict[str, dict[str, dict[str, int]]] = {}
+    for line, row in rows:
+        patient, disc = row["Patient"], row["IVD label"]
+        if not patient:
+            faults.append(f"line {line}: no patient")
+        if disc not in map(str, range(len(LEVELS) + 1)):
+            faults.append(f"line {line}: IVD label {disc!r}, expected 0 to {len(LEVELS)}")
+            continue
+        labels = {}
+        for name, column in COLUMNS.items():
+            value = row[name]
+            if value in column.grade_of_value:
+                labels[column.task.name] = column.grade_of_value[value]
+            elif value:  # an empty cell is a disc that was not graded
+                faults.append(f"line {line}: {name} {value!r}, expected {', '.join(column.grade_of_value)}")
+        if disc == "0":
+            continue
+        level = LEVELS[-int(disc)]
+        if level in gradings.setdefault(patient, {}):
+            faults.append(f"line {line}: patient {patient}, IVD label {disc} is there twice")
+        gradings[patient][level] = labels
+    _refuse(path, faults)
+    return gradings
+
+
+def _read_subsets(path: Path) -> dict[str, str]:
+    """Patient → "training" or "validation", from the table of series."""
+    subsets: dict[str, str] = {}
+    faults = []
+    for line, row in _rows(path, {"new_file_name", "subset"}, exact=False):
+        patient, subset = row["new_file_name"].split("_")[0], row["subset"]
+        if subset not in _SUBSETS:
+            faults.append(f"line {line}: subset {subset!r}, expected {' or '.join(_SUBSETS)}")
+        elif subsets.setdefault(patient, subset) != subset:
+            faults.append(f"line {line}: patient {patient} is in both subsets")
+    _refuse(path, faults)
+    return subsets
+
+
+def _splits(labels: dict[str, dict], subset: dict[str, str], seed: int) -> dict[str, str]:
+    held_out = {patient: "test" for patient in labels if subset[patient] == "validation"}
+    graded = {patient: levels.values() for patient, levels in labels.items() if patient not in held_out}
+    eight_to_one = {"train": Fraction(8, 9), "validation": Fraction(1, 9)}
+    return held_out | split_patients(graded, seed=seed, fractions=eight_to_one if held_out else PAPER_FRACTIONS)
+
+
+def _images(root: Path, series: str) -> dict[str, Path]:
+    """Patient → scan, of one series; every scan has its mask."""
+    missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
+    missing += [name for name in (_GRADINGS, _OVERVIEW) if not (root / name).is_file()]
+    if missing:
+        raise SpinejaxError(
+            f"{root}: no {', no '.join(missing)} there. Give the folder that holds SPIDER's images/, masks/, "
+            f"{_GRADINGS} and {_OVERVIEW}."
+        )
+    # `*_t2.mha` must not take `200_x_t2.mha`: what stands before the series is a patient, without underscores.
+    found = {path.name.removesuffix(f"_{series}.mha"): path for path in sorted(root.glob(f"images/*_{series}.mha"))}
+    images = {patient: path for patient, path in found.items() if "_" not in patient}
+    if not images:
+        series_there = Counter(path.stem.partition("_")[2] for path in root.glob("images/*.mha"))
+        there = ", ".join(f"{name} ({count})" for name, count in sorted(series_there.items())) or "no .mha file"
+        raise SpinejaxError(f"--series {series}: no images/*_{series}.mha under {root}; there is {there}.")
+    unmasked = [path.name for path in images.values() if not (root / "masks" / path.name).is_file()]
+    if unmasked:
+        raise SpinejaxError(
+            f"{root / 'masks'}: no mask for {len(unmasked)} of {len(images)} {series} scans ({_some(unmasked)}). Add "
+            "the masks, remove those scans from images/, or choose another --series."
+        )
+    return images
+
+
+def _rows(path: Path, columns: set[str], *, exact: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """A table's rows with their line numbers, cells stripped."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, strict=True)
+            found = {name.strip() for name in table.fieldnames or ()}
+            faults = [f"no column {name!r}" for name in sorted(columns - found)]
+            faults += [f"unknown column {name!r}" for name in sorted(found - columns) if exact]
+            _refuse(path, faults)
+            for row in table:
+                if None in row or None in row.values():
+                    raise SpinejaxError(f"{path}: line {table.line_num} has too many or too few cells. Mend the table.")
+                yield table.line_num, {name.strip(): value.strip() for name, value in row.items()}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SpinejaxError(f"{path}: not a comma-separated UTF-8 table ({error}).") from error
+
+
+def _refuse(path: Path, faults: list[str]) -> None:
+    if faults:
+        more = f"\n  and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
+        shown = "\n  ".join(faults[:_MAX_FAULTS_SHOWN])
+        raise SpinejaxError(f"{path}: {len(faults)} faults; mend them and run again.\n  {shown}{more}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -1,0 +1,267 @@
+"""Vertebral bodies: four corners and a slice range of each vertebra's body in a scan."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from data_prep.corners import DoubtfulError, across_mm, fit_corners_mm
+from data_prep.scan import Scan
+from spinejax.errors import SpinejaxError
+
+
+@dataclass(frozen=True, eq=False)
+class VertebralBody:
+    """One vertebra's body in a scan's voxel coordinates (pixel centres at integers).
+
+    Args:
+        name: "T12", "L1", … "L5", "S1".
+        corners: float64[4, 2]. (row, column) in the body's mid slice: upper-anterior, upper-posterior,
+            lower-posterior, lower-anterior. NaN where a corner is not known: the sacrum's lower ones, the upper ones of
+            a body that the field of view cuts.
+        slices: first and one past the last slice that the body reaches.
+    """
+
+    name: str
+    corners: np.ndarray
+    slices: tuple[int, int]
+
+    @property
+    def mid_slice(self) -> float:
+        """The middle of the body's slices: on a slice, or halfway between two."""
+        return (self.slices[0] + self.slices[1] - 1) / 2
+
+
+# SPIDER's labels: vertebrae from the bottom, the disc below vertebra v is 200 + v, a vertebra that the field of view
+# cuts is 100 + v. The sacrum has none.
+SPIDER_VERTEBRAE = {
+    name: label for label, name in enumerate(("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9"), start=1)
+}
+_LAST_VERTEBRA = 25
+_CANAL = 100
+_DISC_BELOW = 200
+_PARTIAL = range(101, 126)
+
+# Of a structure's largest area in a slice: what its sides, and the rest of a pedicle, fall short of. A lower bar would
+# take a body's flank for its middle where, in scoliosis, it leaves the stack of slices sideways.
+_SUBSTANTIAL = 0.7
+
+
+def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]:
+    """Find the vertebral bodies of a mask in SPIDER's convention.
+
+    The sacrum has no label: S1's upper corners are the ends of the lower edge of disc 201, its lower corners are NaN.
+
+    Args:
+        mask: integer[H, W, S]. Each vertebra's label covers its posterior elements too.
+
+    Returns:
+        The bodies from the top down, and a note on every vertebra of the mask that was left out, with the reason.
+
+    Raises:
+        SpinejaxError: the mask has no spinal canal, or fewer than two bodies can be told.
+    """
+    voxels = body_labels(mask)
+    spacing = mask.spacing_mm[:2]
+    middles = _middles(voxels, spacing)
+    bodies, reasons = [], _bodiless(mask.voxels, middles)
+    for label in sorted(middles):
+        try:
+            if label == _DISC_BELOW + 1:
+                bodies.append(_sacrum(voxels, middles, spacing))
+            elif _name(label) in SPIDER_VERTEBRAE:
+                bodies.append(_body(voxels, label, middles, spacing))
+            elif label < _DISC_BELOW:
+                raise DoubtfulError("it is above T9 and not graded")
+        except DoubtfulError as doubt:
+            reasons[_name(label)] = str(doubt)
+    stunted = _stunted(bodies, spacing)
+    bodies = [body for body in bodies if body.name not in stunted]
+    notes = [f"{mask.name}: {name} was left out: {reason}." for name, reason in (reasons | stunted).items()]
+    if len(bodies) < 2:
+        raise SpinejaxError(
+            f"{mask.name}: {len(bodies)} usable vertebral bodies, expected two or more. {' '.join(notes)} "
+            "Is it a SPIDER mask (vertebrae 1 to 25 from the bottom, canal 100, discs from 201)?"
+        )
+    order = ("S1", *SPIDER_VERTEBRAE)
+    return sorted(bodies, key=lambda body: order.index(body.name), reverse=True), notes
+
+
+# Bodies without their posterior elements -----------------------------------------------------------------------------
+
+
+def body_labels(mask: Scan) -> np.ndarray:
+    """The mask's voxels with the posterior elements of every vertebra set to zero.
+
+    A vertebra's body is what lies in front of the spinal canal. Where a slice shows no canal at some height (beside the
+    midline the pedicles close it off), the nearest slice's is taken; where no slice does, the nearest heights'.
+
+    Returns:
+        Same shape and dtype as `mask.voxels`; canal and discs are kept.
+
+    Raises:
+        SpinejaxError: the mask has no canal.
+    """
+    front = _canal_front(mask)
+    voxels = mask.voxels.copy()
+    columns = np.arange(voxels.shape[1])
+    for label, box in _boxes(voxels):
+        if label <= _LAST_VERTEBRA or label in _PARTIAL:
+            part = voxels[box]
+            behind = columns[None, box[1], None] >= front[box[0], None, box[2]]
+            part[(part == label) & behind] = 0
+    return voxels
+
+
+def _canal_front(mask: Scan) -> np.ndarray:
+    """float64[H, S]. The column where the canal begins at each row of each slice, inferred where it is not seen."""
+    canal = mask.voxels == _CANAL
+    seen = canal.any(1)
+    rows = np.flatnonzero(seen.any(1))
+    if not len(rows):
+        raise SpinejaxError(
+            f"{mask.name}: no spinal canal (label {_CANAL}), which tells bodies from posterior elements."
+        )
+    front = np.argmax(canal, axis=1).astype(float)
+    slices = np.arange(front.shape[1])
+    for row in rows:
+        here = np.flatnonzero(seen[row])
+        nearest = here[np.argmin(abs(slices[:, None] - here), axis=1)]
+        front[row] = front[row, nearest]
+    every_row = np.arange(len(front))
+    return np.stack([np.interp(every_row, rows, column) for column in front[rows].T], axis=1)
+
+
+def _boxes(voxels: np.ndarray) -> list[tuple[int, tuple[slice, ...]]]:
+    return [(label, box) for label, box in enumerate(ndimage.find_objects(voxels), start=1) if box is not None]
+
+
+@dataclass(frozen=True)
+class _Middle:
+    """The slices that a structure fills a good part of, and its largest piece in the middle one.
+
+    `corner` is the place of the piece's pixel (0, 0), `box` its rows and columns in the scan.
+    """
+
+    box: tuple[slice, slice]
+    piece: np.ndarray
+    corner: np.ndarray
+    centre_mm: np.ndarray
+    slices: tuple[int, int]
+
+
+def _middles(voxels: np.ndarray, spacing: np.ndarray) -> dict[int, _Middle]:
+    return {label: _middle(voxels[box] == label, box, spacing) for label, box in _boxes(voxels) if label != _CANAL}
+
+
+def _middle(part: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> _Middle:
+    areas = part.sum((0, 1))
+    runs, _ = ndimage.label(areas >= _SUBSTANTIAL * areas.max())
+    inside = np.flatnonzero(runs == runs[np.argmax(areas)])
+    first, stop = int(inside[0]), int(inside[-1]) + 1
+    pieces, _ = ndimage.label(part[:, :, (first + stop - 1) // 2])
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    piece = pieces == np.argmax(sizes)
+    corner = np.array([box[0].start, box[1].start])
+    centre = (corner + np.argwhere(piece).mean(0)) * spacing
+    return _Middle((box[0], box[1]), piece, corner, centre, (box[2].start + first, box[2].start + stop))
+
+
+# Corners -------------------------------------------------------------------------------------------------------------
+
+_LENGTH_MM = (15, 70)  # from the front to the back of an endplate
+_HEIGHT_MM = (1.5, 60)  # the front wall of a crushed body can all but vanish; the tallest lumbar body has 40
+_LEAST_OF_TYPICAL = 0.6  # of the median endplate length in the scan; T9's are about 0.75
+_AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
+
+
+def _body(voxels: np.ndarray, label: int, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
+    """A vertebra's body; of one that the upper edge of the image cuts, the lower corners only."""
+    if _cut_at_top(middles[label], voxels.shape) or label in _PARTIAL:
+        return _fit_body(label, middles, spacing, cut=True)
+    try:
+        return _fit_body(label, middles, spacing, cut=False)
+    except DoubtfulError:
+        if any(label < other <= _LAST_VERTEBRA for other in middles):
+            raise
+        return _fit_body(label, middles, spacing, cut=True)  # masks of cut bodies may end short of the image
+
+
+def _fit_body(label: int, middles: dict[int, _Middle], spacing: np.ndarray, *, cut: bool) -> VertebralBody:
+    middle, number = middles[label], label % 100
+    above = _first_of(middles, (_DISC_BELOW + number + 1, number + 1), middle)
+    below = _first_of(middles, (_DISC_BELOW + number, number - 1), middle)
+    kind = "cut body" if cut else "body"
+    corners = fit_corners_mm(middle.piece, below.centre_mm - above.centre_mm, spacing, kind)
+    lengths = np.linalg.norm(np.diff(corners, axis=0, append=corners[:1]), axis=1)
+    _require(_LENGTH_MM, lengths[[0, 2]], "endplates", "mm long")
+    _require(_HEIGHT_MM, lengths[[1, 3]], "walls", "mm high")
+    _require(_AREA_RATIO, [_area(corners) / (middle.piece.sum() * spacing.prod())], "area", "times its mask's")
+    if cut:
+        corners[:2] = np.nan
+    return VertebralBody(_name(label), middle.corner + corners / spacing, middle.slices)
+
+
+def _sacrum(voxels: np.ndarray, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
+    disc = middles[_DISC_BELOW + 1]
+    if _cut_at_top(disc, voxels.shape):
+        raise DoubtfulError("the disc above it is cut by the upper edge of the image")
+    above = _first_of(middles, (1, _DISC_BELOW + 2), disc)
+    # Where L5 slips forward the way to it is no guide to the disc's direction; the disc's own length is.
+    down = across_mm(disc.piece, spacing)
+    down = down if down @ (disc.centre_mm - above.centre_mm) >= 0 else -down
+    corners = fit_corners_mm(disc.piece, down, spacing, "disc")
+    _require(_LENGTH_MM, [np.linalg.norm(corners[2] - corners[3])], "endplate", "mm long")
+    upper = disc.corner + corners[[3, 2]] / spacing
+    return VertebralBody("S1", np.concatenate([upper, np.full((2, 2), np.nan)]), disc.slices)
+
+
+def _stunted(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]:
+    """Name → reason, for bodies with an endplate far shorter than is typical of the scan."""
+    sides = np.array([body.corners[[1, 2]] - body.corners[[0, 3]] for body in bodies]).reshape(-1, 2, 2) * spacing
+    lengths_mm = np.linalg.norm(sides, axis=2)
+    typical_mm = np.nanmedian(lengths_mm) if bodies else 0.0
+    return {
+        body.name: f"its endplate is {np.nanmin(pair_mm):.0f} mm long, {typical_mm:.0f} mm is typical of this scan: "
+        "its middle may lie beside the slices"
+        for body, pair_mm in zip(bodies, lengths_mm, strict=True)
+        if np.nanmin(pair_mm) < _LEAST_OF_TYPICAL * typical_mm
+    }
+
+
+def _bodiless(voxels: np.ndarray, middles: dict[int, _Middle]) -> dict[str, str]:
+    """Name → reason, for vertebrae of which the mask holds posterior elements only."""
+    lost = [label for label, _ in _boxes(voxels) if label < _DISC_BELOW and label not in middles and label != _CANAL]
+    return {_name(label): "nothing of it lies in front of the canal" for label in lost}
+
+
+def _name(label: int) -> str:
+    if label > _DISC_BELOW:
+        return "S1" if label == _DISC_BELOW + 1 else f"disc {label - _DISC_BELOW} from the bottom"
+    names = {label: name for name, label in SPIDER_VERTEBRAE.items()}
+    return names.get(label % 100, f"vertebra {label % 100} from the bottom")
+
+
+def _first_of(middles: dict[int, _Middle], labels: tuple[int, ...], otherwise: _Middle) -> _Middle:
+    return next((middles[label] for label in labels if label in middles), otherwise)
+
+
+def _cut_at_top(middle: _Middle, shape: tuple[int, ...]) -> bool:
+    """Whether the upper edge of the image cuts a piece. If another edge does, its width is not known: doubtful."""
+    rows, columns = middle.box
+    if rows.stop == shape[0] or columns.start == 0 or columns.stop == shape[1]:
+        raise DoubtfulError("it is cut by the edge of the image")
+    return rows.start == 0
+
+
+def _require(bounds: tuple[float, float], values, what: str, unit: str) -> None:
+    wrong = [value for value in values if not bounds[0] <= value <= bounds[1]]
+    if wrong:
+        raise DoubtfulError(f"its {what} would be {wrong[0]:.1f} {unit}, expected {bounds[0]} to {bounds[1]}")
+
+
+def _area(corners: np.ndarray) -> float:
+    """Area of a polygon (shoelace formula); the corners' order is that of `VertebralBody`."""
+    rows, cols = corners.T
+    return 0.5 * float(np.sum(cols * np.roll(rows, -1) - np.roll(cols, -1) * rows))

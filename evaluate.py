@@ -1,0 +1,122 @@
+"""Grade discs with a trained network and say how well: `python evaluate.py --checkpoint RUN --data DIR [--tta]`."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import tyro
+
+from spinejax import checkpoint, devices, figures, metrics, pipeline, predict, report
+from spinejax.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import UNLABELLED, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Grade a split's discs, and compare with its labels where it has any."""
+
+    checkpoint: Path
+    """A run of `train.py` (its best step is taken), its `export` folder, or one step's folder."""
+    data: Path
+    """Data set: a folder that `python -m data_prep` made."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which discs."""
+    tta: bool = False
+    """Average over the paper's 54 views; without it the identity view alone."""
+    average: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged over the views."""
+    out: Path | None = None
+    """Where results go; `evaluation-<split>` inside the run if not given."""
+    batch_size: int = 32
+    """Discs graded at once, over all devices."""
+
+
+def main(arguments: Arguments) -> None:
+    """One evaluation, from the checkpoint to the tables."""
+    devices.start()
+    mesh = devices.make_mesh()
+    devices.check_batch(arguments.batch_size, mesh, "--batch-size")
+    model, variables = checkpoint.load(arguments.checkpoint)
+    data = DataSet(arguments.data)
+    rows = data.rows(arguments.split)
+    labels = labels_of(data, rows, model.tasks)
+    out = arguments.out or arguments.checkpoint / f"evaluation-{arguments.split}"
+    out.mkdir(parents=True, exist_ok=True)
+
+    probabilities = grade(arguments, model, variables, data, rows, mesh)
+    num_views = predict.view_set(arguments.tta).flip.shape[0]
+    every_result = [
+        metrics.evaluate_task(task, labels[task.name], probabilities[task.name], data.patient[rows])
+        for task in model.tasks
+    ]
+    results = [result for result in every_result if result]
+    report.write_predictions(out / "predictions.csv", data, rows, model.tasks, labels, probabilities)
+    report.write_results(out / "results.json", arguments.split, num_views, results)
+
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    num_patients = len(set(data.patient[rows]))
+    views = "1 view" if num_views == 1 else f"{num_views} views"
+    console.print(
+        f"{len(rows)} discs of {num_patients} patients, split {arguments.split}, {views} each", highlight=False
+    )
+    if results:
+        figures.confusion_matrices(results, out / "confusion.png")
+        console.print(report.accuracy_table(results, model.branch_point))
+        console.print(report.agreement_table(results))
+        console.print(report.recall_table(results))
+    else:
+        console.print("No disc of this split has a label for the network's tasks: predictions only.")
+    console.print(f"{report.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def labels_of(data: DataSet, rows: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """Task name → int[M]: the data set's labels for the network's tasks; `UNLABELLED` for a task that it lacks.
+
+    Raises:
+        SpinejaxError: a task of the same name has other grades there.
+    """
+    columns = {task.name: column for column, task in enumerate(data.tasks)}
+    labels = {}
+    for task in tasks:
+        if task.name not in columns:
+            labels[task.name] = np.full(len(rows), UNLABELLED)
+            continue
+        stored = data.tasks[columns[task.name]]
+        if stored != task:
+            raise SpinejaxError(
+                f"{data.folder}: task {task.name} has the grades {', '.join(stored.grades)}; the network learned "
+                f"{', '.join(task.grades)}."
+            )
+        labels[task.name] = data.labels[rows, columns[task.name]].astype(np.int64)
+    return labels
+
+
+def grade(arguments: Arguments, model, variables: Mapping, data: DataSet, rows, mesh) -> dict[str, np.ndarray]:
+    """Task name → float32[M, C], in the order of `rows`."""
+    batches = pipeline.eval_batches(data, rows, [], batch_size=arguments.batch_size)
+    stream = predict.predict(
+        model, variables, batches, mesh, tta=arguments.tta, average_logits=arguments.average == "logits"
+    )
+    parts = []
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("grading", total=len(rows))
+        for batch_rows, probabilities in stream:
+            parts.append(probabilities)
+            progress.advance(bar, len(batch_rows))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments))
+    except SpinejaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

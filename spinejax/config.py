@@ -1,0 +1,172 @@
+"""Every choice of a training run: frozen dataclasses, the presets, and their JSON."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from spinejax.errors import SpinejaxError
+from spinejax.shards import write_atomically
+
+
+def _require(condition: bool, name: str, value, expected: str) -> None:
+    if not condition:
+        raise SpinejaxError(f"Option --{name.replace('_', '-')} is {value}: expected {expected}.")
+
+
+@dataclass(frozen=True)
+class ViewRanges:
+    """What random views are drawn from; the defaults are the paper's (Sect. 4, "Data augmentation details")."""
+
+    angle_deg: float = 15.0
+    """Rotation by up to this angle either way."""
+    shift_rows_px: float = 24.0
+    """Shift by up to this many rows either way."""
+    shift_columns_px: float = 32.0
+    """Shift by up to this many columns either way."""
+    shift_slices: int = 2
+    """Shift by up to this many whole slices either way, 3 at most."""
+    scale: float = 0.1
+    """Scaling by 1 plus or minus up to this."""
+    intensity: float = 0.1
+    """Intensity offset of up to this either way, of a range of 1."""
+    flip: float = 0.5
+    """Probability of reversing the slices."""
+
+    def __post_init__(self):
+        _require(0 <= self.angle_deg <= 45, "angle-deg", self.angle_deg, "0 to 45")
+        _require(0 <= self.shift_slices <= 3, "shift-slices", self.shift_slices, "0 to 3, the volume's spare slices")
+        _require(0 <= self.scale < 1, "scale", self.scale, "0 to below 1")
+        _require(0 <= self.flip <= 1, "flip", self.flip, "a probability")
+        for name in ("shift_rows_px", "shift_columns_px", "intensity"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of `train.py`. The defaults are the paper's (Sect. 4), literally, where it names a value."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks to learn, by name; all of the data set's if none is named. One task alone: the paper's single-task net."""
+    branch_point: Literal["none", "conv3", "conv4", "conv5", "fc6", "fc7"] = "conv5"
+    """The last layer that the tasks share; "none" is one network a task."""
+    width: float = 1.0
+    """Multiplies the features of every layer."""
+    dropout: float = 0.5
+    """Fraction dropped after fc6 and fc7."""
+    initialiser: Literal["glorot", "he"] = "glorot"
+    """How weights start: glorot is the paper's; he keeps the signal's scale through ReLUs, and so starts faster."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters, loss and optimiser stay float32."""
+
+    batch_size: int = 256
+    """Discs a step, over all devices."""
+    epochs: int = 1000
+    """Passes over the training discs at the most."""
+    learning_rate: float = 1e-3
+    """At the start."""
+    momentum: float = 0.9
+    """Of stochastic gradient descent."""
+    weight_decay: float = 5e-4
+    """L2 penalty on weights, not on biases."""
+    plateau_patience: int = 10
+    """Evaluations in a row without a lower validation error after which the learning rate is lowered."""
+    plateau_factor: float = 0.1
+    """What the learning rate is then multiplied by."""
+    num_decays: int = 2
+    """Times that the learning rate is lowered; training ends at the next plateau."""
+    task_weights: tuple[tuple[str, float], ...] = ()
+    """Weight of a task's loss (the paper's ω), as `NAME VALUE` pairs; 1 for a task that is not named."""
+    views: ViewRanges = field(default_factory=ViewRanges)
+    """What each disc's random view is drawn from."""
+
+    seed: int = 0
+    """Decides the initial weights, the order of the discs, their views and dropout."""
+    eval_epochs: int = 1
+    """Evaluate on the validation split, and save a checkpoint, every so many epochs."""
+    workers: int = 0
+    """Processes that read ahead; 0 reads in threads of this one."""
+    tensorboard: bool = False
+    """Also write scalars for TensorBoard into the run folder (extra `tensorboard`)."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("width", "learning_rate"):
+            _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "above 0")
+        for name in ("dropout", "momentum"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
+        _require(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")
+        for name in ("weight_decay", "num_decays", "workers", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+    def model_branch_point(self) -> str | None:
+        return None if self.branch_point == "none" else self.branch_point
+
+
+PRESETS = {
+    "paper": ("The paper's network and training (Sect. 4), literally: full width, about 1000 epochs.", Config()),
+    "quickstart": (
+        "A narrow network that learns the phantoms of `make quickstart` in minutes on two cores.",
+        Config(
+            width=0.125,
+            initialiser="he",
+            batch_size=32,
+            epochs=60,
+            learning_rate=0.01,
+            plateau_patience=5,
+            eval_epochs=2,
+        ),
+    ),
+}
+"""Name → (what it is for, the options)."""
+
+FILE = "config.json"
+"""A run's options, in its folder."""
+
+CHANGEABLE_ON_RESUME = ("epochs", "workers", "tensorboard")
+"""Options that may differ when a run goes on: none of them changes what a step computes."""
+
+
+def save(config: Config, path: Path) -> None:
+    """Write a run's options as JSON."""
+    text = pydantic.TypeAdapter(Config).dump_json(config, indent=1) + b"\n"
+    write_atomically(path, lambda temporary: temporary.write_bytes(text))
+
+
+def load(path: Path) -> Config:
+    """Read a run's options.
+
+    Raises:
+        SpinejaxError: the file is missing or an option in it is unknown, of the wrong type or out of range.
+    """
+    if not path.is_file():
+        raise SpinejaxError(f"{path}: missing, so its folder is not a run. `python train.py` makes one.")
+    try:
+        return pydantic.TypeAdapter(Config, config={"extra": "forbid"}).validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        option = ".".join(map(str, fault["loc"])) or "the file"
+        raise SpinejaxError(f"{path}: {option}: {fault['msg']}.") from error
+
+
+def settle(config: Config, run: Path) -> None:
+    """Write a new run's options into its folder, or hold those of a run that goes on against what it began with.
+
+    Raises:
+        SpinejaxError: an option differs that changes what a step computes.
+    """
+    path = run / FILE
+    if path.is_file():
+        before = load(path)
+        changed = [
+            f"{f.name} was {getattr(before, f.name)}, now {getattr(config, f.name)}"
+            for f in dataclasses.fields(Config)
+            if f.name not in CHANGEABLE_ON_RESUME and getattr(before, f.name) != getattr(config, f.name)
+        ]
+        if changed:
+            raise SpinejaxError(f"{run} holds a run of other options ({'; '.join(changed)}). Choose another --workdir.")
+    run.mkdir(parents=True, exist_ok=True)
+    save(config, path)

@@ -1,0 +1,102 @@
+"""What a run says while it trains: lines in `log.jsonl`, scalars for TensorBoard, progress on the terminal."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import rich.console
+import rich.progress
+
+from spinejax.errors import SpinejaxError
+from spinejax.shards import write_atomically
+
+LOG = "log.jsonl"
+
+
+class Log:
+    """One JSON line an evaluation, in `RUN/log.jsonl`, and the same scalars for TensorBoard if asked.
+
+    Args:
+        run: the run's folder.
+        step: the step that the run goes on from. Later lines are cut: they tell of work that was lost and comes again.
+        tensorboard: also write event files into the run's folder.
+
+    Raises:
+        SpinejaxError: TensorBoard was asked for, but the extra is not installed.
+    """
+
+    def __init__(self, run: Path, *, step: int, tensorboard: bool = False):
+        self._path = run / LOG
+        self.entries = [entry for entry in read(self._path) if entry["step"] <= step]
+        text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+        write_atomically(self._path, lambda path: path.write_text(text))
+        self._writer = _tensorboard_writer(run, step) if tensorboard else None
+
+    def write(self, entry: dict) -> None:
+        """Append an entry; it holds at least `step`."""
+        self.entries.append(entry)
+        with open(self._path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._writer:
+            for name in entry.keys() - {"step"}:
+                self._writer.add_scalar(name, entry[name], entry["step"])
+            self._writer.flush()
+
+
+def read(path: Path) -> list[dict]:
+    """The entries of a log, oldest first. A last line that a kill cut short is left out."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise SpinejaxError(f"{path}: line {number} is not JSON. Delete that line.") from error
+    return entries
+
+
+class Progress:
+    """Steps done, discs a second and the time left, and a line for each evaluation; plain lines off a terminal."""
+
+    def __init__(self, bar: rich.progress.Progress, task: rich.progress.TaskID, batch_size: int):
+        self._bar, self._task, self.batch_size = bar, task, batch_size
+
+    def step(self) -> None:
+        """Count one step."""
+        self._bar.advance(self._task)
+        speed = self._bar.tasks[0].speed
+        self._bar.update(self._task, speed=f"{speed * self.batch_size:.0f} discs/s" if speed else "")
+
+    def evaluated(self, entry: dict) -> None:
+        """Say how an evaluation came out."""
+        self._bar.console.print(
+            f"epoch {entry['epoch']:4d}  step {entry['step']:6d}  loss {entry['loss']:.3f}  "
+            f"validation error {entry['validation_error']:.3f}  learning rate {entry['learning_rate']:.1e}  "
+            f"{entry['discs_per_second']:.0f} discs/s",
+            highlight=False,
+        )
+
+
+@contextlib.contextmanager
+def progress(num_steps: int, done: int, batch_size: int) -> Iterator[Progress]:
+    """Show progress while the block runs."""
+    columns = (
+        rich.progress.TextColumn("training"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[speed]}"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    console = rich.console.Console(soft_wrap=True)
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield Progress(bar, bar.add_task("", total=num_steps, completed=done, speed=""), batch_size)
+
+
+def _tensorboard_writer(run: Path, step: int):
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise SpinejaxError("Option --tensorboard needs the extra: pip install 'spinejax[tensorboard]'.") from error
+    return tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

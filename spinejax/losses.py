@@ -1,0 +1,86 @@
+"""The training loss: softmax log-losses, masked, balanced over grades, weighted over tasks (paper, Sect. 2)."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spinejax.tasks import UNLABELLED, Task
+
+
+def class_weights(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """Weights that make every grade of a task count alike (paper, Sect. 2, "Class-balanced loss").
+
+    The paper's α_c = 1 / freq(c), times one factor a task so that the weights average 1 over the labelled discs:
+    N / (C · n_c). Thus balancing grades within a task leaves the balance between tasks to the task weights.
+
+    Args:
+        labels: int[N, T]. The training set's labels, a column per task.
+        tasks: T tasks.
+
+    Returns:
+        task name → float32[C]. Zero for a grade that no disc has.
+
+    Example:
+        >>> class_weights(np.array([[0], [0], [0], [1], [-1]]), [Task("narrowing", ("no", "yes"))])["narrowing"]
+        array([0.6666667, 2.       ], dtype=float32)
+    """
+    weights = {}
+    for task, column in zip(tasks, np.asarray(labels).T, strict=True):
+        counts = np.bincount(column[column != UNLABELLED], minlength=task.num_grades)
+        present = counts > 0
+        balanced = counts.sum() / (max(present.sum(), 1) * np.maximum(counts, 1))
+        weights[task.name] = np.where(present, balanced, 0).astype(np.float32)
+    return weights
+
+
+def task_loss(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """Class-balanced softmax log-loss of one task, averaged over its labelled discs (paper, Sect. 2).
+
+    A disc marked `UNLABELLED` adds nothing to the sum or to the divisor.
+
+    Args:
+        logits: float[N, C]. Unnormalised grade scores.
+        labels: int[N]. Grade in [0, C), or `UNLABELLED`.
+        class_weights: float[C]. A disc's loss is multiplied by its grade's weight.
+
+    Returns:
+        float[], in nats. Zero, with zero gradient, if no disc is labelled.
+
+    Raises:
+        ValueError: `labels` disagrees with `logits` on N, or `class_weights` on C.
+
+    Example:
+        >>> labels = jnp.array([0, 1, UNLABELLED])
+        >>> print(f"{task_loss(jnp.zeros((3, 2)), labels, jnp.ones(2)):.4f}")  # two discs, at chance: log 2
+        0.6931
+    """
+    if labels.shape != logits.shape[:1] or class_weights.shape != logits.shape[1:]:
+        raise ValueError(
+            f"logits{list(logits.shape)}, labels{list(labels.shape)}, class_weights{list(class_weights.shape)}: "
+            "expected [N, C], [N] and [C]."
+        )
+    labelled = labels != UNLABELLED
+    # The index must be a real grade even where it is not used: -1 would mean the last one.
+    grade = jnp.where(labelled, labels, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, grade) * class_weights[grade]
+    return jnp.sum(losses, where=labelled) / jnp.maximum(jnp.sum(labelled, dtype=losses.dtype), 1)
+
+
+def multi_task_loss(
+    logits: Mapping[str, jax.Array],
+    labels: Mapping[str, jax.Array],
+    class_weights: Mapping[str, jax.Array],
+    task_weights: Mapping[str, float],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted sum of all tasks' losses, L = Σ_t ω_t L_t (paper, Sect. 2), and each L_t by name.
+
+    Args:
+        logits, labels, class_weights: `task_loss`'s arguments by task name.
+        task_weights: ω_t by task name; a task that is not listed has weight 1, as in the paper.
+    """
+    losses = {name: task_loss(logits[name], labels[name], class_weights[name]) for name in logits}
+    total = jnp.asarray(sum(task_weights.get(name, 1.0) * loss for name, loss in losses.items()))
+    return total, losses

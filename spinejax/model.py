@@ -1,0 +1,147 @@
+"""SpineNet: VGG-M-1024 on disc windows, shared up to a branch point, then one branch a task (paper, Sect. 4, Fig. 2).
+
+The network is a table of layers. Those up to the branch point are applied once; those after it, and a last layer with
+one output per grade, once for each task. A variant is another set of arguments, never another class.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spinejax.errors import SpinejaxError
+from spinejax.shards import WINDOW_SHAPE
+from spinejax.tasks import Task
+
+
+class Conv(NamedTuple):
+    """A convolution with a square kernel and ReLU, then a 2×2 max-pool of stride 2 if `pool`."""
+
+    name: str
+    features: int
+    kernel: int
+    stride: int
+    padding: int
+    pool: bool
+
+
+class Dense(NamedTuple):
+    """A fully connected layer with ReLU and dropout."""
+
+    name: str
+    features: int
+
+
+LAYERS = (
+    Conv("conv1", 96, kernel=7, stride=2, padding=0, pool=True),
+    Conv("conv2", 256, kernel=5, stride=2, padding=1, pool=True),
+    Conv("conv3", 512, kernel=3, stride=1, padding=1, pool=False),
+    Conv("conv4", 512, kernel=3, stride=1, padding=1, pool=False),
+    Conv("conv5", 512, kernel=3, stride=1, padding=1, pool=True),
+    Dense("fc6", 4096),
+    Dense("fc7", 1024),
+)
+"""The VGG-M-1024 of Chatfield et al. (2014) as the paper changes it: 2×2 pools, no response normalisation."""
+
+BRANCH_POINTS = (None, "conv3", "conv4", "conv5", "fc6", "fc7")
+"""The last shared layer, for each network of the paper's Table 2; None is one network a task."""
+
+INITIALISERS = {"glorot": nn.initializers.glorot_uniform, "he": nn.initializers.he_normal}
+"""Glorot and Bengio (2010) is the paper's; He et al. (2015) keeps the signal's scale through ReLUs."""
+
+
+class SpineNet(nn.Module):
+    """Grades disc windows on several tasks at once.
+
+    Args:
+        tasks: one branch each, named by it.
+        branch_point: the last shared layer, one of `BRANCH_POINTS`.
+        width: multiplies the features of every layer but the last.
+        dropout: the fraction dropped after fc6 and fc7 while training; the kept ones are scaled up (inverted dropout).
+        num_slices: slices in a window.
+        dtype: of the computation; parameters and logits stay float32.
+        initialiser: a key of `INITIALISERS`. Biases start at zero.
+
+    Variables: `params`, with `trunk` and `head_<task>` below it, and `constants`, which holds `slice_mean`,
+    float32[num_slices], the mean that is subtracted from each slice. It starts at zero; training sets it from the
+    training set, and it travels with the weights.
+
+    Example:
+        >>> model = SpineNet(tasks=(Task("narrowing", ("no", "yes")),), branch_point="conv5", width=0.05)
+        >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
+        >>> model.apply(variables, jnp.zeros((3, 112, 224, 9)))["narrowing"].shape
+        (3, 2)
+    """
+
+    tasks: Sequence[Task]
+    branch_point: str | None = "conv5"
+    width: float = 1.0
+    dropout: float = 0.5
+    num_slices: int = WINDOW_SHAPE[2]
+    dtype: Any = jnp.float32
+    initialiser: str = "glorot"
+
+    @nn.compact
+    def __call__(self, windows: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Unnormalised grade scores (fc8) of each window.
+
+        Args:
+            windows: float[N, 112, 224, num_slices], intensities in [0, 1]. Other heights and widths work too, if the
+                parameters were initialised with them.
+            train: apply dropout; needs the key "dropout".
+
+        Returns:
+            task name → float32[N, grades of the task].
+
+        Raises:
+            SpinejaxError: the branch point is unknown, or the windows' shape does not fit.
+        """
+        if self.branch_point not in BRANCH_POINTS:
+            raise SpinejaxError(f"branch_point {self.branch_point!r}: expected one of {BRANCH_POINTS}.")
+        if windows.ndim != 4 or windows.shape[-1] != self.num_slices:
+            raise SpinejaxError(f"windows{list(windows.shape)}: expected [N, height, width, {self.num_slices}].")
+        slice_mean = self.variable("constants", "slice_mean", jnp.zeros, (self.num_slices,), jnp.float32)
+
+        num_shared = [None, *(layer.name for layer in LAYERS)].index(self.branch_point)
+        shared, branch = LAYERS[:num_shared], LAYERS[num_shared:]
+        stack = {"width": self.width, "dropout": self.dropout, "dtype": self.dtype, "initialiser": self.initialiser}
+        features = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
+        features = Stack(shared, **stack, name="trunk")(features, train=train)
+        return {
+            task.name: Stack(branch, num_outputs=task.num_grades, **stack, name=f"head_{task.name}")(
+                features, train=train
+            ).astype(jnp.float32)
+            for task in self.tasks
+        }
+
+
+class Stack(nn.Module):
+    """Some of the table's layers, one after the other, then a linear layer (fc8) if `num_outputs` is not zero."""
+
+    layers: Sequence[Conv | Dense]
+    width: float
+    dropout: float
+    dtype: Any
+    initialiser: str
+    num_outputs: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": INITIALISERS[self.initialiser]()}
+        for layer in self.layers:
+            features = max(1, round(layer.features * self.width))
+            if isinstance(layer, Conv):
+                kernel = (layer.kernel, layer.kernel)
+                convolve = nn.Conv(features, kernel, layer.stride, layer.padding, **options, name=layer.name)
+                x = nn.relu(convolve(x))
+                x = nn.max_pool(x, (2, 2), strides=(2, 2)) if layer.pool else x
+            else:
+                x = nn.relu(nn.Dense(features, **options, name=layer.name)(_flat(x)))
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)) if self.num_outputs else x
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1)

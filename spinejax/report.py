@@ -1,0 +1,126 @@
+"""What an evaluation says: the table on the terminal, `results.json`, `predictions.csv`."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from spinejax import paper
+from spinejax.dataset import DataSet
+from spinejax.metrics import Estimate, TaskResult
+from spinejax.shards import write_atomically
+from spinejax.tasks import UNLABELLED, Task
+
+RESEARCH_ONLY = "Research use only: not a medical device, not for diagnosis."
+
+
+def accuracy_table(results: Sequence[TaskResult], branch_point: str | None) -> Table:
+    """Mean per-class accuracy of each task, beside what the paper published for the same branch point (its Table 2).
+
+    The published columns stand beside tasks of the paper's names only. They are of another data set, of other raters.
+    """
+    published = paper.table_2(branch_point)
+    table = Table(title="Mean per-class accuracy, % [95 % interval over patients]", title_justify="left")
+    table.add_column("task")
+    for name in ("discs", "spinejax", f"paper, {branch_point or 'no'} branch", "paper, intra-rater"):
+        table.add_column(name, justify="right")
+    for result in results:
+        name, estimate = result.task.name, result.estimates["mean_per_class_accuracy"]
+        theirs = "{:.1f} ± {:.1f}".format(*published[name]) if name in published else "–"
+        rater = f"{paper.INTRA_RATER[name]:.1f}" if name in paper.INTRA_RATER else "–"
+        table.add_row(name, str(result.n), percent(estimate), theirs, rater)
+    if len(results) > 1:
+        mean = np.mean([result.estimates["mean_per_class_accuracy"].value for result in results])
+        table.add_section()
+        table.add_row("mean over tasks", "", f"{100 * mean:.1f}", "", "")
+    return table
+
+
+def agreement_table(results: Sequence[TaskResult]) -> Table:
+    """The other statistics of each task; ±1 and normal/abnormal are the protocols of Lootus (paper, Sect. 5)."""
+    table = Table(title="Agreement with the rater", title_justify="left")
+    table.add_column("task")
+    for name in ("quadratic κ", "Matthews", "AUC", "±1, %", "normal/abnormal, %"):
+        table.add_column(name, justify="right")
+    for result in results:
+        found = result.estimates
+        table.add_row(
+            result.task.name,
+            *(f"{found[name].value:.2f}" for name in ("kappa", "matthews", "auc")),
+            *(percent(found[name]) if name in found else "–" for name in ("within_one", "normal_abnormal_accuracy")),
+        )
+    return table
+
+
+def recall_table(results: Sequence[TaskResult]) -> Table:
+    """Each grade's accuracy and number of discs."""
+    table = Table(title="Accuracy of each grade, % (discs)", title_justify="left")
+    table.add_column("task")
+    table.add_column("grades")
+    for result in results:
+        grades = zip(result.task.grades, result.recalls, result.grade_n, strict=True)
+        cells = (f"{grade}: {'–' if n == 0 else f'{100 * recall.value:.0f}'} ({n})" for grade, recall, n in grades)
+        table.add_row(result.task.name, "   ".join(cells))
+    return table
+
+
+def percent(estimate: Estimate) -> str:
+    """`87.3 [81.0, 92.2]`, or – where it is not defined."""
+    if np.isnan(estimate.value):
+        return "–"
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def write_results(path: Path, split: str, num_views: int, results: Sequence[TaskResult]) -> None:
+    """Write `results.json`; fractions in [0, 1], null where a statistic is not defined."""
+    content = {
+        "split": split,
+        "num_views": num_views,
+        "tasks": {result.task.name: result.to_json() for result in results},
+        "note": RESEARCH_ONLY,
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_predictions(
+    path: Path,
+    data: DataSet,
+    rows: np.ndarray,
+    tasks: Sequence[Task],
+    labels: Mapping[str, np.ndarray],
+    probabilities: Mapping[str, np.ndarray],
+) -> None:
+    """Write `predictions.csv`, one row a disc.
+
+    Columns: patient, scan, level, and for each task `<task>_label` (empty where missing), `<task>_grade` and
+    `<task>_p_<grade>`, the grade's probability.
+
+    Args:
+        path: the file.
+        data: the data set.
+        rows: int[M]. Its discs that were graded.
+        tasks: the network's tasks.
+        labels: task name → int[M], `UNLABELLED` where missing.
+        probabilities: task name → float[M, C].
+    """
+    header = ["patient", "scan", "level"]
+    for task in tasks:
+        header += [f"{task.name}_label", f"{task.name}_grade", *(f"{task.name}_p_{grade}" for grade in task.grades)]
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for place, row in enumerate(rows):
+                line = [data.patient[row], data.scan[row], data.level[row]]
+                for task in tasks:
+                    label, each = labels[task.name][place], probabilities[task.name][place]
+                    line += ["" if label == UNLABELLED else task.grades[label], task.grades[int(np.argmax(each))]]
+                    line += [f"{probability:.6f}" for probability in each]
+                writer.writerow(line)
+
+    write_atomically(path, write)

@@ -1,0 +1,277 @@
+"""The shard format, the one place where `data_prep` and the network meet.
+
+A data set is a folder of HDF5 files and a manifest that lists them. Each file holds the same table, a row a disc:
+
+    volume    uint16[N, 192, 320, 15]   the disc volume; 65535 is intensity 1
+    affine    float64[N, 4, 4]          (row, column, slice, 1) of the volume → patient space, LPS, mm
+    slices    int16[N, 2]               first and one past the last slice that lie inside the scan
+    labels    int8[N, T]                a column per task of the manifest's task table; -1 where missing
+    level, patient, scan, split         fixed-width ASCII; patient and scan are pseudonyms
+    region    uint8[N, 192, 320, 15]    optional: 1 upper vertebral body, 2 disc, 3 lower vertebral body
+    lesion    uint16[N, 192, 320, 15]   optional: bit t is set where the evidence for task t lies
+
+One disc is one chunk, so that a disc is one read wherever it lies, and every chunk carries a checksum. This file holds
+the schema and its writer; `dataset.py` reads.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from spinejax import tasks as task_tables
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import LEVELS, UNLABELLED, Task
+
+SCHEMA_VERSION = 1
+VOLUME_SHAPE = (192, 320, 15)
+WINDOW_SHAPE = (112, 224, 9)
+INTENSITY_ONE = 65535
+INTENSITY_STEP = np.float32(1 / INTENSITY_ONE)  # a product, unlike a quotient, is the same to the bit on every backend
+SPLITS = ("train", "validation", "test")
+MANIFEST = "manifest.json"
+
+MASK_DTYPES: dict[str, np.dtype] = {"region": np.dtype("u1"), "lesion": np.dtype("<u2")}
+VOLUME_DTYPES: dict[str, np.dtype] = {"volume": np.dtype("<u2")} | MASK_DTYPES
+
+
+@dataclass(frozen=True, eq=False)
+class Disc:
+    """One row of a shard; the module's docstring gives shapes and units."""
+
+    volume: np.ndarray
+    affine: np.ndarray
+    slices: tuple[int, int]
+    labels: dict[str, int]
+    level: str
+    patient: str
+    scan: str
+    split: str
+    region: np.ndarray | None = None
+    lesion: np.ndarray | None = None
+
+
+@dataclass
+class ShardSummary:
+    """What one shard adds to the manifest. Summaries of several shards add up."""
+
+    file: str
+    bytes: int
+    sha256: str
+    num_discs: int
+    discs: Counter = field(default_factory=Counter)
+    patients: dict[str, set] = field(default_factory=lambda: {split: set() for split in SPLITS})
+    grades: Counter = field(default_factory=Counter)
+    slice_sum: np.ndarray = field(default_factory=lambda: np.zeros(WINDOW_SHAPE[2], np.int64))
+
+
+def central_window(volume):
+    """The paper's 112×224×9 input inside a [192, 320, 15] array: its middle, as a view of the array."""
+    starts = [(outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True)]
+    return volume[tuple(slice(start, start + size) for start, size in zip(starts, WINDOW_SHAPE, strict=True))]
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(temporary_path)`, flush the file to disk and only then give it its name.
+
+    A reader finds the old file or the whole new one, whatever happens in between.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def columns(num_tasks: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Column → dtype and shape of a row, of every column but the volumes and masks."""
+    return {
+        "affine": (np.dtype("<f8"), (4, 4)),
+        "slices": (np.dtype("<i2"), (2,)),
+        "labels": (np.dtype("i1"), (num_tasks,)),
+        "level": (np.dtype("S8"), ()),
+        "patient": (np.dtype("S32"), ()),
+        "scan": (np.dtype("S32"), ()),
+        "split": (np.dtype("S12"), ()),
+    }
+
+
+# What every disc must keep to, whoever wrote it -----------------------------------------------------------------------
+
+
+def check_labels(labels: np.ndarray, tasks: Sequence[Task], where: str) -> None:
+    """Raises SpinejaxError if one of int[N, T] is neither a grade of its task nor `UNLABELLED`."""
+    # A cross-entropy takes -1 for the last grade and a label past the end for NaN: neither may get that far.
+    for task, column in zip(tasks, labels.T, strict=True):
+        wrong = column[(column < UNLABELLED) | (column >= task.num_grades)]
+        if len(wrong):
+            raise SpinejaxError(f"{where}: label {wrong[0]} for {task.name}, expected -1 to {task.num_grades - 1}.")
+
+
+def check_geometry(affine: np.ndarray, slices: np.ndarray, where: str) -> None:
+    """Raises SpinejaxError if one of float[N, 4, 4] is no affine, or one of int[N, 2] no range of slices."""
+    if not np.isfinite(affine).all() or (np.abs(np.linalg.det(affine[:, :3, :3])) < 1e-9).any():
+        raise SpinejaxError(f"{where}: an affine is not finite or not invertible.")
+    first, stop = slices.T
+    if (first < 0).any() or (stop <= first).any() or (stop > VOLUME_SHAPE[2]).any():
+        raise SpinejaxError(f"{where}: a valid slice range is outside 0 to {VOLUME_SHAPE[2]}, or empty.")
+
+
+def refuse_shared_patients(patients: dict[str, set], where: str | Path) -> None:
+    """Raises SpinejaxError if a patient is in two of the splits."""
+    seen = Counter(patient for members in patients.values() for patient in members)
+    shared = sorted(patient for patient, count in seen.items() if count > 1)
+    if shared:
+        raise SpinejaxError(f"{where}: patient {shared[0]} is in two splits ({len(shared)} such). Split by patient.")
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def shard_name(index: int, num_shards: int) -> str:
+    """`discs-00003-of-00008.h5`, counted from 0."""
+    return f"discs-{index:05d}-of-{num_shards:05d}.h5"
+
+
+def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks: Sequence[str] = ()) -> ShardSummary:
+    """Stream discs into one shard; the same discs give the same bytes.
+
+    Args:
+        path: the shard's final name. Nothing stands there until the whole shard is on disk.
+        discs: in order; never more than one is held.
+        tasks: the columns of `labels`.
+        masks: which of "region" and "lesion" the data set stores; every disc must have them.
+
+    Raises:
+        SpinejaxError: a disc breaks the schema (shape, dtype, level, split, label out of range, a mask missing).
+    """
+    summary = ShardSummary(path.name, 0, "", 0)
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w", libver="latest") as file:
+            for name, (dtype, shape) in columns(len(tasks)).items():
+                # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
+                _create(file, name, dtype, shape, chunk_rows=64)
+            _create(file, "volume", np.dtype("<u2"), VOLUME_SHAPE, chunk_rows=1)
+            for name in masks:
+                filters = {"compression": "gzip", "compression_opts": 1}
+                _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
+            for row, disc in enumerate(discs):
+                _check_disc(disc, tasks, masks)
+                for name, value in _row(disc, tasks, masks).items():
+                    file[name].resize(row + 1, axis=0)
+                    file[name][row] = value
+                _count(summary, disc)
+
+    write_atomically(path, write)
+    summary.bytes = path.stat().st_size
+    summary.sha256 = sha256_of(path)
+    return summary
+
+
+def write_manifest(
+    folder: Path, summaries: Sequence[ShardSummary], tasks: Sequence[Task], preprocessing: dict, masks: Sequence[str]
+) -> dict:
+    """Write `manifest.json`, which makes the folder a data set, and return its contents.
+
+    Raises:
+        SpinejaxError: no disc at all, or a patient in two splits.
+    """
+    discs = sum((s.discs for s in summaries), Counter())
+    grades = sum((s.grades for s in summaries), Counter())
+    patients = {split: set().union(*(s.patients[split] for s in summaries)) for split in SPLITS}
+    if not discs:
+        raise SpinejaxError(f"{folder}: no disc was found in any scan, so there is no data set to write.")
+    refuse_shared_patients(patients, folder)
+    pixels = max(discs["train"], 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1]
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "tasks": task_tables.to_json(tasks),
+        "levels": list(LEVELS),
+        "masks": list(masks),
+        "preprocessing": preprocessing,
+        "splits": {
+            split: {
+                "patients": len(patients[split]),
+                "discs": discs[split],
+                "grades": {t.name: [grades[split, t.name, g] for g in range(t.num_grades)] for t in tasks},
+            }
+            for split in SPLITS
+        },
+        "slice_mean": (np.sum([s.slice_sum for s in summaries], axis=0) / (pixels * INTENSITY_ONE)).tolist(),
+        "files": [
+            {"name": s.file, "discs": s.num_discs, "bytes": s.bytes, "sha256": s.sha256}
+            for s in sorted(summaries, key=lambda s: s.file)
+        ],
+    }
+    text = json.dumps(manifest, indent=1) + "\n"
+    write_atomically(folder / MANIFEST, lambda path: path.write_text(text))
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """A file's digest, 64 hexadecimal characters."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _create(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], chunk_rows: int, **filters) -> None:
+    file.create_dataset(
+        name,
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        dtype=dtype,
+        chunks=(chunk_rows, *shape),
+        fletcher32=True,
+        track_times=False,  # the same discs must give the same bytes, whatever the hour
+        **filters,
+    )
+
+
+def _row(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> dict:
+    row: dict[str, Any] = {name: np.bytes_(getattr(disc, name)) for name in ("level", "patient", "scan", "split")}
+    row |= {"volume": disc.volume, "affine": disc.affine, "slices": disc.slices}
+    row["labels"] = [disc.labels.get(task.name, UNLABELLED) for task in tasks]
+    return row | {name: getattr(disc, name) for name in masks}
+
+
+def _check_disc(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> None:
+    where = f"Disc {disc.level} of scan {disc.scan}"
+    for name in ("volume", *masks):
+        dtype = VOLUME_DTYPES[name]
+        array = getattr(disc, name)
+        if array is None or array.shape != VOLUME_SHAPE or array.dtype != dtype:
+            found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise SpinejaxError(f"{where}: {name} is {found}, expected {dtype}{list(VOLUME_SHAPE)}.")
+    for name, (dtype, _) in columns(0).items():
+        if dtype.kind == "S":
+            text = getattr(disc, name)
+            if not text or not text.isascii() or len(text) > dtype.itemsize:
+                raise SpinejaxError(f"{where}: {name} {text!r} is not 1 to {dtype.itemsize} ASCII characters.")
+    if disc.level not in LEVELS or disc.split not in SPLITS:
+        raise SpinejaxError(f"{where}: unknown level or split {disc.split!r}; levels are {', '.join(LEVELS)}.")
+    unknown = set(disc.labels) - {task.name for task in tasks}
+    if unknown:
+        raise SpinejaxError(f"{where}: labels for {', '.join(sorted(unknown))}, which the task table does not have.")
+    labels = np.array([[disc.labels.get(task.name, UNLABELLED) for task in tasks]])
+    check_labels(labels, tasks, where)
+    check_geometry(np.asarray(disc.affine)[None], np.asarray(disc.slices)[None], where)
+
+
+def _count(summary: ShardSummary, disc: Disc) -> None:
+    summary.num_discs += 1
+    summary.discs[disc.split] += 1
+    summary.patients[disc.split].add(disc.patient)
+    summary.grades.update((disc.split, task, label) for task, label in disc.labels.items() if label != UNLABELLED)
+    if disc.split == "train":
+        summary.slice_sum += central_window(disc.volume).sum((0, 1), dtype=np.int64)

@@ -1,0 +1,162 @@
+"""Training as pure functions over arrays: the state, a step, an evaluation, and the plateau rule (paper, Sect. 4)."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spinejax import losses, views
+from spinejax.config import Config
+from spinejax.model import SpineNet
+from spinejax.shards import WINDOW_SHAPE
+from spinejax.tasks import UNLABELLED, Task
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a run remembers between steps; arrays only.
+
+    Args:
+        step: int32[]. Steps taken.
+        params: the network's weights.
+        constants: what the network carries but does not learn: `slice_mean`.
+        momentum: the optimiser's state.
+        plateau: optax's record of the validation error; its `scale` multiplies the learning rate.
+    """
+
+    step: jax.Array
+    params: dict
+    constants: dict
+    momentum: optax.OptState
+    plateau: optax.contrib.ReduceLROnPlateauState
+
+
+def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
+    """The network that a run's options describe."""
+    return SpineNet(
+        tasks=tuple(tasks),
+        branch_point=config.model_branch_point(),
+        width=config.width,
+        dropout=config.dropout,
+        dtype=jnp.dtype(config.dtype),
+        initialiser=config.initialiser,
+    )
+
+
+def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: np.ndarray) -> TrainState:
+    """A fresh state.
+
+    Args:
+        key: decides the initial weights.
+        model: the network.
+        config: the run's options.
+        slice_mean: float32[9]. The training set's mean of each slice.
+    """
+    variables = jax.jit(model.init)(key, jnp.zeros((1, *WINDOW_SHAPE)))
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        constants={"slice_mean": jnp.asarray(slice_mean, jnp.float32)},
+        momentum=make_optimiser(config).init(variables["params"]),
+        plateau=make_plateau(config).init(variables["params"]),
+    )
+
+
+def make_optimiser(config: Config) -> optax.GradientTransformation:
+    """SGD with momentum and weight decay on weights, as MatConvNet has it: v ← µv − (g + λw), w ← w + ηv."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=_is_weight),
+        optax.trace(config.momentum),
+        optax.scale(-config.learning_rate),
+    )
+
+
+def make_plateau(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The rule that lowers the learning rate: it is fed the validation error once an evaluation, not once a step."""
+    return optax.contrib.reduce_on_plateau(factor=config.plateau_factor, patience=config.plateau_patience)
+
+
+def is_over(state: TrainState, config: Config) -> bool:
+    """Whether the error has plateaued once more after the last decay."""
+    num_decays = np.log(float(state.plateau.scale)) / np.log(config.plateau_factor)
+    return round(num_decays) > config.num_decays
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
+def train_step(
+    key: jax.Array,
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    class_weights: Mapping[str, jax.Array],
+    *,
+    model: SpineNet,
+    config: Config,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of SGD on one global batch, views included.
+
+    Args:
+        key: the run's key. A step's randomness is derived from it and `state.step`.
+        state: given up to the new state.
+        batch: as `pipeline.Batch`.
+        class_weights: by task name, from `losses.class_weights`.
+        model, config: the network and the run's options.
+
+    Returns:
+        The new state, and float32[] figures of the step: `loss`, `loss/<task>` and `gradient_norm`.
+    """
+    view_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    view_keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(jnp.arange(batch["volume"].shape[0]))
+    view = jax.vmap(lambda key: views.sample(key, config.views))(view_keys)
+    windows = jax.vmap(views.take)(batch["volume"], view)
+    labels = _by_task(batch["labels"], model.tasks)
+
+    def loss(params):
+        variables = {"params": params, "constants": state.constants}
+        logits = cast(dict, model.apply(variables, windows, train=True, rngs={"dropout": dropout_key}))
+        return losses.multi_task_loss(logits, labels, class_weights, dict(config.task_weights))
+
+    (total, by_task), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, momentum = make_optimiser(config).update(gradients, state.momentum, state.params)
+    updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
+    figures = {"loss": total, "gradient_norm": optax.tree.norm(gradients)}
+    figures |= {f"loss/{name}": value for name, value in by_task.items()}
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, momentum=momentum), figures
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def eval_step(variables: Mapping, batch: Mapping[str, jax.Array], *, model: SpineNet) -> dict[str, jax.Array]:
+    """Confusion counts of one batch on the identity view. Counts of batches add up.
+
+    Returns:
+        task name → int32[C, C], labels by rows and predicted grades by columns, of valid and labelled discs.
+    """
+    windows = jax.vmap(lambda volume: views.take(volume, views.identity()))(batch["volume"])
+    logits = cast(dict, model.apply(variables, windows))
+    labels = _by_task(batch["labels"], model.tasks)
+    counts = {}
+    for name, scores in logits.items():
+        counted = batch["valid"] & (labels[name] != UNLABELLED)
+        grade = jnp.where(counted, labels[name], 0)
+        empty = jnp.zeros((scores.shape[1],) * 2, jnp.int32)
+        counts[name] = empty.at[grade, jnp.argmax(scores, axis=1)].add(counted.astype(jnp.int32))
+    return counts
+
+
+def evaluated(state: TrainState, error: float, config: Config) -> TrainState:
+    """The state after an evaluation: the plateau rule has seen its error."""
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies an integer count with a float
+        _, plateau = make_plateau(config).update({}, state.plateau, value=error)
+    return state.replace(plateau=plateau)
+
+
+def _is_weight(params: dict) -> dict:
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def _by_task(labels: jax.Array, tasks: Sequence[Task]) -> dict[str, jax.Array]:
+    return {task.name: labels[:, column] for column, task in enumerate(tasks)}

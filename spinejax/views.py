@@ -1,0 +1,215 @@
+"""Views: how one network input is taken out of a disc volume, and how a map over it is put back.
+
+A view is the one idea behind training augmentation, test-time augmentation and hotspots. Sampling a view is random,
+applying one is deterministic; every function here takes one disc and one view, and is made for `jit` and `vmap`.
+
+A window's pixel at q, counted from the window's centre, shows the volume at shift + R(angle) q / scale, counted from
+the volume's centre. That map is affine, however many operations a view composes, and is resampled once, by linear
+interpolation in two one-dimensional passes: along columns, then along rows (Catmull and Smith, 1980). What lies outside
+the volume is 0, like everything outside the scan.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spinejax.config import ViewRanges
+from spinejax.shards import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE
+
+TTA_SHIFT_PX = 16
+NUM_TTA_VIEWS = 54
+
+
+class View(NamedTuple):
+    """How a window is taken out of a disc volume. Leaves are scalars, or share leading axes for `vmap`.
+
+    Args:
+        angle_deg: float. Turns the picture counter-clockwise.
+        shift_px: float[2]. Rows and columns of the volume from its centre to the window's.
+        shift_slices: int. Slices of the volume from its centre to the window's.
+        scale: float. Above 1 the picture is magnified.
+        intensity: float. Added to the window.
+        flip: bool. Reverses the window's slices, after they are chosen.
+    """
+
+    angle_deg: jax.Array
+    shift_px: jax.Array
+    shift_slices: jax.Array
+    scale: jax.Array
+    intensity: jax.Array
+    flip: jax.Array
+
+
+def identity() -> View:
+    """The view that takes the central window, the paper's plain input, bit for bit."""
+    zero = jnp.float32(0)
+    return View(zero, jnp.zeros(2, jnp.float32), jnp.int32(0), jnp.float32(1), zero, jnp.bool_(False))
+
+
+def sample(key: jax.Array, ranges: ViewRanges = ViewRanges()) -> View:
+    """One random view, uniform in each range (paper, Sect. 4, "Data augmentation details")."""
+    angle, row, column, slices, scale, intensity, flip = jax.random.split(key, 7)
+
+    def symmetric(key, limit):
+        return jax.random.uniform(key, minval=-limit, maxval=limit)
+
+    return View(
+        angle_deg=symmetric(angle, ranges.angle_deg),
+        shift_px=jnp.stack([symmetric(row, ranges.shift_rows_px), symmetric(column, ranges.shift_columns_px)]),
+        shift_slices=jax.random.randint(slices, (), -ranges.shift_slices, ranges.shift_slices + 1),
+        scale=1 + symmetric(scale, ranges.scale),
+        intensity=symmetric(intensity, ranges.intensity),
+        flip=jax.random.bernoulli(flip, float(ranges.flip)),
+    )
+
+
+def grid() -> View:
+    """The 54 views whose predictions are averaged at test time (paper, Sect. 4), as one View with leading axis 54.
+
+    Nine in-plane positions, at 0 and ±16 px, times three slice positions, at 0 and ±1, times both slice orders. The
+    first 27 are not flipped; the identity is number 13.
+    """
+    flip, slices, rows, columns = (
+        axis.ravel() for axis in np.meshgrid([0, 1], [-1, 0, 1], [-1, 0, 1], [-1, 0, 1], indexing="ij")
+    )
+    shift_px = TTA_SHIFT_PX * np.stack([rows, columns], axis=1)
+    plain = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_TTA_VIEWS, *leaf.shape)), identity())
+    return plain._replace(
+        shift_px=jnp.asarray(shift_px, jnp.float32),
+        shift_slices=jnp.asarray(slices, jnp.int32),
+        flip=jnp.asarray(flip, bool),
+    )
+
+
+def take(volume: jax.Array, view: View) -> jax.Array:
+    """The window that a view shows.
+
+    Args:
+        volume: uint16[192, 320, 15] as stored (65535 is intensity 1), or a float array of intensities.
+        view: one view.
+
+    Returns:
+        float32[112, 224, 9].
+    """
+    first = (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2 + view.shift_slices
+    slices = jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2)
+    if jnp.issubdtype(slices.dtype, jnp.integer):
+        slices = slices.astype(jnp.float32) * INTENSITY_STEP
+    slices = jnp.where(view.flip, slices[:, :, ::-1], slices)
+    centre = [_fixed((VOLUME_SHAPE[axis] - 1) / 2 + view.shift_px[axis]) for axis in (0, 1)]
+    return _resample(slices, view.angle_deg, 1 / view.scale, centre) + view.intensity
+
+
+def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
+    """Carry a map over a view's window back to the identity window, through the inverse view.
+
+    Args:
+        map: float[112, 224, 9]. A value for each pixel of the window that `take(volume, view)` gives.
+        view: that view. Its intensity plays no part.
+
+    Returns:
+        The map and its coverage, both float32[112, 224, 9]: how much of each pixel of the identity window the view
+        saw, from 0 to 1. The map is 0 where the coverage is, and fades with it at the border: averages over views
+        are Σ map / Σ coverage.
+    """
+    # p = shift + R(angle) q / scale, so q = scale R(-angle) (p - shift).
+    cos, sin = _cos_sin(-view.angle_deg, view.scale)
+    row, column = view.shift_px
+    centre = [
+        _fixed((WINDOW_SHAPE[0] - 1) / 2) - _fixed(cos * row) - _fixed(sin * column),
+        _fixed((WINDOW_SHAPE[1] - 1) / 2) + _fixed(sin * row) - _fixed(cos * column),
+    ]
+    seen = _resample(jnp.ones((*WINDOW_SHAPE[:2], 1), jnp.float32), -view.angle_deg, view.scale, centre)
+    map = _resample(map.astype(jnp.float32), -view.angle_deg, view.scale, centre)
+    source = jnp.arange(WINDOW_SHAPE[2]) - view.shift_slices
+    inside = (source >= 0) & (source < WINDOW_SHAPE[2])
+    source = jnp.where(view.flip, WINDOW_SHAPE[2] - 1 - source, source)
+    map = jnp.where(inside[None, None], jnp.take(map, source, axis=2, mode="clip"), 0)
+    return map, jnp.where(inside[None, None], seen, 0)
+
+
+# One affine map ------------------------------------------------------------------------------------------------------
+
+# Positions are whole numbers of 2⁻²¹ px, so that every computation of one gives the same: a compiler may compute a
+# position twice, once for the pixel's address and once for its weight, and round a float differently each time.
+_FIXED_BITS = 21
+
+
+def _resample(image: jax.Array, angle_deg: jax.Array, scale: jax.Array, centre: list[jax.Array]) -> jax.Array:
+    """A window of an image: its pixel at q, counted from its centre, shows the image at centre + scale R(angle) q.
+
+    The first pass moves along the image's rows: every output column gets its place in each row that it crosses. The
+    second moves along the columns that the first has made. It needs cos(angle) away from 0, and views stay near 0°.
+
+    Args:
+        image: float32[H, W, S].
+        angle_deg, scale: float32[].
+        centre: row and column in the image, fixed-point int32[] each.
+
+    Returns:
+        float32[112, 224, S].
+    """
+    cos, sin = _cos_sin(angle_deg, scale)
+    half_rows, half_columns = (2 * jnp.arange(size) - (size - 1) for size in WINDOW_SHAPE[:2])
+    half_image_rows = 2 * jnp.arange(image.shape[0])
+    # row = centre + cos q_row + sin q_column and column = centre - sin q_row + cos q_column; without q_row,
+    # column = centre - tan (row - centre) + scale² / cos q_column.
+    tan = sin / cos
+    centre_row_px = centre[0].astype(jnp.float32) / 2**_FIXED_BITS
+    column = (
+        (centre[1] + _fixed(tan * centre_row_px))
+        - _times(tan, half_image_rows)[:, None]
+        + _times(scale * scale / cos, half_columns)[None]
+    )
+    row = centre[0] + _times(sin, half_columns)[:, None] + _times(cos, half_rows)[None]
+    columns = _along_rows(image, column)
+    return _along_rows(columns.swapaxes(0, 1), row).swapaxes(0, 1)
+
+
+def _cos_sin(angle_deg: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    angle = jnp.deg2rad(angle_deg)
+    return jnp.cos(angle) * scale, jnp.sin(angle) * scale
+
+
+def _fixed(position_px: jax.Array | float) -> jax.Array:
+    return jnp.round(jnp.asarray(position_px, jnp.float32) * 2**_FIXED_BITS).astype(jnp.int32)
+
+
+def _times(slope: jax.Array, half_pixels: jax.Array) -> jax.Array:
+    return (_fixed(slope) * half_pixels) >> 1
+
+
+def _along_rows(image: jax.Array, position: jax.Array) -> jax.Array:
+    """out[r, j] = image[r] at position[r, j], linear, 0 outside the image.
+
+    Two forms of one definition, equal to rounding: reading two taps suits processors that address memory at will; a
+    product with a banded matrix suits TPUs, where such a gather would move hundreds of times the image's bytes.
+
+    Args:
+        image: float32[H, W, S].
+        position: int32[H, J], fixed-point columns.
+
+    Returns:
+        float32[H, J, S].
+    """
+    return jax.lax.platform_dependent(image, position, tpu=_by_matrix, default=_by_taps)
+
+
+def _by_taps(image: jax.Array, position: jax.Array) -> jax.Array:
+    first = position >> _FIXED_BITS
+    weight = (position - (first << _FIXED_BITS)).astype(jnp.float32)[:, :, None] / 2**_FIXED_BITS
+
+    def tap(index):
+        inside = (index >= 0) & (index < image.shape[1])
+        value = jnp.take_along_axis(image, index[:, :, None], axis=1, mode="clip")
+        return jnp.where(inside[:, :, None], value, 0)
+
+    return tap(first) * (1 - weight) + tap(first + 1) * weight
+
+
+def _by_matrix(image: jax.Array, position: jax.Array) -> jax.Array:
+    column = jnp.arange(image.shape[1]) << _FIXED_BITS
+    distance = jnp.abs(position[:, :, None] - column[None, None]).astype(jnp.float32) / 2**_FIXED_BITS
+    return jnp.einsum("rjw,rws->rjs", jnp.maximum(0, 1 - distance), image, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,174 @@
+"""Train SpineNet on a data set of disc volumes: `python train.py PRESET --data DIR --workdir RUN [--option value]…`.
+
+A run is a folder. Starting it again goes on from its last checkpoint, and ends with the same parameters, bit for bit,
+as if it had never stopped.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+
+from spinejax import checkpoint, config, devices, figures, logbook, losses, pipeline, tasks, training
+from spinejax.config import Config
+from spinejax.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.metrics import mean_per_class_accuracy
+from spinejax.model import SpineNet
+from spinejax.tasks import UNLABELLED, Task
+from spinejax.training import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train SpineNet; options start from the preset's values."""
+
+    data: Path
+    """Data set: a folder that `python -m data_prep` made."""
+    workdir: Path
+    """The run's folder. If it holds a run of the same options, that run goes on."""
+    options: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def main(arguments: Arguments) -> None:
+    """One run, from the data set to the exported network."""
+    options, run = arguments.options, arguments.workdir
+    devices.start()
+    mesh = devices.make_mesh()
+    devices.check_batch(options.batch_size, mesh, "--batch-size")
+    data = DataSet(arguments.data)
+    chosen = tasks.select(data.tasks, options.tasks)
+    refuse_unlabelled(data, chosen)
+    columns = [data.tasks.index(task) for task in chosen]
+
+    with checkpoint.locked(run):
+        config.settle(options, run)
+        model = training.make_model(options, chosen)
+        init_key, run_key = jax.random.split(jax.random.key(options.seed))
+        state = training.init(init_key, model, options, data.slice_mean)
+        checkpoints = checkpoint.open_checkpoints(run)
+        if checkpoints.latest_step() is not None:
+            state = checkpoint.restore(checkpoints, state, checkpoints.latest_step())
+        state = devices.put_replicated(state, mesh)
+        done = int(state.step)
+        log = logbook.Log(run, step=done, tensorboard=options.tensorboard)
+
+        train_rows = data.rows("train")
+        weights = losses.class_weights(data.labels[train_rows][:, columns], chosen)
+        step = functools.partial(
+            training.train_step, class_weights=devices.put_replicated(weights, mesh), model=model, config=options
+        )
+        hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
+        batches = pipeline.train_batches(
+            data, columns, batch_size=options.batch_size, seed=options.seed, step=done, workers=options.workers, **hosts
+        )
+        validation = functools.partial(
+            pipeline.eval_batches, data, data.rows("validation"), columns, batch_size=options.batch_size, **hosts
+        )
+        steps_per_epoch = pipeline.num_steps(len(train_rows), options.batch_size)
+        with logbook.progress(options.epochs * steps_per_epoch, done, options.batch_size) as progress:
+            for epoch in next_epochs(done // steps_per_epoch, options):
+                if training.is_over(state, options):
+                    break
+                num_steps = epoch * steps_per_epoch - int(state.step)
+                state, figures_of_stretch = train(run_key, state, batches, num_steps, step, mesh, progress)
+                if not np.isfinite(list(figures_of_stretch.values())).all():
+                    raise SpinejaxError(
+                        f"{run}: the loss or a gradient became NaN or infinite before epoch {epoch}. The last good "
+                        f"checkpoint, step {checkpoints.latest_step()}, is kept. Try a lower --learning-rate."
+                    )
+                accuracies = validate(state, validation(), model, mesh)
+                error = 1 - float(np.mean(list(accuracies.values())))
+                state = training.evaluated(state, error, options)
+                entry = {
+                    "step": int(state.step),
+                    "epoch": epoch,
+                    "learning_rate": options.learning_rate * float(state.plateau.scale),
+                    "validation_error": error,
+                    **figures_of_stretch,
+                    **{f"validation_accuracy/{name}": value for name, value in accuracies.items()},
+                }
+                # The log comes first: a run that goes on cuts it back to the checkpoint, but could not fill a gap.
+                log.write(entry)
+                progress.evaluated(entry)
+                checkpoint.save(checkpoints, state, model, error)
+        checkpoints.close()  # waits for the last save
+        exported = checkpoint.export(run)
+        figures.learning_curves(log.entries, run / "curves.png")
+        best = checkpoint.best_step(run)
+        print(f"{run} is finished: step {int(state.step)}, best step {best}, exported to {exported}.")
+
+
+def refuse_unlabelled(data: DataSet, chosen: Sequence[Task]) -> None:
+    """Raises SpinejaxError if a task cannot be learned or validated: no disc of the split has a label for it."""
+    for split in ("train", "validation"):
+        labels = data.labels[data.rows(split)]
+        for task in chosen:
+            if (labels[:, data.tasks.index(task)] == UNLABELLED).all():
+                raise SpinejaxError(
+                    f"{data.folder}: no disc of split {split!r} has a label for {task.name}. Leave it out with --tasks."
+                )
+
+
+def next_epochs(done: int, options: Config) -> list[int]:
+    """The epochs at whose end the network is evaluated and saved, after `done` epochs."""
+    return [*range(done + options.eval_epochs, options.epochs, options.eval_epochs), options.epochs][
+        : options.epochs - done
+    ]
+
+
+def train(
+    key: jax.Array,
+    state: TrainState,
+    batches: Iterator[pipeline.Batch],
+    num_steps: int,
+    step: Callable,
+    mesh: Mesh,
+    progress: logbook.Progress,
+) -> tuple[TrainState, dict[str, float]]:
+    """Take steps, and give the mean of their figures, the speed, and the share of the time spent waiting for data."""
+    figures_of_steps, waited, started = [], 0.0, time.perf_counter()
+    for _ in range(num_steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        state, step_figures = step(key, state, devices.put_batch(batch, mesh))
+        figures_of_steps.append(step_figures)
+        progress.step()
+    # Figures are read back once, here: inside the loop the devices never wait for the host.
+    figures_of_steps = jax.device_get(figures_of_steps)
+    seconds = time.perf_counter() - started
+    means = {name: float(np.mean([each[name] for each in figures_of_steps])) for name in figures_of_steps[0]}
+    speed = num_steps * progress.batch_size / seconds
+    return state, means | {"discs_per_second": speed, "waiting_for_data": waited / seconds}
+
+
+def validate(state: TrainState, batches: Iterator[pipeline.Batch], model: SpineNet, mesh: Mesh) -> dict[str, float]:
+    """Task name → mean per-class accuracy on the validation split."""
+    variables = {"params": state.params, "constants": state.constants}
+    counts = [training.eval_step(variables, devices.put_batch(batch, mesh), model=model) for batch in batches]
+    confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(counts))
+    return {name: float(mean_per_class_accuracy(confusion)) for name, confusion in confusions.items()}
+
+
+if __name__ == "__main__":
+    presets = {
+        name: (purpose, Arguments(tyro.MISSING, tyro.MISSING, options))
+        for name, (purpose, options) in config.PRESETS.items()
+    }
+    if sys.argv[1:] in (["-h"], ["--help"]):  # every option at once, not only the names of the presets
+        print("Presets:", *(f"  {name:12}{purpose}" for name, (purpose, _) in presets.items()), sep="\n", end="\n\n")
+        sys.argv[1:] = ["paper", "--help"]
+    try:
+        main(tyro.extras.overridable_config_cli(presets))
+    except SpinejaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
