@@ -81,9 +81,10 @@ def main(arguments: Arguments) -> None:
                 num_steps = epoch * steps_per_epoch - int(state.step)
                 state, figures_of_stretch = train(run_key, state, batches, num_steps, step, mesh, progress)
                 if not np.isfinite(list(figures_of_stretch.values())).all():
+                    checkpoints.close()
                     raise SpinejaxError(
                         f"{run}: the loss or a gradient became NaN or infinite before epoch {epoch}. The last good "
-                        f"checkpoint, step {checkpoints.latest_step()}, is kept. Try a lower --learning-rate."
+                        f"checkpoint is kept (step {checkpoints.latest_step()}). Try a lower --learning-rate."
                     )
                 accuracies = validate(state, validation(), model, mesh)
                 error = 1 - float(np.mean(list(accuracies.values())))

@@ -79,7 +79,7 @@ def _extract(
     medians = _body_medians(scan, upper, lower, np.arange(start + first, start + stop), where)
     volume = np.zeros(VOLUME_SHAPE, np.uint16)
     for slot, median in zip(range(first, stop), medians, strict=True):
-        values = _resample(scan.voxels[:, :, start + slot], to_scan, order=1)
+        values = _linear(scan.voxels[:, :, start + slot], to_scan)
         # A scale that rests on a few grey levels would blow noise up to tissue.
         if not median > _LEAST_MEDIAN * values.max():
             raise SpinejaxError(
@@ -88,14 +88,13 @@ def _extract(
             )
         volume[:, :, slot] = np.rint((values * (BODY_INTENSITY * INTENSITY_ONE / median)).clip(0, INTENSITY_ONE))
 
-    def mask(voxels, dtype):
+    def mask(labels: Scan, dtype) -> np.ndarray:
         resampled = np.zeros(VOLUME_SHAPE, dtype)
-        for slot in range(first, stop):
-            resampled[:, :, slot] = _resample(voxels[:, :, start + slot], to_scan, order=0)
+        resampled[:, :, first:stop] = _nearest(labels.voxels[:, :, start + first : start + stop], to_scan)
         return resampled
 
-    region = None if regions is None else _parts(mask(regions.voxels, np.uint8), upper.name)
-    lesion = None if lesions is None else mask(lesions.voxels, np.uint16)
+    region = None if regions is None else _parts(mask(regions, np.uint8), upper.name)
+    lesion = None if lesions is None else mask(lesions, np.uint16)
     return DiscVolume(level, volume, scan.affine @ to_scan, (first, stop), region, lesion)
 
 
@@ -140,8 +139,8 @@ def _mid_sagittal(scan: Scan, upper: VertebralBody, lower: VertebralBody, where:
     return middle
 
 
-def _resample(plane: np.ndarray, to_scan: np.ndarray, order: int) -> np.ndarray:
-    """[192, 320]. One slice of a scan at the disc's pixels: linear (order 1) or nearest (order 0), zero outside.
+def _linear(plane: np.ndarray, to_scan: np.ndarray) -> np.ndarray:
+    """[192, 320]. One slice of a scan at the disc's pixels, interpolated; zero outside.
 
     Only the part of the slice that the disc reaches is touched. Where the disc's pixels lie further apart than the
     scan's, the scan is smoothed first, or fine structures would alias.
@@ -155,9 +154,20 @@ def _resample(plane: np.ndarray, to_scan: np.ndarray, order: int) -> np.ndarray:
         return np.zeros(VOLUME_SHAPE[:2], plane.dtype)
     crop = np.ascontiguousarray(plane[low[0] : high[0], low[1] : high[1]])
     coarseness = np.linalg.norm(matrix, axis=1)  # scan pixels a disc pixel, along the scan's rows and columns
-    if order and coarseness.max() > 1:
+    if coarseness.max() > 1:
         crop = ndimage.gaussian_filter(crop, 0.5 * np.sqrt(np.maximum(coarseness**2 - 1, 0)), mode="nearest")
-    return ndimage.affine_transform(crop, matrix, offset - low, VOLUME_SHAPE[:2], order=order, mode="constant")
+    return ndimage.affine_transform(crop, matrix, offset - low, VOLUME_SHAPE[:2], order=1, mode="constant")
+
+
+def _nearest(labels: np.ndarray, to_scan: np.ndarray) -> np.ndarray:
+    """[192, 320, S]. The labels of the scan pixels nearest to the disc's, in every slice; zero outside."""
+    pixels = np.indices(VOLUME_SHAPE[:2])
+    place = np.tensordot(to_scan[:2, :2], pixels, 1) + to_scan[:2, 3, None, None]
+    row, column = np.rint(place).astype(int)
+    inside = (row >= 0) & (row < labels.shape[0]) & (column >= 0) & (column < labels.shape[1])
+    found = np.zeros((*VOLUME_SHAPE[:2], labels.shape[2]), labels.dtype)
+    found[inside] = labels[row[inside], column[inside]]
+    return found
 
 
 def _body_medians(

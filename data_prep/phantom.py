@@ -630,7 +630,7 @@ def _marrow_change(rng, canvas, box, point, inside, task):
 
     Through the slices it reaches 1.4 slice spacings to either side, so that two slices or more show it.
     """
-    size = rng.uniform(11, 20) / 2, rng.uniform(6.5, 10), max(rng.uniform(10, 16), 1.4 * canvas.spacing_mm[0])
+    size = rng.uniform(14, 24) / 2, rng.uniform(7, 11), max(rng.uniform(12, 18), 1.4 * canvas.spacing_mm[0])
     change = np.clip((1.15 - _radius(point, size)) / 0.5, 0, 1)
     canvas.lesions[box][(change > 0.2) & (inside > 0)] |= 1 << task
     return change * (rng.uniform(0.55, 0.9) if rng.random() < 0.7 else -rng.uniform(0.45, 0.58))

@@ -1,0 +1,186 @@
+"""Evaluation as its users run it, and the two ways of the README to load a checkpoint in other code."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import evaluate
+import spinejax
+from spinejax import checkpoint, devices, metrics, training
+from spinejax.config import Config
+from spinejax.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.shards import shard_name, write_manifest, write_shard
+from spinejax.tasks import UNLABELLED, Task
+from tests.conftest import TASKS, a_disc, write_tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setattr(devices, "start", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of an untrained network, saved from eight devices."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    options = Config(width=0.02)
+    model = training.make_model(options, TASKS)
+    state = training.init(jax.random.key(0), model, options, np.full(9, 0.3, np.float32))
+    checkpoints = checkpoint.open_checkpoints(folder)
+    checkpoint.save(checkpoints, devices.put_replicated(state, devices.make_mesh()), model, 0.5)
+    checkpoints.close()
+    checkpoint.export(folder)
+    return folder
+
+
+def grade(run, data, out, **options):
+    evaluate.main(evaluate.Arguments(checkpoint=run, data=data, out=out, batch_size=8, **options))
+    with open(out / "predictions.csv", newline="") as file:
+        return json.loads((out / "results.json").read_text()), list(csv.DictReader(file))
+
+
+def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, capsys):
+    results, predictions = grade(run, tiny, tmp_path, tta=True)
+    assert (results["split"], results["num_views"]) == ("test", 54)
+    assert set(results["tasks"]) == {"brightness", "side"}
+    brightness = results["tasks"]["brightness"]
+    assert set(brightness["mean_per_class_accuracy"]) == {"value", "low", "high"}
+    assert 0 <= brightness["mean_per_class_accuracy"]["value"] <= 1
+    assert {"n", "kappa", "matthews", "auc", "within_one", "normal_abnormal_accuracy", "per_class"} <= set(brightness)
+    assert "within_one" not in results["tasks"]["side"]
+    assert np.sum(brightness["confusion"]) == brightness["n"] == 6
+    assert len(predictions) == 6
+    data = DataSet(tiny)
+    for line, row in zip(predictions, data.rows("test"), strict=True):
+        assert (line["patient"], line["level"]) == (data.patient[row], data.level[row])
+        assert line["brightness_label"] == TASKS[0].grades[data.labels[row, 0]]
+        chances = [float(line[f"brightness_p_{grade}"]) for grade in TASKS[0].grades]
+        assert sum(chances) == pytest.approx(1, abs=1e-5)
+        assert line["brightness_grade"] == TASKS[0].grades[int(np.argmax(chances))]
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    for text in ("54 views each", "Mean per-class accuracy", "Matthews", "mean over tasks", "Research use only"):
+        assert text in printed
+
+
+def test_the_figures_are_those_of_the_predictions(run, tiny, tmp_path):
+    results, predictions = grade(run, tiny, tmp_path)
+    labelled = [line for line in predictions if line["side_label"]]
+    labels = np.array([TASKS[1].grades.index(line["side_label"]) for line in labelled])
+    grades = np.array([TASKS[1].grades.index(line["side_grade"]) for line in labelled])
+    counts = metrics.patient_confusions(labels, grades, np.zeros(len(labels)), 2)[0]
+    assert results["tasks"]["side"]["confusion"] == counts.tolist()
+    assert results["num_views"] == 1
+
+
+def test_averaging_logits_is_an_option_and_differs(run, tiny, tmp_path):
+    _, probabilities = grade(run, tiny, tmp_path / "p", tta=True)
+    _, logits = grade(run, tiny, tmp_path / "l", tta=True, average="logits")
+    column = "brightness_p_dark"
+    pairs = [(float(a[column]), float(b[column])) for a, b in zip(probabilities, logits, strict=True)]
+    assert all(abs(a - b) < 0.05 for a, b in pairs)
+    assert any(a != b for a, b in pairs)
+
+
+def test_discs_without_labels_get_predictions_only(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    discs = [a_disc(rng, f"p{n}", "L5-S1", "test", labels={}) for n in range(3)]
+    summary = write_shard(folder / shard_name(0, 1), discs, TASKS)
+    write_manifest(folder, [summary], TASKS, {}, ())
+    results, predictions = grade(run, folder, tmp_path / "out")
+    assert results["tasks"] == {}
+    assert [line["brightness_label"] for line in predictions] == ["", "", ""]
+    assert "predictions only" in capsys.readouterr().out
+
+
+def test_a_data_set_of_other_tasks_is_matched_by_name(run, tiny):
+    data = DataSet(tiny)
+    rows = data.rows("test")
+    labels = evaluate.labels_of(data, rows, (Task("absent", ("a", "b")), TASKS[1]))
+    assert (labels["absent"] == UNLABELLED).all()
+    np.testing.assert_array_equal(labels["side"], data.labels[rows, 1])
+    with pytest.raises(SpinejaxError, match="side has the grades front, back; the network learned left, right"):
+        evaluate.labels_of(data, rows, (Task("side", ("left", "right")),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"split": "validation"}, "no disc in split 'validation'"),
+        ({"checkpoint": Path("nowhere")}, "no checkpoint there"),
+        ({"data": Path("nowhere")}, "no manifest.json"),
+    ],
+)
+def test_what_is_missing_is_named(run, tmp_path, changes, fault):
+    data = write_tiny(tmp_path / "data", num_patients=(2, 0, 1), levels=("L5-S1",))
+    arguments = {"checkpoint": run, "data": data, "out": tmp_path / "out", "batch_size": 8} | changes
+    with pytest.raises(SpinejaxError, match=fault):
+        evaluate.main(evaluate.Arguments(**arguments))
+
+
+def test_the_command_exits_with_status_2_and_one_line(tiny):
+    result = subprocess.run(
+        [sys.executable, "evaluate.py", "--checkpoint", "nowhere", "--data", str(tiny)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.strip().count("\n") == 0
+
+
+def snippets():
+    """The README's Python blocks that load a checkpoint."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [block for block in blocks if "runs/quickstart/run" in block]
+
+
+def test_the_readme_has_both_ways_to_load():
+    plain, ours = snippets()
+    assert "spinejax" not in plain
+    assert "orbax" in plain
+    assert "spinejax.load(" in ours
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_readmes_way_to_load_works_on_one_device(run, number, tmp_path):
+    """With a checkpoint that was saved on eight devices; the first way without this library."""
+    code = snippets()[number].replace("runs/quickstart/run", str(run))
+    block_library = "import sys; sys.modules['spinejax'] = None\n" if number == 0 else ""
+    code = f"{block_library}{code}\nprint(sorted(variables), variables['constants']['slice_mean'].shape)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "['constants', 'params'] (9,)" in result.stdout
+    if number == 1:
+        assert "brightness" in result.stdout
+
+
+def test_loaded_variables_equal_what_plain_orbax_reads(run):
+    import orbax.checkpoint as ocp
+
+    _, variables = spinejax.load(run)
+    with ocp.StandardCheckpointer() as reader:
+        plain = reader.restore(run.absolute() / "export" / "variables")
+    jax.tree.map(np.testing.assert_array_equal, variables, plain)

@@ -1,0 +1,56 @@
+"""Averaging over views, against the views taken one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spinejax import devices, pipeline, predict, training, views
+from spinejax.config import Config
+from spinejax.dataset import DataSet
+from tests.conftest import TASKS
+
+
+@pytest.fixture(scope="module")
+def network(tiny):
+    config = Config(width=0.02)
+    model = training.make_model(config, TASKS)
+    state = training.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
+    return model, {"params": state.params, "constants": state.constants}, DataSet(tiny)
+
+
+@pytest.mark.parametrize("average_logits", [False, True])
+def test_tta_is_the_mean_over_the_papers_54_views(network, average_logits):
+    model, variables, data = network
+    volumes = jnp.asarray(data.volumes(data.rows("test")[:2]))
+    got = predict.predict_step(variables, volumes, views.grid(), model=model, average_logits=average_logits)
+    windows = jax.vmap(jax.vmap(views.take, (None, 0)), (0, None))(volumes, views.grid())
+    logits = jax.vmap(lambda each: model.apply(variables, each))(windows)
+    for name, scores in logits.items():
+        assert scores.shape[:2] == (2, 54)
+        expected = jax.nn.softmax(scores.mean(1)) if average_logits else jax.nn.softmax(scores).mean(1)
+        np.testing.assert_allclose(got[name], expected, atol=1e-5)
+        np.testing.assert_allclose(got[name].sum(1), 1, atol=1e-5)
+
+
+def test_one_view_is_the_plain_network(network):
+    model, variables, data = network
+    volumes = data.volumes(data.rows("test")[:3])
+    got = predict.predict_step(variables, volumes, predict.view_set(tta=False), model=model)
+    windows = jax.vmap(lambda volume: views.take(volume, views.identity()))(volumes)
+    expected = jax.tree.map(jax.nn.softmax, model.apply(variables, windows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+
+
+def test_every_disc_is_graded_once_in_order_whatever_the_batch(network):
+    model, variables, data = network
+    rows = data.rows("train")[:11]
+    mesh = devices.make_mesh()
+    found = {}
+    for batch_size in (8, 16):
+        batches = pipeline.eval_batches(data, rows, [], batch_size=batch_size)
+        parts = list(predict.predict(model, variables, batches, mesh))
+        np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), rows)
+        found[batch_size] = np.concatenate([part[1]["side"] for part in parts])
+    assert found[8].shape == (11, 2)
+    np.testing.assert_allclose(found[8], found[16], atol=1e-6)

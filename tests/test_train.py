@@ -1,0 +1,197 @@
+"""The command as its users run it: it learns, it survives kill -9 to the bit, and it says what is wrong."""
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from spinejax import checkpoint, config, devices, logbook, training
+from spinejax.config import Config, ViewRanges
+from spinejax.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from tests.conftest import write_tiny
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = Config(
+    width=0.02, batch_size=8, epochs=2, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1, 0.05, 0.05)
+)
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    # Within one process the cache of compiled programs would warn that it was set up too late.
+    monkeypatch.setattr(devices, "start", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One device, and one cache of compiled programs for all the processes of these tests."""
+    changes = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    return os.environ | changes | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def command(data, run, *options):
+    flags = ["--width", "0.02", "--batch-size", "8", "--eval-epochs", "1", "--epochs", "5", *options]
+    return [sys.executable, "train.py", "quickstart", "--data", str(data), "--workdir", str(run), *flags]
+
+
+def run_train(environment, data, run, *options):
+    return subprocess.run(
+        command(data, run, *options), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def digests(run):
+    record = json.loads((Path(run) / "checkpoints" / "15" / "record" / "metadata").read_text())
+    return record["sha256"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, environment, tmp_path_factory):
+    run = tmp_path_factory.mktemp("straight") / "run"
+    result = run_train(environment, tiny, run)
+    assert result.returncode == 0, result.stderr
+    return run, result
+
+
+def test_a_run_leaves_what_the_design_promises(uninterrupted, tiny):
+    run, result = uninterrupted
+    assert {"config.json", "checkpoints", "log.jsonl", "curves.png", "export"} <= {p.name for p in run.iterdir()}
+    log = logbook.read(run / "log.jsonl")
+    assert [(entry["epoch"], entry["step"]) for entry in log] == [(n, 3 * n) for n in range(1, 6)]
+    assert {"loss", "loss/side", "validation_error", "learning_rate", "discs_per_second"} <= set(log[0])
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "is finished: step 15" in result.stdout
+    assert "validation error" in result.stdout
+    assert str(tiny) not in (run / "config.json").read_text()  # a run tells no one where its data lay
+
+
+def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, environment, tiny):
+    run, _ = uninterrupted
+    before = digests(run)
+    again = run_train(environment, tiny, run)
+    assert again.returncode == 0, again.stderr
+    assert "is finished: step 15" in again.stdout
+    assert digests(run) == before
+    assert len(logbook.read(run / "log.jsonl")) == 5
+
+
+def test_killed_at_three_random_moments_it_ends_with_the_same_parameters(uninterrupted, environment, tiny, tmp_path):
+    moments = random.Random(0)
+    run = tmp_path / "run"
+    for kill in range(3):
+        process = subprocess.Popen(command(tiny, run), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        log = run / "log.jsonl"
+        # From the first new line of the log on, a step, an evaluation or a save may be under way.
+        start = len(logbook.read(log))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and len(logbook.read(log)) <= start and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode in (-signal.SIGKILL, 0), kill
+    result = run_train(environment, tiny, run)
+    assert result.returncode == 0, result.stderr
+    assert digests(run) == digests(uninterrupted[0])
+    keys = ("step", "loss", "validation_error", "learning_rate")
+    lines = [
+        [{key: entry[key] for key in keys} for entry in logbook.read(r / "log.jsonl")] for r in (run, uninterrupted[0])
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--data", "nowhere"], "no manifest.json there"),
+        (["--tasks", "modic"], "Unknown task modic"),
+        (["--width", "-1"], "--width is -1.0"),
+        (["--width", "0.03"], "width was 0.02, now 0.03"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_status_2(uninterrupted, environment, tiny, options, fault):
+    result = run_train(environment, tiny, uninterrupted[0], *options)
+    assert result.returncode == 2
+    assert fault in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_help_shows_every_option_and_preset(environment):
+    result = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    for name in config.PRESETS:
+        assert name in result.stdout
+    names = {f.name for f in dataclasses.fields(Config)} | {f"views.{f.name}" for f in dataclasses.fields(ViewRanges)}
+    for name in names - {"views"}:
+        assert f"--{name.replace('_', '-')}" in result.stdout
+    assert result.stdout.count("default:") >= len(names) - 1
+
+
+def main(data, run, **changes):
+    train.main(train.Arguments(data, run, dataclasses.replace(OPTIONS, **changes)))
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    main(tiny, run, epochs=1)
+    step = training.train_step
+
+    def poisoned(*args, **kwargs):
+        state, figures = step(*args, **kwargs)
+        return state, figures | {"loss": figures["loss"] * np.float32("nan")}
+
+    monkeypatch.setattr(training, "train_step", poisoned)
+    with pytest.raises(SpinejaxError, match=r"NaN.*kept \(step 3\).*--learning-rate"):
+        main(tiny, run)
+    assert checkpoint.best_step(run) == 3
+    assert len(logbook.read(run / "log.jsonl")) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(devices, "start", lambda: None)
+    main(tiny, run)
+    assert json.loads((run / "export" / "record" / "metadata").read_text())["step"] in (3, 6)
+
+
+def test_a_batch_must_divide_by_the_devices(tiny, tmp_path):
+    with pytest.raises(SpinejaxError, match="multiple of the 8 devices"):
+        main(tiny, tmp_path / "run", batch_size=12)
+
+
+def test_a_task_without_a_label_is_refused_before_anything_is_computed(tmp_path):
+    data = write_tiny(tmp_path / "data", num_patients=(4, 1, 1))
+    labels = DataSet(data)
+    labels.labels[:, 1] = -1
+    with pytest.raises(SpinejaxError, match="no disc of split 'train' has a label for side"):
+        train.refuse_unlabelled(labels, labels.tasks)
+
+
+def test_one_task_alone_and_tensorboard(tiny, tmp_path):
+    pytest.importorskip("tensorboardX")
+    main(tiny, tmp_path / "run", epochs=1, tasks=("side",), branch_point="none", tensorboard=True)
+    entry = logbook.read(tmp_path / "run" / "log.jsonl")[0]
+    assert "loss/side" in entry
+    assert "loss/brightness" not in entry
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_epochs_of_evaluation_end_with_the_last_and_go_on_where_they_were():
+    for every, epochs in itertools.product((1, 2, 3), (1, 5, 6)):
+        options = dataclasses.replace(OPTIONS, eval_epochs=every, epochs=epochs)
+        whole = train.next_epochs(0, options)
+        assert whole[-1] == epochs
+        assert train.next_epochs(epochs, options) == []
+        for place, done in enumerate(whole):
+            assert train.next_epochs(done, options) == whole[place + 1 :]
