@@ -32,6 +32,9 @@ def accuracy_table(results: Sequence[TaskResult], branch_point: str | None) -> T
         theirs = "{:.1f} ± {:.1f}".format(*published[name]) if name in published else "–"
         rater = f"{paper.INTRA_RATER[name]:.1f}" if name in paper.INTRA_RATER else "–"
         table.add_row(name, str(result.n), percent(estimate), theirs, rater)
+    if any(result.task.name in published for result in results):
+        table.caption = "The paper's figures are of its own data set and rater: beside these, not against them."
+        table.caption_justify = "left"
     if len(results) > 1:
         mean = np.mean([result.estimates["mean_per_class_accuracy"].value for result in results])
         table.add_section()

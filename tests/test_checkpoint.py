@@ -138,11 +138,14 @@ def test_no_checkpoint_is_said_so(tmp_path):
 
 
 def test_a_second_trainer_is_refused(tmp_path):
-    with checkpoint.locked(tmp_path / "run"), pytest.raises(SpinejaxError, match="another trainer"):
-        with checkpoint.locked(tmp_path / "run"):
-            pass
-    with checkpoint.locked(tmp_path / "run"):
+    with (
+        checkpoint.locked(tmp_path / "run"),
+        pytest.raises(SpinejaxError, match="another trainer"),
+        checkpoint.locked(tmp_path / "run"),
+    ):
         pass
+    with checkpoint.locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
 
 
 def test_a_half_written_save_is_not_seen(run, tmp_path):

@@ -50,7 +50,7 @@ def test_a_missing_or_broken_file_is_said_so(tmp_path):
     with pytest.raises(SpinejaxError, match="not a run"):
         config.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(SpinejaxError, match="config.json"):
+    with pytest.raises(SpinejaxError, match=r"config\.json"):
         config.load(tmp_path / "config.json")
 
 
