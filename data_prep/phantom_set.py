@@ -2,16 +2,13 @@
 
 from functools import partial
 
-import numpy as np
-
 from data_prep.build import Job
 from data_prep.discs import DiscVolume, extract_discs
-from data_prep.phantom import DRAWN_LEVELS, hide_some, phantom, sample_grades
+from data_prep.phantom import phantom, phantom_labels
 from data_prep.scan import Scan
 from data_prep.splits import split_patients
 from data_prep.vertebrae import bodies_from_spider_mask, body_labels
 from spinejax.errors import SpinejaxError
-from spinejax.tasks import PAPER_TASKS
 
 _MAX_PATIENTS = 100_000  # names have five digits
 
@@ -32,14 +29,6 @@ def phantom_jobs(num_patients: int, *, seed: int) -> list[Job]:
         Job(name, name, name, splits[name], labels[name], partial(cut_phantom, seed, patient))
         for patient, name in enumerate(labels)
     ]
-
-
-def phantom_labels(seed: int, patient: int) -> dict[str, dict[str, int]]:
-    """What `phantom(seed, patient).grades` will be, without drawing the scan: the grades are what it draws first."""
-    rng = np.random.default_rng([seed, patient])
-    labels = hide_some(rng, sample_grades(rng)[1])
-    names = [task.name for task in PAPER_TASKS]
-    return {level: dict(zip(names, row.tolist(), strict=True)) for level, row in zip(DRAWN_LEVELS, labels, strict=True)}
 
 
 def cut_phantom(seed: int, patient: int) -> tuple[list[DiscVolume], list[str]]:

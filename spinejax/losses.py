@@ -65,7 +65,7 @@ def task_loss(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) ->
     labelled = labels != UNLABELLED
     # The index must be a real grade even where it is not used: -1 would mean the last one.
     grade = jnp.where(labelled, labels, 0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, grade) * class_weights[grade]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, grade) * jnp.asarray(class_weights)[grade]
     return jnp.sum(losses, where=labelled) / jnp.maximum(jnp.sum(labelled, dtype=losses.dtype), 1)
 
 

@@ -23,7 +23,8 @@ def predict_step(
     Args:
         variables: the network's.
         volumes: uint16[N, 192, 320, 15].
-        view_set: views with leading axis V, the same for every disc; one at a time is in memory.
+        view_set: views with leading axis V, the same for every disc; one at a time is in memory. They may shift and
+            flip only, as those of `view_set` do.
         model: the network.
         average_logits: average the scores before the softmax instead of the probabilities after it.
 
@@ -32,7 +33,7 @@ def predict_step(
     """
 
     def one_view(total, view):
-        windows = jax.vmap(views.take, in_axes=(0, None))(volumes, view)
+        windows = jax.vmap(views.crop, in_axes=(0, None))(volumes, view)
         scores = model.apply(variables, windows)
         scores = scores if average_logits else jax.tree.map(jax.nn.softmax, scores)
         return jax.tree.map(jnp.add, total, scores), None

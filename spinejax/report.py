@@ -20,9 +20,14 @@ RESEARCH_ONLY = "Research use only: not a medical device, not for diagnosis."
 def accuracy_table(results: Sequence[TaskResult], branch_point: str | None) -> Table:
     """Mean per-class accuracy of each task, beside what the paper published for the same branch point (its Table 2).
 
-    The published columns stand beside tasks of the paper's names only. They are of another data set, of other raters.
+    The published figures stand beside tasks of the paper's names and numbers of grades only.
     """
-    published = paper.table_2(branch_point)
+    published = {
+        name: figures
+        for name, figures in paper.table_2(branch_point).items()
+        for result in results
+        if (result.task.name, result.task.num_grades) == (name, len(paper.TABLE_1[name]))
+    }
     table = Table(title="Mean per-class accuracy, % [95 % interval over patients]", title_justify="left")
     table.add_column("task")
     for name in ("discs", "spinejax", f"paper, {branch_point or 'no'} branch", "paper, intra-rater"):
@@ -30,9 +35,9 @@ def accuracy_table(results: Sequence[TaskResult], branch_point: str | None) -> T
     for result in results:
         name, estimate = result.task.name, result.estimates["mean_per_class_accuracy"]
         theirs = "{:.1f} ± {:.1f}".format(*published[name]) if name in published else "–"
-        rater = f"{paper.INTRA_RATER[name]:.1f}" if name in paper.INTRA_RATER else "–"
+        rater = f"{paper.INTRA_RATER[name]:.1f}" if name in published else "–"
         table.add_row(name, str(result.n), percent(estimate), theirs, rater)
-    if any(result.task.name in published for result in results):
+    if published:
         table.caption = "The paper's figures are of its own data set and rater: beside these, not against them."
         table.caption_justify = "left"
     if len(results) > 1:

@@ -94,12 +94,26 @@ def take(volume: jax.Array, view: View) -> jax.Array:
         float32[112, 224, 9].
     """
     first = (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2 + view.shift_slices
-    slices = jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2)
-    if jnp.issubdtype(slices.dtype, jnp.integer):
-        slices = slices.astype(jnp.float32) * INTENSITY_STEP
+    slices = _intensities(jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2))
     slices = jnp.where(view.flip, slices[:, :, ::-1], slices)
     centre = [_fixed((VOLUME_SHAPE[axis] - 1) / 2 + view.shift_px[axis]) for axis in (0, 1)]
     return _resample(slices, view.angle_deg, 1 / view.scale, centre) + view.intensity
+
+
+def crop(volume: jax.Array, view: View) -> jax.Array:
+    """`take` for a view of the grid, bit for bit, at the cost of a copy.
+
+    Args:
+        volume: as for `take`.
+        view: one that shifts by whole pixels within the volume and flips; its other fields play no part.
+
+    Returns:
+        float32[112, 224, 9].
+    """
+    margins = (jnp.array(VOLUME_SHAPE) - jnp.array(WINDOW_SHAPE)) // 2
+    shift = jnp.append(view.shift_px.astype(jnp.int32), view.shift_slices)
+    window = _intensities(jax.lax.dynamic_slice(volume, margins + shift, WINDOW_SHAPE))
+    return jnp.where(view.flip, window[:, :, ::-1], window)
 
 
 def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
@@ -166,6 +180,10 @@ def _resample(image: jax.Array, angle_deg: jax.Array, scale: jax.Array, centre: 
     row = centre[0] + _times(sin, half_columns)[:, None] + _times(cos, half_rows)[None]
     columns = _along_rows(image, column)
     return _along_rows(columns.swapaxes(0, 1), row).swapaxes(0, 1)
+
+
+def _intensities(stored: jax.Array) -> jax.Array:
+    return stored.astype(jnp.float32) * INTENSITY_STEP if jnp.issubdtype(stored.dtype, jnp.integer) else stored
 
 
 def _cos_sin(angle_deg: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -64,6 +64,9 @@ def test_jit_and_vmap_agree(batch):
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), batch)
     expected = [losses.task_loss(*(leaf[i] for leaf in stacked)) for i in range(2)]
     np.testing.assert_allclose(jax.jit(jax.vmap(losses.task_loss))(*stacked), expected, rtol=1e-6)
+    logits, labels, weights = batch
+    closed_over = jax.jit(lambda scores, grades: losses.task_loss(scores, grades, np.asarray(weights)))
+    np.testing.assert_allclose(closed_over(logits, labels), expected[0], rtol=1e-6)
 
 
 def test_class_weights_balance_grades_and_average_one():

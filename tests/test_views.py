@@ -128,6 +128,12 @@ def test_flip_and_intensity(volume):
     np.testing.assert_allclose(views.take(volume, a_view(intensity=np.float32(-0.1))), plain - 0.1, atol=1e-7)
 
 
+def test_crop_is_take_for_every_view_of_the_grid_bit_for_bit(volume):
+    take, crop = (jax.jit(jax.vmap(form, (None, 0))) for form in (views.take, views.crop))
+    some = jax.tree.map(lambda leaf: leaf[::7], views.grid())
+    np.testing.assert_array_equal(crop(volume, some), take(volume, some))
+
+
 def test_positive_angle_turns_the_picture_counter_clockwise_and_scale_magnifies():
     """A dot to the right of the centre goes up; a dot moves away from the centre in proportion."""
     volume = np.zeros(VOLUME_SHAPE, np.float32)
