@@ -14,7 +14,7 @@ import tyro
 
 from spinejax import checkpoint, devices, figures, metrics, pipeline, predict, report
 from spinejax.dataset import DataSet
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, status_of
 from spinejax.tasks import UNLABELLED, Task
 
 
@@ -33,32 +33,40 @@ class Arguments:
     average: Literal["probabilities", "logits"] = "probabilities"
     """What is averaged over the views."""
     out: Path | None = None
-    """Where results go; `evaluation-<split>` inside the run if not given."""
+    """Where results go; `evaluation-<split>-<views>-views` inside the run if not given."""
     batch_size: int = 32
     """Discs graded at once, over all devices."""
 
 
 def main(arguments: Arguments) -> None:
     """One evaluation, from the checkpoint to the tables."""
-    devices.start()
+    devices.keep_compiled()
     mesh = devices.make_mesh()
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
+    record = checkpoint.read_record(checkpoint.find(arguments.checkpoint))
     model, variables = checkpoint.load(arguments.checkpoint)
     data = DataSet(arguments.data)
     rows = data.rows(arguments.split)
     labels = labels_of(data, rows, model.tasks)
-    out = arguments.out or arguments.checkpoint / f"evaluation-{arguments.split}"
-    out.mkdir(parents=True, exist_ok=True)
+    num_views = predict.view_set(arguments.tta).flip.shape[0]
+    out = output_folder(arguments, num_views)
+    about = {
+        "split": arguments.split,
+        "num_views": num_views,
+        "average": arguments.average,
+        "step": record["step"],
+        "data": data.digest,
+        "trained_on_this_data": record["data"] == data.digest,
+    }
 
     probabilities = grade(arguments, model, variables, data, rows, mesh)
-    num_views = predict.view_set(arguments.tta).flip.shape[0]
     every_result = [
         metrics.evaluate_task(task, labels[task.name], probabilities[task.name], data.patient[rows])
         for task in model.tasks
     ]
     results = [result for result in every_result if result]
     report.write_predictions(out / "predictions.csv", data, rows, model.tasks, labels, probabilities)
-    report.write_results(out / "results.json", arguments.split, num_views, results)
+    report.write_results(out / "results.json", about, results)
 
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     num_patients = len(set(data.patient[rows]))
@@ -66,6 +74,8 @@ def main(arguments: Arguments) -> None:
     console.print(
         f"{len(rows)} discs of {num_patients} patients, split {arguments.split}, {views} each", highlight=False
     )
+    if not about["trained_on_this_data"]:
+        console.print("The network was trained on another data set: its splits say nothing about this one's patients.")
     if results:
         figures.confusion_matrices(results, out / "confusion.png")
         console.print(report.accuracy_table(results, model.branch_point))
@@ -74,6 +84,20 @@ def main(arguments: Arguments) -> None:
     else:
         console.print("No disc of this split has a label for the network's tasks: predictions only.")
     console.print(f"{report.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def output_folder(arguments: Arguments, num_views: int) -> Path:
+    """Where results go, made if need be.
+
+    Raises:
+        SpinejaxError: no folder was named, and the checkpoint is not a run, which could hold one.
+    """
+    if arguments.out is None and not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
+        raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
+    name = f"evaluation-{arguments.split}-{num_views}-view{'s' if num_views > 1 else ''}"
+    out = arguments.out or arguments.checkpoint / name
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def labels_of(data: DataSet, rows: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
@@ -115,8 +139,4 @@ def grade(arguments: Arguments, model, variables: Mapping, data: DataSet, rows, 
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except SpinejaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status_of(lambda: main(tyro.cli(Arguments))))

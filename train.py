@@ -4,6 +4,7 @@ A run is a folder. Starting it again goes on from its last checkpoint, and ends 
 as if it had never stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from spinejax import checkpoint, config, devices, figures, logbook, losses, pipeline, tasks, training
 from spinejax.config import Config
 from spinejax.dataset import DataSet
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, status_of
 from spinejax.metrics import mean_per_class_accuracy
 from spinejax.model import SpineNet
 from spinejax.tasks import UNLABELLED, Task
@@ -41,22 +42,24 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """One run, from the data set to the exported network."""
     options, run = arguments.options, arguments.workdir
-    devices.start()
+    devices.keep_compiled()
     mesh = devices.make_mesh()
     devices.check_batch(options.batch_size, mesh, "--batch-size")
     data = DataSet(arguments.data)
     chosen = tasks.select(data.tasks, options.tasks)
     refuse_unlabelled(data, chosen)
+    tasks.select(chosen, [name for name, _ in options.task_weights])  # refuse a weight for a task that is not learned
     columns = [data.tasks.index(task) for task in chosen]
 
     with checkpoint.locked(run):
-        config.settle(options, run)
+        checkpoint.settle(options, run)
         model = training.make_model(options, chosen)
         init_key, run_key = jax.random.split(jax.random.key(options.seed))
         state = training.init(init_key, model, options, data.slice_mean)
         checkpoints = checkpoint.open_checkpoints(run)
-        if checkpoints.latest_step() is not None:
-            state = checkpoint.restore(checkpoints, state, checkpoints.latest_step())
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            state = checkpoint.restore(checkpoints, state, latest, model=model, data_digest=data.digest)
         state = devices.put_replicated(state, mesh)
         done = int(state.step)
         log = logbook.Log(run, step=done, tensorboard=options.tensorboard)
@@ -74,7 +77,8 @@ def main(arguments: Arguments) -> None:
             pipeline.eval_batches, data, data.rows("validation"), columns, batch_size=options.batch_size, **hosts
         )
         steps_per_epoch = pipeline.num_steps(len(train_rows), options.batch_size)
-        with logbook.progress(options.epochs * steps_per_epoch, done, options.batch_size) as progress:
+        total = options.epochs * steps_per_epoch
+        with contextlib.closing(batches), logbook.progress(total, done, options.batch_size) as progress:
             for epoch in next_epochs(done // steps_per_epoch, options):
                 if training.is_over(state, options):
                     break
@@ -82,13 +86,15 @@ def main(arguments: Arguments) -> None:
                 state, figures_of_stretch = train(run_key, state, batches, num_steps, step, mesh, progress)
                 if not np.isfinite(list(figures_of_stretch.values())).all():
                     checkpoints.close()
+                    kept = "The last good checkpoint is kept" if checkpoints.all_steps() else "Nothing was saved yet"
                     raise SpinejaxError(
-                        f"{run}: the loss or a gradient became NaN or infinite before epoch {epoch}. The last good "
-                        f"checkpoint is kept (step {checkpoints.latest_step()}). Try a lower --learning-rate."
+                        f"{run}: the loss or a gradient became NaN or infinite before epoch {epoch}. {kept}. "
+                        "Train again in another --workdir, with a lower --learning-rate."
                     )
                 accuracies = validate(state, validation(), model, mesh)
                 error = 1 - float(np.mean(list(accuracies.values())))
-                state = training.evaluated(state, error, options)
+                if epoch % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
+                    state = training.evaluated(state, error, options)
                 entry = {
                     "step": int(state.step),
                     "epoch": epoch,
@@ -100,7 +106,7 @@ def main(arguments: Arguments) -> None:
                 # The log comes first: a run that goes on cuts it back to the checkpoint, but could not fill a gap.
                 log.write(entry)
                 progress.evaluated(entry)
-                checkpoint.save(checkpoints, state, model, error)
+                checkpoint.save(checkpoints, state, model, data_digest=data.digest, error=error)
         checkpoints.close()  # waits for the last save
         exported = checkpoint.export(run)
         figures.learning_curves(log.entries, run / "curves.png")
@@ -121,9 +127,9 @@ def refuse_unlabelled(data: DataSet, chosen: Sequence[Task]) -> None:
 
 def next_epochs(done: int, options: Config) -> list[int]:
     """The epochs at whose end the network is evaluated and saved, after `done` epochs."""
-    return [*range(done + options.eval_epochs, options.epochs, options.eval_epochs), options.epochs][
-        : options.epochs - done
-    ]
+    every = options.eval_epochs
+    on_the_grid = range(done - done % every + every, options.epochs, every)
+    return [*on_the_grid, options.epochs] if done < options.epochs else []
 
 
 def train(
@@ -168,8 +174,4 @@ if __name__ == "__main__":
     if sys.argv[1:] in (["-h"], ["--help"]):  # every option at once, not only the names of the presets
         print("Presets:", *(f"  {name:12}{purpose}" for name, (purpose, _) in presets.items()), sep="\n", end="\n\n")
         sys.argv[1:] = ["paper", "--help"]
-    try:
-        main(tyro.extras.overridable_config_cli(presets))
-    except SpinejaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(status_of(lambda: main(tyro.extras.overridable_config_cli(presets))))

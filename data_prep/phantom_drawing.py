@@ -219,6 +219,8 @@ def _draw_vertebra(rng, canvas, body, marrow, sides, grades, tissue):
         marrow_of_arch = 0.9 * marrow * (1 + 1.5 * tissue.heterogeneity * coarse[box])
         canvas.paint(box, canvas.cover(arch) * (inside < 0), tissue.dark)
         canvas.paint(box, canvas.cover(arch - 0.9) * (inside < 0), marrow_of_arch)
+    else:
+        canvas.mask[box][inside > 0] = 0  # the sacrum: bone without a label, and no longer canal
     if body.name in VERTEBRA_LABELS:
         behind = (arch > 0) & (canvas.mask[box] <= CANAL_LABEL)  # an arch gives way to discs
         canvas.mask[box][(inside > 0) | behind] = VERTEBRA_LABELS[body.name]

@@ -1,6 +1,5 @@
 """Every choice of a training run: frozen dataclasses, the presets, and their JSON."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -41,12 +40,15 @@ class ViewRanges:
     __pydantic_config__ = _KNOWN_OPTIONS_ONLY
 
     def __post_init__(self):
-        _require(0 <= self.angle_deg <= 45, "angle-deg", self.angle_deg, "0 to 45")
-        _require(0 <= self.shift_slices <= 3, "shift-slices", self.shift_slices, "0 to 3, the volume's spare slices")
-        _require(0 <= self.scale < 1, "scale", self.scale, "0 to below 1")
-        _require(0 <= self.flip <= 1, "flip", self.flip, "a probability")
-        for name in ("shift_rows_px", "shift_columns_px", "intensity"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(0 <= self.angle_deg <= 45, "views.angle_deg", self.angle_deg, "0 to 45")
+        _require(
+            0 <= self.shift_slices <= 3, "views.shift_slices", self.shift_slices, "0 to 3, the volume's spare slices"
+        )
+        _require(0 <= self.scale <= 0.5, "views.scale", self.scale, "0 to 0.5")
+        _require(0 <= self.flip <= 1, "views.flip", self.flip, "a probability")
+        _require(0 <= self.shift_rows_px <= 96, "views.shift_rows_px", self.shift_rows_px, "0 to 96, half the volume")
+        _require(0 <= self.shift_columns_px <= 160, "views.shift_columns_px", self.shift_columns_px, "0 to 160")
+        _require(0 <= self.intensity <= 1, "views.intensity", self.intensity, "0 to 1")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Config:
     batch_size: int = 256
     """Discs a step, over all devices."""
     epochs: int = 1000
-    """Passes over the training discs at the most."""
+    """Passes over the training discs, in whole batches, at the most."""
     learning_rate: float = 1e-3
     """At the start."""
     momentum: float = 0.9
@@ -106,10 +108,14 @@ class Config:
         for name in ("dropout", "momentum"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         _require(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")
-        for name in ("weight_decay", "num_decays", "workers", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("weight_decay", "num_decays", "workers"):
+            _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        for name, weight in self.task_weights:
+            _require(0 <= weight < float("inf"), "task_weights", f"{name} {weight}", "weights of 0 or more")
 
     def model_branch_point(self) -> str | None:
+        """The branch point as `SpineNet` has it."""
         return None if self.branch_point == "none" else self.branch_point
 
 
@@ -132,9 +138,6 @@ PRESETS = {
 }
 """Name → (what it is for, the options)."""
 
-FILE = "config.json"
-"""A run's options, in its folder."""
-
 CHANGEABLE_ON_RESUME = ("epochs", "workers", "tensorboard")
 """Options that may differ when a run goes on: none of them changes what a step computes."""
 
@@ -155,27 +158,9 @@ def load(path: Path) -> Config:
         raise SpinejaxError(f"{path}: missing, so its folder is not a run. `python train.py` makes one.")
     try:
         return pydantic.TypeAdapter(Config).validate_json(path.read_bytes())
+    except SpinejaxError as error:
+        raise SpinejaxError(f"{path}: {error}") from error
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
         option = ".".join(map(str, fault["loc"])) or "the file"
         raise SpinejaxError(f"{path}: {option}: {fault['msg']}.") from error
-
-
-def settle(config: Config, run: Path) -> None:
-    """Write a new run's options into its folder, or hold those of a run that goes on against what it began with.
-
-    Raises:
-        SpinejaxError: an option differs that changes what a step computes.
-    """
-    path = run / FILE
-    if path.is_file():
-        before = load(path)
-        changed = [
-            f"{f.name} was {getattr(before, f.name)}, now {getattr(config, f.name)}"
-            for f in dataclasses.fields(Config)
-            if f.name not in CHANGEABLE_ON_RESUME and getattr(before, f.name) != getattr(config, f.name)
-        ]
-        if changed:
-            raise SpinejaxError(f"{run} holds a run of other options ({'; '.join(changed)}). Choose another --workdir.")
-    run.mkdir(parents=True, exist_ok=True)
-    save(config, path)

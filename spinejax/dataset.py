@@ -10,23 +10,26 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
+import pydantic
+from typing_extensions import TypedDict
 
 from spinejax import tasks as task_tables
 from spinejax.errors import SpinejaxError
 from spinejax.shards import (
     MANIFEST,
-    MASK_DTYPES,
-    SCHEMA_VERSION,
     SPLITS,
     VOLUME_DTYPES,
     VOLUME_SHAPE,
     WINDOW_SHAPE,
+    central_window,
     check_geometry,
     check_labels,
     columns,
+    mean_of_slices,
     refuse_shared_patients,
     sha256_of,
 )
@@ -129,6 +132,12 @@ class DataSet:
         # Worker processes open the files for themselves: an HDF5 handle must not cross a fork or a pickle.
         return self.__dict__ | {"_files": {}}
 
+    @property
+    def digest(self) -> str:
+        """What tells this data set from any other: one sha256 over its task table and its files' digests."""
+        content = [self.manifest["tasks"], [entry["sha256"] for entry in self.manifest["files"]]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
     def rows(self, split: str) -> np.ndarray:
         """int[M]. Positions of a split's discs.
 
@@ -195,25 +204,58 @@ def _read_manifest(folder: Path) -> dict:
             f"{folder}: no {MANIFEST} there, so this is not a data set. `python -m data_prep` makes one."
         )
     try:
-        manifest = json.loads(path.read_text())
-        version = manifest["schema_version"]
-        names = [entry["name"] for entry in manifest["files"]]
-        counts = [int(entry["discs"]) for entry in manifest["files"]]
-        mean = np.asarray(manifest["slice_mean"], np.float32)
-        masks, tasks = set(manifest["masks"]), manifest["tasks"]
-        complete = all(isinstance(entry["sha256"], str) for entry in manifest["files"])
-        complete &= all({"discs", "grades"} <= set(manifest["splits"][split]) for split in SPLITS)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SpinejaxError(f"{path}: damaged ({error!r}). Make the data set again.") from error
-    if version != SCHEMA_VERSION:
-        raise SpinejaxError(f"{path}: schema version {version}, this spinejax reads {SCHEMA_VERSION}. Make it again.")
-    # A manifest names files of its own folder only: a path in it could lead a reader anywhere.
-    safe = all(isinstance(name, str) and Path(name).name == name for name in names)
-    if not names or not safe or len(set(names)) < len(names) or min(counts) < 0 or not complete:
-        raise SpinejaxError(f"{path}: its list of files is damaged or leads outside the folder.")
-    if mean.shape != WINDOW_SHAPE[2:] or not np.isfinite(mean).all() or not masks <= set(MASK_DTYPES) or not tasks:
-        raise SpinejaxError(f"{path}: slice means, masks or tasks are damaged. Make the data set again.")
-    return manifest
+        manifest = pydantic.TypeAdapter(_Manifest).validate_json(path.read_bytes(), strict=True)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise SpinejaxError(f"{path}: damaged: {where}: {fault['msg']}. Make the data set again.") from error
+    names = [entry["name"] for entry in manifest["files"]]
+    if len(set(names)) < len(names):
+        raise SpinejaxError(f"{path}: damaged: it lists a file twice. Make the data set again.")
+    return dict(manifest)
+
+
+_Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
+# A manifest names files of its own folder only: a path in it could lead a reader anywhere.
+_FileName = Annotated[str, pydantic.Field(pattern=r"^discs-\d{5}-of-\d{5}\.h5$")]
+_Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class _File(TypedDict):
+    name: _FileName
+    discs: _Count
+    bytes: _Count
+    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Split(TypedDict):
+    patients: _Count
+    discs: _Count
+    grades: dict[str, list[_Count]]
+
+
+class _Splits(TypedDict):
+    train: _Split
+    validation: _Split
+    test: _Split
+
+
+class _Task(TypedDict):
+    name: str
+    grades: list[str]
+
+
+class _Manifest(TypedDict):
+    """`manifest.json`, as `shards.write_manifest` writes it."""
+
+    schema_version: Literal[1]
+    tasks: Annotated[list[_Task], pydantic.Field(min_length=1)]
+    levels: list[str]
+    masks: list[Literal["region", "lesion"]]
+    preprocessing: dict[str, Any]
+    splits: _Splits
+    slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
+    files: Annotated[list[_File], pydantic.Field(min_length=1)]
 
 
 # Verifying -----------------------------------------------------------------------------------------------------------
@@ -237,30 +279,38 @@ def verify(folder: str | Path) -> list[str]:
         if count > 1:
             faults.append(f"scan {key[0]}: level {key[1]} is there {count} times.")
     splits_of_image: dict[bytes, str] = {}
+    slice_sum, all_read = np.zeros(WINDOW_SHAPE[2], np.int64), True
     for row in range(len(data)):
+        where = f"row {row} (scan {data.scan[row]}, {data.level[row]})"
         try:
             volume = data.volume(row)
             for name in data.masks:
                 data.mask(name, row)
         except SpinejaxError as error:
-            faults.append(f"row {row}: {error}")
+            faults.append(f"{where}: {error}")
+            all_read = False
             continue
         first, stop = data.slices[row]
         if volume[:, :, :first].any() or volume[:, :, stop:].any():
-            faults.append(f"row {row} (scan {data.scan[row]}, {data.level[row]}): voxels outside the valid slices.")
+            faults.append(f"{where}: voxels outside the valid slices.")
         digest = hashlib.blake2b(volume.tobytes(), digest_size=16).digest()
         if splits_of_image.setdefault(digest, data.split[row]) != data.split[row]:
-            faults.append(f"row {row} (scan {data.scan[row]}, {data.level[row]}): the same image is in another split.")
-    for split, counts in data.manifest["splits"].items():
-        found = _count_grades(data, split)
-        if counts["discs"] != np.sum(data.split == split) or counts["grades"] != found:
+            faults.append(f"{where}: the same image is in another split.")
+        if data.split[row] == "train":
+            slice_sum += central_window(volume).sum((0, 1), dtype=np.int64)
+    for split in SPLITS:
+        if data.manifest["splits"][split] != _count(data, split):
             faults.append(f"split {split}: the manifest's counts are not those of the shards.")
+    slice_mean = mean_of_slices(slice_sum, int(np.sum(data.split == "train")))
+    if all_read and not np.allclose(data.slice_mean, slice_mean, atol=1e-6):
+        faults.append("the manifest's slice means are not those of the training discs.")
     return faults
 
 
-def _count_grades(data: DataSet, split: str) -> dict[str, list[int]]:
-    labels = data.labels[data.split == split]
-    return {
-        task.name: [int(np.sum(labels[:, column] == grade)) for grade in range(task.num_grades)]
+def _count(data: DataSet, split: str) -> dict:
+    inside = data.split == split
+    grades = {
+        task.name: [int(np.sum(data.labels[inside, column] == grade)) for grade in range(task.num_grades)]
         for column, task in enumerate(data.tasks)
     }
+    return {"patients": len(set(data.patient[inside])), "discs": int(inside.sum()), "grades": grades}

@@ -11,7 +11,7 @@ from spinejax.errors import SpinejaxError
 DATA_AXIS = "data"
 
 
-def start() -> None:
+def keep_compiled() -> None:
     """Keep compiled programs between runs, so that only a first run waits for them. Call before computing."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser("~/.cache/spinejax/compiled")
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -25,7 +25,7 @@ def make_mesh() -> Mesh:
 
 def check_batch(batch_size: int, mesh: Mesh, option: str) -> None:
     """Raises SpinejaxError unless a batch splits evenly over the mesh."""
-    if batch_size % mesh.size:
+    if batch_size < 1 or batch_size % mesh.size:
         raise SpinejaxError(f"Option {option} is {batch_size}: expected a multiple of the {mesh.size} devices.")
 
 

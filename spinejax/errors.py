@@ -1,4 +1,7 @@
-"""The one exception type for everything that a user can mend."""
+"""The one exception type for everything that a user can mend, and how a command ends."""
+
+import sys
+from collections.abc import Callable
 
 
 class SpinejaxError(Exception):
@@ -7,3 +10,22 @@ class SpinejaxError(Exception):
     Its message is one sentence or two: which file or argument, what was found there, what was expected, what to do.
     The commands print it without a traceback and exit with status 2; any other exception is a fault of ours.
     """
+
+
+def status_of(command: Callable[[], int | None]) -> int:
+    """Run a command and give its exit status: 0 done, 2 the user can mend it, 130 interrupted.
+
+    What the user can mend, and what the system refuses (a full disk, a folder that may not be written), is one line on
+    the standard error. Anything else is a fault of ours: its traceback is shown, and the status is 1.
+    """
+    try:
+        return command() or 0
+    except SpinejaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing half-written stands under its name.", file=sys.stderr)
+        return 130
+    return 2

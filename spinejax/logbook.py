@@ -5,13 +5,30 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pydantic
 import rich.console
 import rich.progress
+from typing_extensions import TypedDict
 
 from spinejax.errors import SpinejaxError
 from spinejax.shards import write_atomically
 
 LOG = "log.jsonl"
+
+
+class _Entry(TypedDict):
+    """What the library itself reads of an entry; it holds more figures."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]
+
+    step: int
+    epoch: int
+    loss: float
+    validation_error: float
+    learning_rate: float
+
+
+_ENTRY = pydantic.TypeAdapter(_Entry)
 
 
 class Log:
@@ -46,14 +63,14 @@ class Log:
 
 def read(path: Path) -> list[dict]:
     """The entries of a log, oldest first. A last line that a kill cut short is left out."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    entries = []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    entries: list[dict] = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except ValueError as error:
+            entries.append(dict(_ENTRY.validate_json(line)))
+        except pydantic.ValidationError as error:
             if number < len(lines):
-                raise SpinejaxError(f"{path}: line {number} is not JSON. Delete that line.") from error
+                raise SpinejaxError(f"{path}: line {number} is no entry of a log. Delete that line.") from error
     return entries
 
 

@@ -36,8 +36,8 @@ class TaskResult:
     Args:
         task: the task.
         n: labelled discs.
-        estimates: statistic's name → estimate. `mean_per_class_accuracy`, `kappa`, `matthews`, `auc`; for more than
-            two grades also `within_one` and `normal_abnormal_accuracy`.
+        estimates: statistic's name → estimate. `mean_per_class_accuracy`, `kappa`, `matthews`, `auc`,
+            `normal_abnormal_accuracy`; for more than two grades also `within_one`.
         recalls: a grade's accuracy, one Estimate a grade.
         grade_n: labelled discs of each grade.
         confusion: int64[C, C].
@@ -99,6 +99,7 @@ def kappa(confusion: np.ndarray) -> np.ndarray:
 
 def matthews(confusion: np.ndarray) -> np.ndarray:
     """Matthews' correlation for any number of grades (Gorodkin, 2004), as `sklearn.metrics.matthews_corrcoef`."""
+    confusion = np.asarray(confusion, np.float64)  # products of four counts pass 2⁶³ from some 50,000 discs on
     labelled, predicted = confusion.sum(-1), confusion.sum(-2)
     total = confusion.sum((-2, -1))
     right = np.trace(confusion, axis1=-2, axis2=-1)
@@ -198,9 +199,10 @@ def evaluate_task(
         "mean_per_class_accuracy": mean_per_class_accuracy,
         "kappa": kappa,
         "matthews": matthews,
+        "normal_abnormal_accuracy": normal_abnormal_accuracy,
     }
     if task.num_grades > 2:
-        statistics |= {"within_one": within_one, "normal_abnormal_accuracy": normal_abnormal_accuracy}
+        statistics["within_one"] = within_one
     estimates = {name: _estimate(statistic(confusions)) for name, statistic in statistics.items()}
     patient_of_disc = np.unique(patients, return_inverse=True)[1]
     chunks = np.array_split(draws, max(1, draws.shape[0] * len(labels) // 10_000_000))  # bounds the memory

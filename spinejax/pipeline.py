@@ -6,10 +6,11 @@ Evaluation order is the split's own, padded to whole batches with discs marked a
 the same number of steps.
 """
 
+import contextlib
 import ctypes
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import absl.flags
 import grain
@@ -39,7 +40,7 @@ def train_batches(
     host: int = 0,
     num_hosts: int = 1,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This host's part of every global batch from `step` on, without end.
 
     Args:
@@ -61,7 +62,7 @@ def train_batches(
 
 def eval_batches(
     data: DataSet, rows: np.ndarray, columns: list[int], *, batch_size: int, host: int = 0, num_hosts: int = 1
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This host's part of the given rows in order, each once, padded with discs that are not `valid`.
 
     Args:
@@ -99,14 +100,15 @@ class _Reader:
         }
 
 
-def _read(batches: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def _read(batches: grain.MapDataset, workers: int) -> Generator[Batch]:
     options = grain.ReadOptions(num_threads=NUM_BATCHES_AHEAD, prefetch_buffer_size=NUM_BATCHES_AHEAD)
     ahead = batches.to_iter_dataset(options)
     if workers:
         # Grain's workers parse absl's flags, which nobody did in a program that has none.
         absl.flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_die_with_parent)
-    return iter(ahead)
+    with contextlib.closing(iter(ahead)) as batches_ahead:  # ends threads and processes with the generator
+        yield from batches_ahead
 
 
 def _die_with_parent(worker: int, num_workers: int) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -57,7 +58,7 @@ def agreement_table(results: Sequence[TaskResult]) -> Table:
         found = result.estimates
         table.add_row(
             result.task.name,
-            *(f"{found[name].value:.2f}" for name in ("kappa", "matthews", "auc")),
+            *(_number(found[name]) for name in ("kappa", "matthews", "auc")),
             *(percent(found[name]) if name in found else "–" for name in ("within_one", "normal_abnormal_accuracy")),
         )
     return table
@@ -82,11 +83,20 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def write_results(path: Path, split: str, num_views: int, results: Sequence[TaskResult]) -> None:
-    """Write `results.json`; fractions in [0, 1], null where a statistic is not defined."""
+def _number(estimate: Estimate) -> str:
+    return "–" if np.isnan(estimate.value) else f"{estimate.value:.2f}"
+
+
+def write_results(path: Path, about: Mapping[str, Any], results: Sequence[TaskResult]) -> None:
+    """Write `results.json`; fractions in [0, 1], null where a statistic is not defined.
+
+    Args:
+        path: the file.
+        about: what was evaluated and how: `split`, `num_views` and more, JSON values.
+        results: the tasks' figures.
+    """
     content = {
-        "split": split,
-        "num_views": num_views,
+        **about,
         "tasks": {result.task.name: result.to_json() for result in results},
         "note": RESEARCH_ONLY,
     }

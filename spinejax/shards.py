@@ -193,7 +193,6 @@ def write_manifest(
     if not discs:
         raise SpinejaxError(f"{folder}: no disc was found in any scan, so there is no data set to write.")
     refuse_shared_patients(patients, folder)
-    pixels = max(discs["train"], 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1]
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "tasks": task_tables.to_json(tasks),
@@ -208,7 +207,7 @@ def write_manifest(
             }
             for split in SPLITS
         },
-        "slice_mean": (np.sum([s.slice_sum for s in summaries], axis=0) / (pixels * INTENSITY_ONE)).tolist(),
+        "slice_mean": mean_of_slices(np.sum([s.slice_sum for s in summaries], axis=0), discs["train"]).tolist(),
         "files": [
             {"name": s.file, "discs": s.num_discs, "bytes": s.bytes, "sha256": s.sha256}
             for s in sorted(summaries, key=lambda s: s.file)
@@ -217,6 +216,11 @@ def write_manifest(
     text = json.dumps(manifest, indent=1) + "\n"
     write_atomically(folder / MANIFEST, lambda path: path.write_text(text))
     return manifest
+
+
+def mean_of_slices(slice_sum: np.ndarray, num_discs: int) -> np.ndarray:
+    """float64[9]. The mean intensity of each slice, from the sums over that many discs' stored windows."""
+    return slice_sum / (max(num_discs, 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1] * INTENSITY_ONE)
 
 
 def sha256_of(path: Path) -> str:

@@ -40,6 +40,7 @@ class Task:
 
     @property
     def num_grades(self) -> int:
+        """C, the size of the task's softmax."""
         return len(self.grades)
 
 

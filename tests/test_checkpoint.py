@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     states = {}
     for seed, error in ((1, 0.4), (2, 0.3), (3, 0.35)):
         model, states[10 * seed] = state_on_eight_devices(seed)
-        checkpoint.save(checkpoints, states[10 * seed], model, error)
+        checkpoint.save(checkpoints, states[10 * seed], model, data_digest="abc", error=error)
     checkpoints.close()
     checkpoint.export(folder)
     return folder, model, states
@@ -49,6 +49,11 @@ def run(tmp_path_factory):
 
 def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, devices.to_host(one), devices.to_host(other))
+
+
+def restored(checkpoints, step, tasks=TASKS, config=CONFIG, data_digest="abc"):
+    model, template = state_on_eight_devices(0, tasks, config)
+    return checkpoint.restore(checkpoints, template, step, model=model, data_digest=data_digest)
 
 
 def damage(folder):
@@ -66,8 +71,7 @@ def test_the_latest_and_the_best_are_kept_and_come_back_to_the_bit(run):
     assert checkpoints.latest_step() == 30
     assert checkpoint.best_step(folder) == 20
     for step in (20, 30):
-        _, template = state_on_eight_devices(0)
-        same(checkpoint.restore(checkpoints, template, step), states[step])
+        same(restored(checkpoints, step), states[step])
 
 
 def test_load_gives_the_best_steps_network(run):
@@ -84,10 +88,9 @@ def test_load_gives_the_best_steps_network(run):
 def test_one_flipped_bit_is_found_and_the_way_back_is_named(run, tmp_path, item):
     copy = shutil.copytree(run[0], tmp_path / "run")
     damage(copy / "checkpoints" / "30" / item)
-    _, template = state_on_eight_devices(0)
     checkpoints = checkpoint.open_checkpoints(copy, read_only=True)
     with pytest.raises(SpinejaxError, match=r"30.*go back to the other saved step"):
-        checkpoint.restore(checkpoints, template, 30)
+        restored(checkpoints, 30)
 
 
 def test_a_missing_file_is_found(run, tmp_path):
@@ -99,12 +102,56 @@ def test_a_missing_file_is_found(run, tmp_path):
         spinejax.load(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"version": 99}', "[]"])
+@pytest.mark.parametrize("text", ["", "{", '{"version": 99}', "[]", None])
 def test_a_damaged_record_is_refused(run, tmp_path, text):
     copy = shutil.copytree(run[0] / "export", tmp_path / "export")
-    (copy / "record" / "metadata").write_text(text)
+    path = copy / "record" / "metadata"
+    path.unlink() if text is None else path.write_text(text)
     with pytest.raises(SpinejaxError, match="record"):
         spinejax.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"model": None}, "model"),
+        ({"model": {"width": 0.05}}, "another network or task table: params/head_brightness/fc6/bias"),
+        ({"model": {"dtype": "evil"}}, "model.dtype"),
+        ({"model": {"width": 1e9}}, "model.width"),
+        ({"tasks": [{"name": "brightness"}]}, "Task table"),
+        ({"sha256": 3}, "sha256"),
+        ({"error": "low"}, "error"),
+    ],
+)
+def test_an_edited_record_is_refused(run, tmp_path, changes, fault):
+    copy = shutil.copytree(run[0] / "export", tmp_path / "export")
+    path = copy / "record" / "metadata"
+    record = json.loads(path.read_text())
+    for name, change in changes.items():
+        record[name] = record[name] | change if isinstance(change, dict) else change
+    path.write_text(json.dumps(record))
+    with pytest.raises(SpinejaxError, match=fault):
+        spinejax.load(copy)
+
+
+def test_a_run_goes_on_with_its_own_data_and_tasks_only(run):
+    checkpoints = checkpoint.open_checkpoints(run[0], read_only=True)
+    with pytest.raises(SpinejaxError, match="another data set"):
+        restored(checkpoints, 30, data_digest="abd")
+    swapped = (TASKS[0], Task("side", ("back", "front")))
+    with pytest.raises(SpinejaxError, match="another task table"):
+        restored(checkpoints, 30, tasks=swapped)
+
+
+def test_a_run_goes_on_with_its_own_options_only(tmp_path):
+    checkpoint.settle(Config(), tmp_path)
+    checkpoint.settle(Config(epochs=2000, workers=3), tmp_path)  # neither changes what a step computes
+    with pytest.raises(SpinejaxError, match=r"width was 1.0, now 0.5"):
+        checkpoint.settle(Config(width=0.5), tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoints" / "7" / "record").mkdir(parents=True)
+    with pytest.raises(SpinejaxError, match=r"config\.json is missing"):
+        checkpoint.settle(Config(), tmp_path)
 
 
 def test_a_record_that_lacks_an_array_is_refused(run, tmp_path):
@@ -127,9 +174,8 @@ def test_a_record_that_lacks_an_array_is_refused(run, tmp_path):
 )
 def test_a_checkpoint_of_another_network_is_refused(run, tasks, config, difference):
     checkpoints = checkpoint.open_checkpoints(run[0], read_only=True)
-    _, template = state_on_eight_devices(0, tasks, config)
     with pytest.raises(SpinejaxError, match=difference):
-        checkpoint.restore(checkpoints, template, 30)
+        restored(checkpoints, 30, tasks, config)
 
 
 def test_no_checkpoint_is_said_so(tmp_path):

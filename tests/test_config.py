@@ -30,11 +30,11 @@ def test_options_come_back_from_json(tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"batch_size": 0}, "config.json: Option --batch-size is 0"),
         ({"batch_size": "many"}, "batch_size"),
         ({"dropout": 1.0}, "--dropout is 1.0"),
         ({"surprise": 1}, "surprise"),
-        ({"views": {"angle_deg": 200}}, "--angle-deg is 200"),
+        ({"views": {"angle_deg": 200}}, "config.json: Option --views.angle-deg is 200"),
         ({"branch_point": "conv9"}, "branch_point"),
     ],
 )
@@ -54,16 +54,26 @@ def test_a_missing_or_broken_file_is_said_so(tmp_path):
         config.load(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("changes", [{"width": 0.0}, {"epochs": 0}, {"plateau_factor": 1.0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 0.0},
+        {"epochs": 0},
+        {"plateau_factor": 1.0},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"task_weights": (("side", float("nan")),)},
+        {"task_weights": (("side", -1.0),)},
+    ],
+)
 def test_options_out_of_range_are_refused(changes):
     with pytest.raises(SpinejaxError, match="expected"):
         Config(**changes)
-    with pytest.raises(SpinejaxError, match="spare slices"):
-        ViewRanges(shift_slices=4)
 
 
-def test_a_run_goes_on_with_its_own_options_only(tmp_path):
-    config.settle(Config(), tmp_path)
-    config.settle(Config(epochs=2000, workers=3), tmp_path)  # neither changes what a step computes
-    with pytest.raises(SpinejaxError, match=r"width was 1.0, now 0.5"):
-        config.settle(Config(width=0.5), tmp_path)
+@pytest.mark.parametrize(
+    "ranges", [{"shift_slices": 4}, {"scale": 0.9}, {"shift_rows_px": float("inf")}, {"angle_deg": 60}]
+)
+def test_views_that_would_leave_the_volume_are_refused(ranges):
+    with pytest.raises(SpinejaxError, match="--views"):
+        ViewRanges(**ranges)

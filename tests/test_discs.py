@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 
@@ -215,11 +213,3 @@ def test_mirrored_front_and_back_is_refused():
     bodies = [VertebralBody(b.name, b.corners[[1, 0, 3, 2]], b.slices) for b in true_bodies(spine)]
     with pytest.raises(SpinejaxError, match="top to bottom"):
         extract_discs(spine.scan, bodies)
-
-
-def test_six_discs_are_cut_fast():
-    spine = block_spine(spacing_mm=(0.47, 0.47, 1.8), num_slices=15, num_bodies=6)
-    bodies = true_bodies(spine)
-    start = time.perf_counter()
-    assert len(extract_discs(spine.scan, bodies)) == 6
-    assert time.perf_counter() - start < 2  # it takes 0.15 s; the margin is for a busy machine

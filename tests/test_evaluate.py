@@ -14,7 +14,7 @@ import pytest
 
 import evaluate
 import spinejax
-from spinejax import checkpoint, devices, metrics, training
+from spinejax import checkpoint, devices, metrics, report, training
 from spinejax.config import Config
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
-    monkeypatch.setattr(devices, "start", lambda: None)
+    monkeypatch.setattr(devices, "keep_compiled", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def run(tmp_path_factory):
     model = training.make_model(options, TASKS)
     state = training.init(jax.random.key(0), model, options, np.full(9, 0.3, np.float32))
     checkpoints = checkpoint.open_checkpoints(folder)
-    checkpoint.save(checkpoints, devices.put_replicated(state, devices.make_mesh()), model, 0.5)
+    checkpoint.save(
+        checkpoints, devices.put_replicated(state, devices.make_mesh()), model, data_digest="abc", error=0.5
+    )
     checkpoints.close()
     checkpoint.export(folder)
     return folder
@@ -52,13 +54,15 @@ def grade(run, data, out, **options):
 
 def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, capsys):
     results, predictions = grade(run, tiny, tmp_path, tta=True)
-    assert (results["split"], results["num_views"]) == ("test", 54)
+    assert (results["split"], results["num_views"], results["average"]) == ("test", 54, "probabilities")
+    assert results["trained_on_this_data"] is False
     assert set(results["tasks"]) == {"brightness", "side"}
     brightness = results["tasks"]["brightness"]
     assert set(brightness["mean_per_class_accuracy"]) == {"value", "low", "high"}
     assert 0 <= brightness["mean_per_class_accuracy"]["value"] <= 1
     assert {"n", "kappa", "matthews", "auc", "within_one", "normal_abnormal_accuracy", "per_class"} <= set(brightness)
     assert "within_one" not in results["tasks"]["side"]
+    assert "normal_abnormal_accuracy" in results["tasks"]["side"]
     assert np.sum(brightness["confusion"]) == brightness["n"] == 6
     assert len(predictions) == 6
     data = DataSet(tiny)
@@ -122,6 +126,7 @@ def test_a_data_set_of_other_tasks_is_matched_by_name(run, tiny):
         ({"split": "validation"}, "no disc in split 'validation'"),
         ({"checkpoint": Path("nowhere")}, "no checkpoint there"),
         ({"data": Path("nowhere")}, "no manifest.json"),
+        ({"batch_size": 0}, "--batch-size is 0"),
     ],
 )
 def test_what_is_missing_is_named(run, tmp_path, changes, fault):
@@ -142,6 +147,24 @@ def test_the_command_exits_with_status_2_and_one_line(tiny):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.strip().count("\n") == 0
+
+
+def test_results_land_in_the_run_or_where_they_are_told(run, tiny):
+    evaluate.main(evaluate.Arguments(checkpoint=run, data=tiny, batch_size=8))
+    assert (run / "evaluation-test-1-view" / "results.json").is_file()
+    with pytest.raises(SpinejaxError, match="not a whole run: say with --out"):
+        evaluate.main(evaluate.Arguments(checkpoint=run / "export", data=tiny, batch_size=8))
+
+
+def test_published_figures_stand_beside_tasks_of_the_same_grades_only():
+    def row(task):
+        labels = np.arange(20) % task.num_grades
+        result = metrics.evaluate_task(task, labels, np.eye(task.num_grades)[labels], np.arange(20), num_resamples=5)
+        table = report.accuracy_table([result], "conv5")
+        return [next(column.cells) for column in table.columns]
+
+    assert row(Task("narrowing", ("1", "2", "3", "4")))[-2:] == ["73.9 ± 0.7", "72.0"]
+    assert row(Task("narrowing", ("absent", "present")))[-2:] == ["–", "–"]
 
 
 def snippets():

@@ -35,15 +35,21 @@ def test_statistics_equal_scikit_learn(task):
             labels, probabilities if task is GRADES else probabilities[:, 1], multi_class="ovr"
         ),
     }
+    expected["normal_abnormal_accuracy"] = np.mean((labels == 0) == (grades == 0))
     if task is GRADES:
         expected["within_one"] = np.mean(np.abs(labels - grades) <= 1)
-        expected["normal_abnormal_accuracy"] = np.mean((labels == 0) == (grades == 0))
     assert set(result.estimates) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(result.estimates[name].value, value, rtol=1e-12, err_msg=name)
     np.testing.assert_array_equal(result.confusion, sklearn_metrics.confusion_matrix(labels, grades))
     recalls = sklearn_metrics.recall_score(labels, grades, average=None)
     np.testing.assert_allclose([recall.value for recall in result.recalls], recalls)
+
+
+def test_a_hundred_thousand_discs_overflow_nothing():
+    few, many = np.array([[40, 10], [5, 45]]), np.array([[40, 10], [5, 45]]) * 1_000_000
+    for statistic in (metrics.matthews, metrics.kappa, metrics.mean_per_class_accuracy):
+        np.testing.assert_allclose(statistic(many), statistic(few), rtol=1e-12)
 
 
 def test_weighted_auc_equals_scikit_learn_with_ties():

@@ -276,7 +276,7 @@ def test_a_linear_model_on_mean_signals_fails(patients, signals):
         labels = np.array([p.grades[level][task.name] for p in patients for level in DRAWN_LEVELS])
         accuracy[task.name] = linear_accuracy(features, labels, patients)
     lesions = [accuracy[task.name] for task in PAPER_TASKS[2:]]
-    assert np.mean(lesions) < 0.65, accuracy
-    assert max(lesions) < 0.70, accuracy
+    assert np.mean(lesions) < 0.70, accuracy
+    assert max(lesions) < 0.75, accuracy
     assert accuracy["pfirrmann"] < 0.80, accuracy
     assert accuracy["narrowing"] < 0.65, accuracy

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 import shutil
 
 import h5py
@@ -134,8 +135,8 @@ def test_set_without_masks(tmp_path):
 
 def test_pickled_data_set_opens_its_own_files(made):
     data = DataSet(made)
-    data.volume(0)
-    assert data.__getstate__()["_files"] == {}
+    volume = data.volume(0)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).volume(0), volume)
 
 
 def test_central_window_is_the_middle():
@@ -298,7 +299,7 @@ def test_flipped_byte_is_found(folder):
     faults = verify(folder)
     assert len(faults) == 2
     assert "sha256" in faults[0]
-    assert faults[1].startswith("row 1: ")
+    assert faults[1].startswith("row 1 (scan scana, L5-S1): ")
 
 
 def test_missing_shard_is_refused(folder):
@@ -307,26 +308,26 @@ def test_missing_shard_is_refused(folder):
         DataSet(folder)
 
 
-def entry(name="discs-00000-of-00002.h5", discs=2, sha256=""):
+def entry(name="discs-00000-of-00002.h5", discs=2, sha256="0" * 64):
     return {"name": name, "discs": discs, "bytes": 0, "sha256": sha256}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema version 2, this spinejax reads 1"),
-        ({"files": []}, "list of files"),
-        ({"files": [entry("../discs.h5")]}, "leads outside"),
-        ({"files": [entry("/etc/passwd")]}, "leads outside"),
-        ({"files": [entry("..")]}, "missing"),
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"files": []}, "damaged: files"),
+        ({"files": [entry("../discs.h5")]}, "damaged: files.0.name"),
+        ({"files": [entry("/etc/passwd")]}, "damaged: files.0.name"),
+        ({"files": [entry("discs-00007-of-00008.h5")]}, "missing"),
         ({"files": [entry(7)]}, "damaged"),
         ({"files": [entry(discs=3)]}, "expected"),
         ({"files": [entry(discs=-2)]}, "damaged"),
         ({"files": [entry(sha256=None)]}, "damaged"),
         ({"files": [entry()] * 2}, "damaged"),
         ({"files": None}, "damaged"),
-        ({"slice_mean": [0.5] * 8}, "slice means"),
-        ({"slice_mean": [float("nan")] * 9}, "slice means"),
+        ({"slice_mean": [0.5] * 8}, "damaged: slice_mean"),
+        ({"slice_mean": [float("nan")] * 9}, "damaged: slice_mean.0"),
         ({"slice_mean": None}, "damaged"),
         ({"masks": ["region"]}, "holds .*lesion.*; expected"),
         ({"masks": ["evil"]}, "damaged"),
@@ -334,6 +335,8 @@ def entry(name="discs-00000-of-00002.h5", discs=2, sha256=""):
         ({"tasks": []}, "damaged"),
         ({"tasks": [{"name": "pfirrmann", "grades": ["1", "2"]}]}, "labels is"),
         ({"tasks": 7}, "damaged|Task table"),
+        ({"files": [entry(discs="18")]}, "damaged: files.0.discs"),
+        ({"files": [entry(discs=float("inf"))]}, "damaged: files.0.discs"),
         ({"splits": None}, "damaged"),
         ({"splits": {"train": {}, "validation": {}, "test": {}}}, "damaged"),
     ],
@@ -373,14 +376,15 @@ def test_verify_reports_each_fault(tmp_path):
     )
     splits = json.loads((folder / MANIFEST).read_text())["splits"]
     splits["train"]["discs"] = 7
-    edit_manifest(folder, splits=splits)
+    edit_manifest(folder, splits=splits, slice_mean=[0.9] * 9)
     faults = "\n".join(verify(folder))
-    assert len(faults.splitlines()) == 4
+    assert len(faults.splitlines()) == 5
     for expected in (
         "scan scana: level L5-S1 is there 2 times",
         "row 2 (scan scanc, L5-S1): voxels outside the valid slices",
         "row 4 (scan scand, L5-S1): the same image is in another split",
         "split train: the manifest's counts",
+        "the manifest's slice means are not those of the training discs",
     ):
         assert expected in faults
 

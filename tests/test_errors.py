@@ -1,0 +1,35 @@
+"""How a command ends: what the user can mend is one line and status 2, and only our own faults show a traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from spinejax.errors import SpinejaxError, status_of
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 2, 2, ""),
+        (raising(SpinejaxError("shard.h5: truncated.")), 2, "error: shard.h5: truncated.\n"),
+        (raising(OSError(28, "No space left on device", "out/x")), 2, "error: out/x: No space left on device\n"),
+        (lambda: Path("README.md/x").read_text(), 2, "error: README.md/x: Not a directory\n"),
+        (raising(KeyboardInterrupt()), 130, "Interrupted. Nothing half-written stands under its name.\n"),
+    ],
+)
+def test_status_and_message(command, status, said, capsys):
+    assert status_of(command) == status
+    assert capsys.readouterr().err == said
+
+
+def test_our_own_faults_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        status_of(lambda: 1 // 0)
