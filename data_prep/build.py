@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data_prep.discs import DiscVolume
+from data_prep.scan import NotSagittalError
 from spinejax.errors import SpinejaxError
 from spinejax.shards import MANIFEST, Disc, ShardSummary, shard_name, write_manifest, write_shard
 from spinejax.tasks import Task
@@ -151,6 +152,9 @@ def _discs(jobs: Iterable[Job], outcome: Outcome, strict: bool) -> Iterator[Disc
     for job in jobs:
         try:
             volumes, notes = job.cut()
+        except NotSagittalError as error:
+            outcome.notes.append(f"left out: {error}")
+            continue
         except SpinejaxError as error:
             if strict:
                 raise

@@ -20,7 +20,8 @@ import numpy as np
 from data_prep.build import Job
 from data_prep.discs import DiscVolume, extract_discs
 from data_prep.privacy import Pseudonyms
-from data_prep.scan import Scan, read_scan, require_same_grid
+from data_prep.read_mha import read_mha
+from data_prep.scan import Scan, require_same_grid
 from data_prep.splits import PAPER_FRACTIONS, split_patients
 from data_prep.vertebrae import bodies_from_spider_mask, body_labels
 from spinejax.errors import SpinejaxError
@@ -102,7 +103,7 @@ def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
     Raises:
         SpinejaxError: a file cannot be read, they do not share a grid, or no disc can be cut out.
     """
-    scan, labels = read_scan(image, np.float32), read_scan(mask, np.uint8)
+    scan, labels = read_mha(image, np.float32), read_mha(mask, np.uint8)
     labels = Scan(labels.voxels, labels.affine, f"mask of {labels.name}")
     require_same_grid(scan, labels)
     bodies, notes = bodies_from_spider_mask(labels)
