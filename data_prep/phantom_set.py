@@ -29,7 +29,15 @@ def phantom_jobs(num_patients: int, *, seed: int) -> list[Job]:
     labels = {f"p{patient:05d}": phantom_labels(seed, patient) for patient in range(num_patients)}
     splits = split_patients({name: levels.values() for name, levels in labels.items()}, seed=seed)
     return [
-        Job(name, name, name, splits[name], labels[name], partial(cut_phantom, seed, patient))
+        Job(
+            name,
+            name,
+            name,
+            splits[name],
+            labels[name],
+            partial(cut_phantom, seed, patient),
+            recipe=f"{seed} {patient}",
+        )
         for patient, name in enumerate(labels)
     ]
 

@@ -15,6 +15,7 @@ from data_prep.read_dicom import in_order, read_series
 from data_prep.read_mha import read_mha
 from data_prep.read_nifti import read_nifti
 from data_prep.scan import NotSagittalError, Scan, refuse_non_sagittal
+from data_prep.tables import some
 from spinejax.errors import SpinejaxError
 
 _READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
@@ -72,6 +73,11 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
+def volume_files(folder: Path) -> list[Path]:
+    """Every NIfTI and MetaImage file of a tree, sorted."""
+    return [path for path in _files([folder], ()) if suffix_of(path) in _READERS]
+
+
 def find_series(
     paths: Sequence[Path], *, weighting: str = "t2", patients_by: str = "name", exclude: Sequence[Path] = ()
 ) -> Found:
@@ -104,7 +110,7 @@ def find_series(
         else:
             others.append(path)
     if others:
-        found.left_out.append(f"{len(others)} files are no scans: {_some([path.name for path in others])}")
+        found.left_out.append(f"{len(others)} files are no scans: {some([path.name for path in others])}")
     for key in sorted(dicom):
         _take_dicom(key, dicom[key], found, weighting, patients_by)
     _refuse_one_key_twice(found.series)
@@ -202,7 +208,3 @@ def _refuse_one_key_twice(series: Sequence[Series]) -> None:
                 f"{one.files[0]} and {other.files[0]}: both are called {one.key!r}, so masks and labels cannot tell "
                 "them apart. Rename one, or give them in runs of their own."
             )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

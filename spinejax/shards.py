@@ -69,6 +69,7 @@ class ShardSummary:
     discs: Counter = field(default_factory=Counter)
     patients: dict[str, set] = field(default_factory=lambda: {split: set() for split in SPLITS})
     grades: Counter = field(default_factory=Counter)
+    images: set[tuple[str, str]] = field(default_factory=set)  # digest of a volume, and its split
     slice_sum: np.ndarray = field(default_factory=lambda: np.zeros(WINDOW_SHAPE[2], np.int64))
 
 
@@ -84,10 +85,14 @@ def write_atomically(path: Path, write) -> None:
     A reader finds the old file or the whole new one, whatever happens in between.
     """
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it would only be in the way
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
@@ -185,7 +190,7 @@ def write_manifest(
     """Write `manifest.json`, which makes the folder a data set, and return its contents.
 
     Raises:
-        SpinejaxError: no disc at all, or a patient in two splits.
+        SpinejaxError: no disc at all; a patient, or one and the same image, in two splits.
     """
     discs = sum((s.discs for s in summaries), Counter())
     grades = sum((s.grades for s in summaries), Counter())
@@ -193,6 +198,7 @@ def write_manifest(
     if not discs:
         raise SpinejaxError(f"{folder}: no disc was found in any scan, so there is no data set to write.")
     refuse_shared_patients(patients, folder)
+    _refuse_shared_images(summaries, folder)
     pixels = max(discs["train"], 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1]
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -268,8 +274,21 @@ def _check_disc(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> None
     check_geometry(np.asarray(disc.affine)[None], np.asarray(disc.slices)[None], where)
 
 
+def _refuse_shared_images(summaries: Sequence[ShardSummary], folder: Path) -> None:
+    """A patient who came under two names is in two splits by his image."""
+    split_of: dict[str, str] = {}
+    for summary in summaries:
+        for image, split in sorted(summary.images):
+            if split_of.setdefault(image, split) != split:
+                raise SpinejaxError(
+                    f"{folder}: one and the same image is in the splits {split_of[image]} and {split}: a patient or "
+                    "scan is there under two names. Leave one out."
+                )
+
+
 def _count(summary: ShardSummary, disc: Disc) -> None:
     summary.num_discs += 1
+    summary.images.add((hashlib.blake2b(disc.volume.tobytes(), digest_size=16).hexdigest(), disc.split))
     summary.discs[disc.split] += 1
     summary.patients[disc.split].add(disc.patient)
     summary.grades.update((disc.split, task, label) for task, label in disc.labels.items() if label != UNLABELLED)
