@@ -17,6 +17,7 @@ from data_prep.build import Job, Outcome, build
 from data_prep.contact_sheet import contact_sheet
 from data_prep.discs import PREPROCESSING
 from data_prep.labels import read_labels, read_tasks
+from data_prep.phantom_files import write_phantoms
 from data_prep.phantom_set import phantom_jobs
 from data_prep.privacy import load_or_make_key
 from data_prep.scan_jobs import Cutting, scan_jobs
@@ -77,8 +78,16 @@ class Phantom(_Writing):
 
     patients: int
     """Number of patients, one scan of six discs each."""
+    as_: Annotated[Literal["discs", "scans"], tyro.conf.arg(name="as")] = "discs"
+    """A data set of discs; or scans with masks and labels, as files for `scans` or `spider` to read."""
+    format: Literal["mha", "nifti", "dicom"] = "mha"
+    """Format of the scans; MetaImage comes in SPIDER's layout."""
 
     def run(self) -> int:
+        if self.as_ == "scans":
+            write_phantoms(self.out, self.patients, seed=self.seed, file_format=self.format, overwrite=self.overwrite)
+            print(f"{self.out}: {self.patients} scans as {self.format}")
+            return 0
         jobs = phantom_jobs(self.patients, seed=self.seed)
         preprocessing = PREPROCESSING | {"source": "phantom", "seed": self.seed}
         return self.build(jobs, tasks=PAPER_TASKS, masks=("region", "lesion"), preprocessing=preprocessing)
@@ -247,7 +256,7 @@ def _report(outcome: Outcome, num_scans: int, out: Path) -> int:
     if len(outcome.notes) > _SHOWN_NOTES:
         print(f"note: and {len(outcome.notes) - _SHOWN_NOTES} more", file=sys.stderr)
     for name, reason in outcome.failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+        print(f"failed: {reason}" if reason.startswith(name) else f"failed: {name}: {reason}", file=sys.stderr)
     if outcome.resumed:
         print(f"note: {outcome.resumed} files were finished by an interrupted run, with its notes.", file=sys.stderr)
     counts = ", ".join(f"{split} {outcome.discs[split]}" for split in SPLITS)

@@ -160,9 +160,9 @@ def _build_shard(
         summary = write_shard(path, _discs(jobs, outcome, strict), tasks, masks)
         if not outcome.failures:  # a scan that failed is tried again by the next run
             resume.note_finished(path, sources, summary)
-    except (OSError, RuntimeError) as error:  # HDF5 raises either
+    except OSError as error:
         raise SpinejaxError(
-            f"{path}: cannot be written ({str(error).splitlines()[0]}). Is the disk full? Make room and run the same "
+            f"{path}: cannot be written ({error.strerror or error}). Is the disk full? Make room and run the same "
             "command again: it goes on where it stopped."
         ) from error
     return summary, outcome

@@ -68,7 +68,7 @@ CONVENTIONS = {
         canal=(1, 2),
         sacrum=50,
         others=frozenset({*range(11, 18), *range(21, 29), *range(60, 80), 96}),
-        needed=frozenset({2}),
+        needed=frozenset(range(41, 47)),
     ),
     # github.com/Hendrik-code/spineps, vertebra masks (seg-vert): discs are 100, endplates 200 above their vertebra.
     "spineps": Convention(

@@ -88,14 +88,9 @@ def scan_jobs(
     splits = split_patients(patients, seed=seed)
 
     jobs = []
+    keys = {one.key for one in found.series}
     for one in found.series:
-        mask = None if masks is None else _mask_of(one, masks, mask_files)
-        its_bodies = bodies.get(one.key)
-        cut = (
-            partial(_cut, one, mask, its_bodies, cutting)
-            if corners is None or its_bodies
-            else partial(_no_corners, one)
-        )
+        vertebrae = _mask_of(one, masks, mask_files, keys) if masks else _corners_of(one, bodies)
         jobs.append(
             Job(
                 name=one.name,
@@ -103,68 +98,65 @@ def scan_jobs(
                 scan=pseudonyms.scan(one.key),
                 split=splits[one.patient],
                 labels=of_scan[one.key],
-                cut=cut,
-                sources=(*one.files, *([mask] if isinstance(mask, Path) else [])),
-                recipe=f"{cutting} {json.dumps(its_bodies, sort_keys=True)}",
+                cut=partial(cut_scan, one, vertebrae, cutting),
+                sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
+                recipe=f"{cutting} {json.dumps(bodies.get(one.key), sort_keys=True)}",
             )
         )
     unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
     return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
 
 
-def cut_scan(series: Series, mask: Path, cutting: Cutting) -> tuple[list[DiscVolume], list[str]]:
-    """The disc volumes of a series with its mask, and notes on what was left out.
+def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> tuple[list[DiscVolume], list[str]]:
+    """The disc volumes of a series, and notes on what is doubtful or was left out.
+
+    Args:
+        series: the scan.
+        vertebrae: its mask's file; its part of a corner file; or why there is neither, which is told only once the
+            series is known to be sagittal, as others need none.
+        cutting: how discs are found and cut out.
 
     Raises:
-        SpinejaxError: a file cannot be read, they do not share a grid, or no disc can be cut out.
+        SpinejaxError: a file cannot be read, scan and mask do not share a grid, or no disc can be cut out.
     """
-    return _cut(series, mask, None, cutting)
-
-
-def _cut(
-    series: Series, mask: Path | str | None, corners: Mapping | None, cutting: Cutting
-) -> tuple[list[DiscVolume], list[str]]:
     scan, notes = series.read()
     if scan.voxels.min() == scan.voxels.max():
         raise SpinejaxError(f"{series.name}: every voxel is {scan.voxels.flat[0]:g}: an empty image. Export it again.")
-    if corners is not None:
-        return extract_discs(scan, bodies_from_corners(scan, corners), per_disc=cutting.per_disc), notes
-    if not isinstance(mask, Path):
-        raise SpinejaxError(str(mask))
-    labels = read_scan(mask, np.uint8)
-    labels = Scan(labels.voxels, labels.affine, f"mask of {series.name}")
-    require_same_grid(scan, labels)
-    labels, doubts = to_house(labels, cutting.convention, cutting.lowest_level)
-    bodies, left_out = bodies_from_spider_mask(labels)
-    regions = Scan(body_labels(labels), labels.affine, labels.name)
-    discs = extract_discs(scan, bodies, regions=regions, per_disc=cutting.per_disc)
-    return discs, notes + doubts + left_out
+    if isinstance(vertebrae, str):
+        raise SpinejaxError(f"{series.name}: {vertebrae}")
+    if isinstance(vertebrae, Mapping):
+        return extract_discs(scan, bodies_from_corners(scan, vertebrae), per_disc=cutting.per_disc), notes
+    mask = read_scan(vertebrae, np.uint8)
+    mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
+    require_same_grid(scan, mask)
+    mask, doubts = to_house(mask, cutting.convention, cutting.lowest_level)
+    bodies, left_out = bodies_from_spider_mask(mask)
+    regions = Scan(body_labels(mask), mask.affine, mask.name)
+    return extract_discs(scan, bodies, regions=regions, per_disc=cutting.per_disc), notes + doubts + left_out
 
 
-def _no_corners(series: Series) -> tuple[list[DiscVolume], list[str]]:
-    series.read()  # a series of another plane is left out, not failed
-    raise SpinejaxError(f"{series.name}: the corner file has no scan {series.key!r}.")
+def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:
+    return bodies.get(series.key, f"the corner file has no scan {series.key!r}.")
 
 
-def _mask_of(series: Series, folder: Path, files: list[Path]) -> Path | str:
+def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) -> Path | str:
     """The mask of a series, or why there is none.
 
     A mask is named as its scan, or that with something behind an underscore (`0007_t2.nii.gz`, `0007_t2_seg.mha`), or
-    as SPINEPS names them (`sub-07_T2w.nii.gz` has `sub-07_mod-T2w_seg-vert_msk.nii.gz`).
+    as SPINEPS names them (`sub-07_T2w.nii.gz` has `sub-07_mod-T2w_seg-vert_msk.nii.gz`). `keys` are those of all the
+    scans: a mask that is named as another scan is that one's.
     """
-    named = [path for path in files if stem_of(path) == series.key]
-    named = named or [path for path in files if stem_of(path).startswith(f"{series.key}_")]
+    free = [path for path in files if stem_of(path) == series.key or stem_of(path) not in keys]
     subject, _, contrast = series.key.rpartition("_")
-    vertebrae = [path for path in files if "seg-vert" in path.name and stem_of(path).startswith(f"{subject}_")]
-    named = named or [path for path in vertebrae if subject and f"_mod-{contrast}_" in path.name]
-    named = named or (vertebrae if subject else [])
+    of_subject = [path for path in free if subject and path.name.startswith(f"{subject}_") and "seg-vert" in path.name]
+    named = (
+        [path for path in free if stem_of(path) == series.key]
+        or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
+        or of_subject
+        or [path for path in free if path.name.startswith(f"{series.key}_")]
+    )
     if len(named) == 1:
         return named[0]
     if named:
-        return (
-            f"{series.name}: {some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
-        )
-    return (
-        f"{series.name}: no mask {series.key}.nii.gz or .mha in --masks {folder} (there are {len(files)}: "
-        f"{some([path.name for path in files])}). Name masks after their scans."
-    )
+        return f"{some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
+    return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."

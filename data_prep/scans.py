@@ -156,7 +156,7 @@ def _read_volume(path: Path) -> tuple[Scan, list[str]]:
 def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, patients_by: str) -> None:
     """Sort one DICOM series into what is a scan, what is left out and what fails."""
     folder = files[0].path.parent
-    name = f"{folder.name or folder}/ series {key}"
+    name = f"{folder.name or folder}, series {key}"
     images = [file for file in files if not file.not_a_scan]
     reasons = sorted({file.not_a_scan for file in files if file.not_a_scan})
     if reasons:

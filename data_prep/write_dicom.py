@@ -12,7 +12,7 @@ _MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 _T2_ECHO_MS, _T2_REPETITION_MS = 100.0, 3500.0
 
 
-def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> None:
+def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
     """Write one file a slice, `00000`, `00001`, …, without suffixes, as a scanner's export has them.
 
     Voxels are stored as 16 bits with the rescaling that spreads the scan's range over them.
@@ -23,6 +23,9 @@ def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> None:
         patient: the PatientID.
         series: names the series; all its identifiers are made from it and the patient, so the same scan gives the same
             bytes.
+
+    Returns:
+        The SeriesInstanceUID.
     """
     pydicom = import_pydicom()
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,7 @@ def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> None:
         data.file_meta = pydicom.dataset.FileMetaDataset()
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         write_atomically(folder / f"{index:05d}", lambda path, data=data: data.save_as(path, enforce_file_format=True))
+    return uid("series")
 
 
 def _decimals(values) -> list[str]:

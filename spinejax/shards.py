@@ -15,6 +15,7 @@ the schema and its writer; `dataset.py` reads.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -148,6 +149,32 @@ def shard_name(index: int, num_shards: int) -> str:
     return f"discs-{index:05d}-of-{num_shards:05d}.h5"
 
 
+class _Sink(io.FileIO):
+    """A file that keeps a failed write (a full disk) from HDF5, which would crash on it, until `check` raises it."""
+
+    failure: OSError | None = None
+
+    def write(self, data) -> int:
+        left = memoryview(data)
+        try:
+            while len(left) and self.failure is None:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.failure = error
+        return len(data)
+
+    def truncate(self, size=None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
 def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks: Sequence[str] = ()) -> ShardSummary:
     """Stream discs into one shard; the same discs give the same bytes.
 
@@ -159,24 +186,28 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
 
     Raises:
         SpinejaxError: a disc breaks the schema (shape, dtype, level, split, label out of range, a mask missing).
+        OSError: the file cannot be written, as on a full disk.
     """
     summary = ShardSummary(path.name, 0, "", 0)
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver="latest") as file:
-            for name, (dtype, shape) in columns(len(tasks)).items():
-                # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
-                _create(file, name, dtype, shape, chunk_rows=64)
-            _create(file, "volume", np.dtype("<u2"), VOLUME_SHAPE, chunk_rows=1)
-            for name in masks:
-                filters = {"compression": "gzip", "compression_opts": 1}
-                _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
-            for row, disc in enumerate(discs):
-                _check_disc(disc, tasks, masks)
-                for name, value in _row(disc, tasks, masks).items():
-                    file[name].resize(row + 1, axis=0)
-                    file[name][row] = value
-                _count(summary, disc)
+        with _Sink(temporary, "w+") as sink:
+            with h5py.File(sink, "w", libver="latest") as file:
+                for name, (dtype, shape) in columns(len(tasks)).items():
+                    # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
+                    _create(file, name, dtype, shape, chunk_rows=64)
+                _create(file, "volume", np.dtype("<u2"), VOLUME_SHAPE, chunk_rows=1)
+                for name in masks:
+                    filters = {"compression": "gzip", "compression_opts": 1}
+                    _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
+                for row, disc in enumerate(discs):
+                    _check_disc(disc, tasks, masks)
+                    for name, value in _row(disc, tasks, masks).items():
+                        file[name].resize(row + 1, axis=0)
+                        file[name][row] = value
+                    _count(summary, disc)
+                    sink.check()
+            sink.check()
 
     write_atomically(path, write)
     summary.bytes = path.stat().st_size
