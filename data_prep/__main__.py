@@ -3,6 +3,7 @@
 Exit status: 0 done; 2 the user can mend it (its message says how); 130 interrupted; 1 a fault of ours.
 """
 
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from rich.table import Table
 from data_prep.build import Job, Outcome, build
 from data_prep.contact_sheet import contact_sheet
 from data_prep.discs import PREPROCESSING
-from data_prep.labels import read_labels, read_tasks
+from data_prep.labels import Labels, read_labels, read_tasks
+from data_prep.overlay import overlay_sheet
 from data_prep.phantom_files import write_phantoms
 from data_prep.phantom_set import phantom_jobs
-from data_prep.privacy import load_or_make_key
+from data_prep.privacy import Pseudonyms, load_or_make_key
 from data_prep.scan_jobs import Cutting, scan_jobs
 from data_prep.scans import Found, find_series
 from data_prep.spider import SPIDER_TASKS, spider_jobs
@@ -112,8 +114,8 @@ class Spider(_Writing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scans(_Writing):
-    """Make a data set of any scans: DICOM, NIfTI or MetaImage, single files or whole trees."""
+class _Reading:
+    """Options of the commands that read any scans."""
 
     paths: tyro.conf.Positional[list[Path]]
     """Files and folders. What is no sagittal scan is named and left out."""
@@ -121,10 +123,6 @@ class Scans(_Writing):
     """Folder with a mask a scan, named after the scan: from SPIDER, TotalSpineSeg, SPINEPS or TotalSegmentator."""
     corners: Path | None = None
     """Corner file (JSON), instead of masks."""
-    labels: Path | None = None
-    """Table (CSV) of patient, scan, level and a column a task."""
-    tasks: Path | None = None
-    """Task table (JSON) of the labels. Default: the paper's six tasks."""
     weighting: Literal["t2", "t1", "any"] = "t2"
     """Series that are known to be of another contrast are left out."""
     patients_by: Literal["name", "folder"] = "name"
@@ -135,12 +133,8 @@ class Scans(_Writing):
     """Name of each mask's lowest disc, to count the levels from it. Default: the mask's own names."""
     normalise: Literal["slice", "disc"] = "slice"
     """What is scaled to its vertebral bodies' median: each slice by its own, as in the paper, or a disc as a whole."""
-    key: Path | None = None
-    """Secret key of the pseudonyms, made if it is not there. Default: <out>.key, beside the data set. Keep it."""
 
-    def run(self) -> int:
-        tasks = read_tasks(self.tasks)
-        labels = read_labels(self.labels, tasks) if self.labels else None
+    def jobs(self, labels: Labels | None, *, seed: int, pseudonyms: Pseudonyms) -> tuple[list[Job], Found]:
         cutting = Cutting(self.convention, self.lowest_level, self.normalise == "disc")
         exclude = [self.masks] if self.masks else []
         found = find_series(self.paths, weighting=self.weighting, patients_by=self.patients_by, exclude=exclude)
@@ -150,15 +144,54 @@ class Scans(_Writing):
             corners=self.corners,
             labels=labels,
             cutting=cutting,
-            seed=self.seed,
-            pseudonyms=load_or_make_key(self.key, self.out),
+            seed=seed,
+            pseudonyms=pseudonyms,
         )
         found.left_out += notes
+        return jobs, found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scans(_Reading, _Writing):
+    """Make a data set of any scans: DICOM, NIfTI or MetaImage, single files or whole trees."""
+
+    labels: Path | None = None
+    """Table (CSV) of patient, scan, level and a column a task."""
+    tasks: Path | None = None
+    """Task table (JSON) of the labels. Default: the paper's six tasks."""
+    key: Path | None = None
+    """Secret key of the pseudonyms, made if it is not there. Default: <out>.key, beside the data set. Keep it."""
+
+    def run(self) -> int:
+        tasks = read_tasks(self.tasks)
+        labels = read_labels(self.labels, tasks) if self.labels else None
+        jobs, found = self.jobs(labels, seed=self.seed, pseudonyms=load_or_make_key(self.key, self.out))
         preprocessing = PREPROCESSING | {"source": "scans", "normalise": self.normalise, "seed": self.seed}
         masks = ("region",) if self.masks else ()
         return self.build(
             jobs, found=found, tasks=labels.tasks if labels else tasks, masks=masks, preprocessing=preprocessing
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay(_Reading):
+    """Draw a page of whole scans with the corners that were found and the boxes that discs are cut out of."""
+
+    out: Path
+    """The page, a PNG file."""
+    scans: int = 20
+    """Number of scans, drawn at random."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def run(self) -> int:
+        # Nothing is kept under these pseudonyms, so their key need not be either.
+        jobs, found = self.jobs(None, seed=self.seed, pseudonyms=Pseudonyms(secrets.token_bytes(32)))
+        for line in [*found.left_out, *found.failures.values()]:
+            print(f"note: {line}", file=sys.stderr)
+        for line in overlay_sheet(jobs, self.out, num_scans=self.scans, seed=self.seed):
+            print(line)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -228,6 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
         Annotated[Phantom, tyro.conf.subcommand("phantom")]
         | Annotated[Spider, tyro.conf.subcommand("spider")]
         | Annotated[Scans, tyro.conf.subcommand("scans")]
+        | Annotated[Overlay, tyro.conf.subcommand("overlay")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")],

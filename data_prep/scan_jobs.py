@@ -18,7 +18,7 @@ from data_prep.scan import Scan, require_same_grid
 from data_prep.scans import Found, Series, read_scan, stem_of, volume_files
 from data_prep.splits import split_patients
 from data_prep.tables import some
-from data_prep.vertebrae import bodies_from_spider_mask, body_labels
+from data_prep.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
@@ -107,8 +107,24 @@ def scan_jobs(
     return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
 
 
+@dataclass(frozen=True, eq=False)
+class Located:
+    """A scan with its vertebral bodies, SPIDER's labels of them if there is a mask, and notes on what is doubtful."""
+
+    scan: Scan
+    bodies: list[VertebralBody]
+    regions: Scan | None
+    notes: list[str]
+
+
 def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> tuple[list[DiscVolume], list[str]]:
-    """The disc volumes of a series, and notes on what is doubtful or was left out.
+    """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`."""
+    found = locate(series, vertebrae, cutting)
+    return extract_discs(found.scan, found.bodies, regions=found.regions, per_disc=cutting.per_disc), found.notes
+
+
+def locate(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> Located:
+    """Read a series and find its vertebral bodies.
 
     Args:
         series: the scan.
@@ -117,7 +133,7 @@ def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) 
         cutting: how discs are found and cut out.
 
     Raises:
-        SpinejaxError: a file cannot be read, scan and mask do not share a grid, or no disc can be cut out.
+        SpinejaxError: a file cannot be read, scan and mask do not share a grid, or no bodies can be told.
     """
     scan, notes = series.read()
     if scan.voxels.min() == scan.voxels.max():
@@ -125,14 +141,13 @@ def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) 
     if isinstance(vertebrae, str):
         raise SpinejaxError(f"{series.name}: {vertebrae}")
     if isinstance(vertebrae, Mapping):
-        return extract_discs(scan, bodies_from_corners(scan, vertebrae), per_disc=cutting.per_disc), notes
+        return Located(scan, bodies_from_corners(scan, vertebrae), None, notes)
     mask = read_scan(vertebrae, np.uint8)
     mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
     require_same_grid(scan, mask)
     mask, doubts = to_house(mask, cutting.convention, cutting.lowest_level)
     bodies, left_out = bodies_from_spider_mask(mask)
-    regions = Scan(body_labels(mask), mask.affine, mask.name)
-    return extract_discs(scan, bodies, regions=regions, per_disc=cutting.per_disc), notes + doubts + left_out
+    return Located(scan, bodies, Scan(body_labels(mask), mask.affine, mask.name), notes + doubts + left_out)
 
 
 def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:
