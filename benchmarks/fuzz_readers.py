@@ -1,6 +1,6 @@
 """Do the readers survive anything? Mutated files of every format: each gives a scan or SpinejaxError, or it is a fault.
 
-    python benchmarks/fuzz_readers.py --cases 5000 --seed 0
+    python -m benchmarks.fuzz_readers --cases 5000 --seed 0
 
 A case is a fault if another exception escapes, the process crashes, it takes over 10 s, or memory passes 2 GiB. Cases
 run in a child process, which is started again behind a case that killed it. Exit status 1 if there was a fault.
@@ -19,9 +19,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
 MAX_SECONDS, MAX_BYTES = 10, 2 << 30
 FORMATS = ("mha", "mha.zlib", "nii", "nii.gz", "dicom", "rle", "jpeg-ls", "jpeg2000", "deflate", "enhanced")
@@ -156,7 +153,7 @@ def main() -> int:
     counts: Counter = Counter()
     faults, first = [], options.first
     while first < options.cases:
-        command = [sys.executable, __file__, "--child", "--first", str(first)]
+        command = [sys.executable, "-m", "benchmarks.fuzz_readers", "--child", "--first", str(first)]
         command += ["--cases", str(options.cases), "--seed", str(options.seed)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
         lines = done.stdout.splitlines()

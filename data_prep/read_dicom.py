@@ -143,6 +143,9 @@ def _pixels(path: Path, shape: tuple[int, int]) -> np.ndarray:
                     "installed. Unpack it first, with `gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."
                 )
             _refuse_lying_codestream(dataset, shape, path)
+        if syntax == pydicom.uid.RLELossless:
+            # pydicom's own decoder: the faster plug-in, if it is installed, panics on damaged data.
+            dataset.pixel_array_options(decoding_plugin="pydicom")
         pixels = dataset.pixel_array
     return pixels.reshape(-1, *shape)
 
