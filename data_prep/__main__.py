@@ -3,10 +3,11 @@
 Exit status: 0 done; 2 the user can mend it (its message says how); 130 interrupted; 1 a fault of ours.
 """
 
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -16,8 +17,13 @@ from rich.table import Table
 from data_prep.build import Job, Outcome, build
 from data_prep.contact_sheet import contact_sheet
 from data_prep.discs import PREPROCESSING
+from data_prep.labels import Labels, read_labels, read_tasks
+from data_prep.overlay import overlay_sheet
+from data_prep.phantom_files import write_phantoms
 from data_prep.phantom_set import phantom_jobs
-from data_prep.privacy import load_or_make_key
+from data_prep.privacy import Pseudonyms, load_or_make_key
+from data_prep.scan_jobs import Cutting, scan_jobs
+from data_prep.scans import Found, find_series
 from data_prep.spider import SPIDER_TASKS, spider_jobs
 from spinejax.dataset import DataSet, verify
 from spinejax.errors import SpinejaxError
@@ -38,6 +44,8 @@ class _Writing:
     """Number of files."""
     workers: int = 1
     """Number of processes; the files do not depend on it."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler (`tcp://…`) whose workers do the work; all must see the same files."""
     seed: int = 0
     """Seed of the split into train, validation and test."""
     overwrite: bool = False
@@ -45,18 +53,25 @@ class _Writing:
     strict: bool = False
     """Stop at the first scan that fails, instead of naming it at the end."""
 
-    def build(self, jobs: list[Job], **settings) -> int:
+    def build(self, jobs: list[Job], *, found: Found | None = None, **settings) -> int:
+        """Build, and tell the outcome, with what was left out or failed before there were jobs."""
+        found = found or Found()
+        if self.strict and found.failures:
+            raise SpinejaxError(next(iter(found.failures.values())))
         outcome = build(
             jobs,
             self.out,
             num_shards=self.shards,
             num_workers=self.workers,
+            scheduler=self.scheduler,
             overwrite=self.overwrite,
             strict=self.strict,
             console=_PROGRESS,
             **settings,
         )
-        return _report(outcome, len(jobs), self.out)
+        outcome.notes = [f"left out: {line}" for line in found.left_out] + outcome.notes
+        outcome.failures = found.failures | outcome.failures
+        return _report(outcome, len(jobs) + len(found.failures), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +80,16 @@ class Phantom(_Writing):
 
     patients: int
     """Number of patients, one scan of six discs each."""
+    as_: Annotated[Literal["discs", "scans"], tyro.conf.arg(name="as")] = "discs"
+    """A data set of discs; or scans with masks and labels, as files for `scans` or `spider` to read."""
+    format: Literal["mha", "nifti", "dicom"] = "mha"
+    """Format of the scans; MetaImage comes in SPIDER's layout."""
 
     def run(self) -> int:
+        if self.as_ == "scans":
+            write_phantoms(self.out, self.patients, seed=self.seed, file_format=self.format, overwrite=self.overwrite)
+            print(f"{self.out}: {self.patients} scans as {self.format}")
+            return 0
         jobs = phantom_jobs(self.patients, seed=self.seed)
         preprocessing = PREPROCESSING | {"source": "phantom", "seed": self.seed}
         return self.build(jobs, tasks=PAPER_TASKS, masks=("region", "lesion"), preprocessing=preprocessing)
@@ -88,6 +111,87 @@ class Spider(_Writing):
         jobs = spider_jobs(self.root, series=self.series, seed=self.seed, pseudonyms=pseudonyms)
         preprocessing = PREPROCESSING | {"source": "SPIDER", "series": self.series, "seed": self.seed}
         return self.build(jobs, tasks=SPIDER_TASKS, masks=("region",), preprocessing=preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """Options of the commands that read any scans."""
+
+    paths: tyro.conf.Positional[list[Path]]
+    """Files and folders. What is no sagittal scan is named and left out."""
+    masks: Path | None = None
+    """Folder with a mask a scan, named after the scan: from SPIDER, TotalSpineSeg, SPINEPS or TotalSegmentator."""
+    corners: Path | None = None
+    """Corner file (JSON), instead of masks."""
+    weighting: Literal["t2", "t1", "any"] = "t2"
+    """Series that are known to be of another contrast are left out."""
+    patients_by: Literal["name", "folder"] = "name"
+    """What tells patients apart: PatientID or the beginning of a file's name; or the folder a scan lies in."""
+    convention: Literal["spider", "totalspineseg", "spineps", "totalsegmentator"] | None = None
+    """Tool that made the masks. Default: recognised by its labels."""
+    lowest_level: str | None = None
+    """Name of each mask's lowest disc, to count the levels from it. Default: the mask's own names."""
+    normalise: Literal["slice", "disc"] = "slice"
+    """What is scaled to its vertebral bodies' median: each slice by its own, as in the paper, or a disc as a whole."""
+
+    def jobs(self, labels: Labels | None, *, seed: int, pseudonyms: Pseudonyms) -> tuple[list[Job], Found]:
+        cutting = Cutting(self.convention, self.lowest_level, self.normalise == "disc")
+        exclude = [self.masks] if self.masks else []
+        found = find_series(self.paths, weighting=self.weighting, patients_by=self.patients_by, exclude=exclude)
+        jobs, notes = scan_jobs(
+            found,
+            masks=self.masks,
+            corners=self.corners,
+            labels=labels,
+            cutting=cutting,
+            seed=seed,
+            pseudonyms=pseudonyms,
+        )
+        found.left_out += notes
+        return jobs, found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scans(_Reading, _Writing):
+    """Make a data set of any scans: DICOM, NIfTI or MetaImage, single files or whole trees."""
+
+    labels: Path | None = None
+    """Table (CSV) of patient, scan, level and a column a task."""
+    tasks: Path | None = None
+    """Task table (JSON) of the labels. Default: the paper's six tasks."""
+    key: Path | None = None
+    """Secret key of the pseudonyms, made if it is not there. Default: <out>.key, beside the data set. Keep it."""
+
+    def run(self) -> int:
+        tasks = read_tasks(self.tasks)
+        labels = read_labels(self.labels, tasks) if self.labels else None
+        jobs, found = self.jobs(labels, seed=self.seed, pseudonyms=load_or_make_key(self.key, self.out))
+        preprocessing = PREPROCESSING | {"source": "scans", "normalise": self.normalise, "seed": self.seed}
+        masks = ("region",) if self.masks else ()
+        return self.build(
+            jobs, found=found, tasks=labels.tasks if labels else tasks, masks=masks, preprocessing=preprocessing
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay(_Reading):
+    """Draw a page of whole scans with the corners that were found and the boxes that discs are cut out of."""
+
+    out: Path
+    """The page, a PNG file."""
+    scans: int = 20
+    """Number of scans, drawn at random."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def run(self) -> int:
+        # Nothing is kept under these pseudonyms, so their key need not be either.
+        jobs, found = self.jobs(None, seed=self.seed, pseudonyms=Pseudonyms(secrets.token_bytes(32)))
+        for line in [*found.left_out, *found.failures.values()]:
+            print(f"note: {line}", file=sys.stderr)
+        for line in overlay_sheet(jobs, self.out, num_scans=self.scans, seed=self.seed):
+            print(line)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -156,6 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = tyro.cli(
         Annotated[Phantom, tyro.conf.subcommand("phantom")]
         | Annotated[Spider, tyro.conf.subcommand("spider")]
+        | Annotated[Scans, tyro.conf.subcommand("scans")]
+        | Annotated[Overlay, tyro.conf.subcommand("overlay")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")],
@@ -184,7 +290,9 @@ def _report(outcome: Outcome, num_scans: int, out: Path) -> int:
     if len(outcome.notes) > _SHOWN_NOTES:
         print(f"note: and {len(outcome.notes) - _SHOWN_NOTES} more", file=sys.stderr)
     for name, reason in outcome.failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+        print(f"failed: {reason}" if reason.startswith(name) else f"failed: {name}: {reason}", file=sys.stderr)
+    if outcome.resumed:
+        print(f"note: {outcome.resumed} files were finished by an interrupted run, with its notes.", file=sys.stderr)
     counts = ", ".join(f"{split} {outcome.discs[split]}" for split in SPLITS)
     print(f"{out}: {sum(outcome.discs.values())} discs ({counts}) of {num_scans - len(outcome.failures)} scans")
     if outcome.failures:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_prep.scan import Scan
-from data_prep.vertebrae import SPIDER_VERTEBRAE, VertebralBody
+from data_prep.vertebrae import SACRUM, SPIDER_VERTEBRAE, VertebralBody
 from spinejax.errors import SpinejaxError
 from spinejax.shards import INTENSITY_ONE, VOLUME_SHAPE, WINDOW_SHAPE
 from spinejax.tasks import LEVELS
@@ -39,7 +39,12 @@ class DiscVolume:
 
 
 def extract_discs(
-    scan: Scan, bodies: Sequence[VertebralBody], *, regions: Scan | None = None, lesions: Scan | None = None
+    scan: Scan,
+    bodies: Sequence[VertebralBody],
+    *,
+    regions: Scan | None = None,
+    lesions: Scan | None = None,
+    per_disc: bool = False,
 ) -> list[DiscVolume]:
     """Cut out the disc between every two neighbouring bodies.
 
@@ -48,6 +53,8 @@ def extract_discs(
         bodies: in any order, each name at most once.
         regions: integer[H, W, S] on the scan's grid, SPIDER's labels, without posterior elements (`body_labels`).
         lesions: uint16[H, W, S] on the scan's grid. Bit t is set where the evidence for task t lies.
+        per_disc: scale a disc by one median over all of its slices. By default each slice has its own, as in the
+            paper, which evens out the fall of a surface coil's gain from slice to slice.
 
     Returns:
         A disc volume a level, from the top down. Voxels outside the scan are zero.
@@ -61,14 +68,14 @@ def extract_discs(
         raise SpinejaxError(f"{scan.name}: two vertebral bodies have one name among {[body.name for body in bodies]}.")
     pairs = [level.split("-") for level in LEVELS]
     return [
-        _extract(scan, by_name[upper], by_name[lower], regions, lesions)
+        _extract(scan, by_name[upper], by_name[lower], regions, lesions, per_disc)
         for upper, lower in pairs
         if upper in by_name and lower in by_name
     ]
 
 
 def _extract(
-    scan: Scan, upper: VertebralBody, lower: VertebralBody, regions: Scan | None, lesions: Scan | None
+    scan: Scan, upper: VertebralBody, lower: VertebralBody, regions: Scan | None, lesions: Scan | None, per_disc: bool
 ) -> DiscVolume:
     level = f"{upper.name}-{lower.name}"
     where = f"{scan.name}, {level}"
@@ -77,6 +84,8 @@ def _extract(
     first, stop = max(0, -start), min(VOLUME_SHAPE[2], scan.voxels.shape[2] - start)
 
     medians = _body_medians(scan, upper, lower, np.arange(start + first, start + stop), where)
+    if per_disc:
+        medians = np.full_like(medians, np.median(medians))
     volume = np.zeros(VOLUME_SHAPE, np.uint16)
     for slot, median in zip(range(first, stop), medians, strict=True):
         values = _linear(scan.voxels[:, :, start + slot], to_scan)
@@ -210,6 +219,5 @@ def _parts(labels: np.ndarray, upper: str) -> np.ndarray:
     part = np.zeros(256, np.uint8)
     part[[vertebra, 100 + vertebra]] = 1
     part[200 + vertebra] = 2
-    if vertebra > 1:  # below L5 lies the sacrum, which has no label
-        part[[vertebra - 1, 99 + vertebra]] = 3
+    part[[vertebra - 1, 99 + vertebra] if vertebra > 1 else SACRUM] = 3
     return part[labels]

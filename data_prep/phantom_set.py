@@ -19,16 +19,30 @@ def phantom_jobs(num_patients: int, *, seed: int) -> list[Job]:
     Raises:
         SpinejaxError: the number or the seed is out of range.
     """
+    names = phantom_names(num_patients, seed)
+    labels = {name: phantom_labels(seed, patient) for patient, name in enumerate(names)}
+    splits = split_patients({name: levels.values() for name, levels in labels.items()}, seed=seed)
+    return [
+        Job(
+            name=name,
+            patient=name,
+            scan=name,
+            split=splits[name],
+            labels=labels[name],
+            cut=partial(cut_phantom, seed, patient),
+            recipe=f"phantom {seed} {patient}",
+        )
+        for patient, name in enumerate(labels)
+    ]
+
+
+def phantom_names(num_patients: int, seed: int) -> list[str]:
+    """p00000, p00001, … Raises SpinejaxError if the number or the seed is out of range."""
     if not 1 <= num_patients <= _MAX_PATIENTS or seed < 0:
         raise SpinejaxError(
             f"--patients {num_patients}, --seed {seed}: expected 1 to {_MAX_PATIENTS} patients, a seed of 0 or more."
         )
-    labels = {f"p{patient:05d}": phantom_labels(seed, patient) for patient in range(num_patients)}
-    splits = split_patients({name: levels.values() for name, levels in labels.items()}, seed=seed)
-    return [
-        Job(name, name, name, splits[name], labels[name], partial(cut_phantom, seed, patient))
-        for patient, name in enumerate(labels)
-    ]
+    return [f"p{patient:05d}" for patient in range(num_patients)]
 
 
 def cut_phantom(seed: int, patient: int) -> tuple[list[DiscVolume], list[str]]:

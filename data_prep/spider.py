@@ -7,9 +7,8 @@ SPIDER's "UP endplate" is taken to be the endplate above the disc, the lower sur
 endplate" the one below it, as in the paper's task names; its tables do not say.
 """
 
-import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -20,8 +19,10 @@ import numpy as np
 from data_prep.build import Job
 from data_prep.discs import DiscVolume, extract_discs
 from data_prep.privacy import Pseudonyms
-from data_prep.scan import Scan, read_scan, require_same_grid
+from data_prep.read_mha import read_mha
+from data_prep.scan import Scan, require_same_grid
 from data_prep.splits import PAPER_FRACTIONS, split_patients
+from data_prep.tables import read_rows, refuse, some
 from data_prep.vertebrae import bodies_from_spider_mask, body_labels
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS, Task
@@ -56,7 +57,6 @@ SPIDER_TASKS = tuple(column.task for column in COLUMNS.values())
 
 _GRADINGS, _OVERVIEW = "radiological_gradings.csv", "overview.csv"
 _SUBSETS = ("training", "validation")
-_MAX_FAULTS_SHOWN = 20
 
 
 def spider_jobs(root: Path, *, series: str, seed: int, pseudonyms: Pseudonyms) -> list[Job]:
@@ -79,7 +79,7 @@ def spider_jobs(root: Path, *, series: str, seed: int, pseudonyms: Pseudonyms) -
     unknown = sorted(set(images) - set(subset))
     if unknown:
         raise SpinejaxError(
-            f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({_some(unknown)}), so it cannot "
+            f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({some(unknown)}), so it cannot "
             "be told whether they are of SPIDER's validation subset. Complete the table or remove their scans."
         )
     splits = _splits({patient: labels.get(patient, {}) for patient in images}, subset, seed)
@@ -91,6 +91,7 @@ def spider_jobs(root: Path, *, series: str, seed: int, pseudonyms: Pseudonyms) -
             split=splits[patient],
             labels=labels.get(patient, {}),
             cut=partial(cut_scan, image, root / "masks" / image.name),
+            sources=(image, root / "masks" / image.name),
         )
         for patient, image in images.items()
     ]
@@ -102,7 +103,7 @@ def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
     Raises:
         SpinejaxError: a file cannot be read, they do not share a grid, or no disc can be cut out.
     """
-    scan, labels = read_scan(image, np.float32), read_scan(mask, np.uint8)
+    scan, labels = read_mha(image, np.float32), read_mha(mask, np.uint8)
     labels = Scan(labels.voxels, labels.affine, f"mask of {labels.name}")
     require_same_grid(scan, labels)
     bodies, notes = bodies_from_spider_mask(labels)
@@ -118,7 +119,7 @@ def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
     Raises:
         SpinejaxError: the table is missing or has faults: columns, values out of range, a disc twice. All are listed.
     """
-    rows = list(_rows(path, {"Patient", "IVD label", *COLUMNS}, exact=True))
+    rows = list(read_rows(path, {"Patient", "IVD label", *COLUMNS}, exact=True))
     faults = []
     gradings: dict[str, dict[str, dict[str, int]]] = {}
     for line, row in rows:
@@ -141,7 +142,7 @@ def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
         if level in gradings.setdefault(patient, {}):
             faults.append(f"line {line}: patient {patient}, IVD label {disc} is there twice")
         gradings[patient][level] = labels
-    _refuse(path, faults)
+    refuse(path, faults)
     return gradings
 
 
@@ -149,13 +150,13 @@ def _read_subsets(path: Path) -> dict[str, str]:
     """Patient → "training" or "validation", from the table of series."""
     subsets: dict[str, str] = {}
     faults = []
-    for line, row in _rows(path, {"new_file_name", "subset"}, exact=False):
+    for line, row in read_rows(path, {"new_file_name", "subset"}, exact=False):
         patient, subset = row["new_file_name"].split("_")[0], row["subset"]
         if subset not in _SUBSETS:
             faults.append(f"line {line}: subset {subset!r}, expected {' or '.join(_SUBSETS)}")
         elif subsets.setdefault(patient, subset) != subset:
             faults.append(f"line {line}: patient {patient} is in both subsets")
-    _refuse(path, faults)
+    refuse(path, faults)
     return subsets
 
 
@@ -185,35 +186,7 @@ def _images(root: Path, series: str) -> dict[str, Path]:
     unmasked = [path.name for path in images.values() if not (root / "masks" / path.name).is_file()]
     if unmasked:
         raise SpinejaxError(
-            f"{root / 'masks'}: no mask for {len(unmasked)} of {len(images)} {series} scans ({_some(unmasked)}). Add "
+            f"{root / 'masks'}: no mask for {len(unmasked)} of {len(images)} {series} scans ({some(unmasked)}). Add "
             "the masks, remove those scans from images/, or choose another --series."
         )
     return images
-
-
-def _rows(path: Path, columns: set[str], *, exact: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    """A table's rows with their line numbers, cells stripped."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
-            found = {name.strip() for name in table.fieldnames or ()}
-            faults = [f"no column {name!r}" for name in sorted(columns - found)]
-            faults += [f"unknown column {name!r}" for name in sorted(found - columns) if exact]
-            _refuse(path, faults)
-            for row in table:
-                if None in row or None in row.values():
-                    raise SpinejaxError(f"{path}: line {table.line_num} has too many or too few cells. Mend the table.")
-                yield table.line_num, {name.strip(): value.strip() for name, value in row.items()}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpinejaxError(f"{path}: not a comma-separated UTF-8 table ({error}).") from error
-
-
-def _refuse(path: Path, faults: list[str]) -> None:
-    if faults:
-        more = f"\n  and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
-        shown = "\n  ".join(faults[:_MAX_FAULTS_SHOWN])
-        raise SpinejaxError(f"{path}: {len(faults)} faults; mend them and run again.\n  {shown}{more}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -37,9 +37,10 @@ class VertebralBody:
 SPIDER_VERTEBRAE = {
     name: label for label, name in enumerate(("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9"), start=1)
 }
-_LAST_VERTEBRA = 25
-_CANAL = 100
-_DISC_BELOW = 200
+LAST_VERTEBRA = 25
+CANAL = 100
+DISC_BELOW = 200
+SACRUM = 150  # a label of the house: SPIDER has none, other tools do
 _PARTIAL = range(101, 126)
 
 # Of a structure's largest area in a slice: what its sides, and the rest of a pedicle, fall short of. A lower bar would
@@ -50,7 +51,9 @@ _SUBSTANTIAL = 0.7
 def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]:
     """Find the vertebral bodies of a mask in SPIDER's convention.
 
-    The sacrum has no label: S1's upper corners are the ends of the lower edge of disc 201, its lower corners are NaN.
+    SPIDER does not label the sacrum: S1's upper corners are the ends of the lower edge of disc 201, its lower corners
+    are NaN. So it is with any vertebra that is not labelled below the lowest disc. Where there is no such disc but a
+    sacrum (`SACRUM`), its own upper edge is taken.
 
     Args:
         mask: integer[H, W, S]. Each vertebra's label covers its posterior elements too.
@@ -64,14 +67,18 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     voxels = body_labels(mask)
     spacing = mask.spacing_mm[:2]
     middles = _middles(voxels, spacing)
+    lowest_disc = min((label for label in middles if label > DISC_BELOW), default=None)
     bodies, reasons = [], _bodiless(mask.voxels, middles)
     for label in sorted(middles):
         try:
-            if label == _DISC_BELOW + 1:
-                bodies.append(_sacrum(voxels, middles, spacing))
-            elif _name(label) in SPIDER_VERTEBRAE:
+            if label == SACRUM:
+                if DISC_BELOW + 1 not in middles:
+                    bodies.append(_sacrum_by_itself(voxels, middles, spacing))
+            elif label == lowest_disc and label - DISC_BELOW - 1 not in middles:
+                bodies.append(_below_lowest_disc(voxels, label, middles, spacing))
+            elif label < DISC_BELOW and _name(label) in SPIDER_VERTEBRAE:
                 bodies.append(_body(voxels, label, middles, spacing))
-            elif label < _DISC_BELOW:
+            elif label < DISC_BELOW:
                 raise DoubtfulError("it is above T9 and not graded")
         except DoubtfulError as doubt:
             reasons[_name(label)] = str(doubt)
@@ -106,7 +113,7 @@ def body_labels(mask: Scan) -> np.ndarray:
     voxels = mask.voxels.copy()
     columns = np.arange(voxels.shape[1])
     for label, box in _boxes(voxels):
-        if label <= _LAST_VERTEBRA or label in _PARTIAL:
+        if label <= LAST_VERTEBRA or label in _PARTIAL or label == SACRUM:
             part = voxels[box]
             behind = columns[None, box[1], None] >= front[box[0], None, box[2]]
             part[(part == label) & behind] = 0
@@ -115,12 +122,12 @@ def body_labels(mask: Scan) -> np.ndarray:
 
 def _canal_front(mask: Scan) -> np.ndarray:
     """float64[H, S]. The column where the canal begins at each row of each slice, inferred where it is not seen."""
-    canal = mask.voxels == _CANAL
+    canal = mask.voxels == CANAL
     seen = canal.any(1)
     rows = np.flatnonzero(seen.any(1))
     if not len(rows):
         raise SpinejaxError(
-            f"{mask.name}: no spinal canal (label {_CANAL}), which tells bodies from posterior elements."
+            f"{mask.name}: no spinal canal (label {CANAL}), which tells bodies from posterior elements."
         )
     front = np.argmax(canal, axis=1).astype(float)
     slices = np.arange(front.shape[1])
@@ -151,7 +158,7 @@ class _Middle:
 
 
 def _middles(voxels: np.ndarray, spacing: np.ndarray) -> dict[int, _Middle]:
-    return {label: _middle(voxels[box] == label, box, spacing) for label, box in _boxes(voxels) if label != _CANAL}
+    return {label: _middle(voxels[box] == label, box, spacing) for label, box in _boxes(voxels) if label != CANAL}
 
 
 def _middle(part: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> _Middle:
@@ -173,6 +180,7 @@ def _middle(part: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> _M
 _LENGTH_MM = (15, 70)  # from the front to the back of an endplate
 _HEIGHT_MM = (1.5, 60)  # the front wall of a crushed body can all but vanish; the tallest lumbar body has 40
 _LEAST_OF_TYPICAL = 0.6  # of the median endplate length in the scan; T9's are about 0.75
+_SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # ever thinner, as the upper edge's direction becomes known
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
 
 
@@ -183,15 +191,15 @@ def _body(voxels: np.ndarray, label: int, middles: dict[int, _Middle], spacing: 
     try:
         return _fit_body(label, middles, spacing, cut=False)
     except DoubtfulError:
-        if any(label < other <= _LAST_VERTEBRA for other in middles):
+        if any(label < other <= LAST_VERTEBRA for other in middles):
             raise
         return _fit_body(label, middles, spacing, cut=True)  # masks of cut bodies may end short of the image
 
 
 def _fit_body(label: int, middles: dict[int, _Middle], spacing: np.ndarray, *, cut: bool) -> VertebralBody:
     middle, number = middles[label], label % 100
-    above = _first_of(middles, (_DISC_BELOW + number + 1, number + 1), middle)
-    below = _first_of(middles, (_DISC_BELOW + number, number - 1), middle)
+    above = _first_of(middles, (DISC_BELOW + number + 1, number + 1), middle)
+    below = _first_of(middles, (DISC_BELOW + number, number - 1), middle)
     kind = "cut body" if cut else "body"
     corners = fit_corners_mm(middle.piece, below.centre_mm - above.centre_mm, spacing, kind)
     lengths = np.linalg.norm(np.diff(corners, axis=0, append=corners[:1]), axis=1)
@@ -203,18 +211,44 @@ def _fit_body(label: int, middles: dict[int, _Middle], spacing: np.ndarray, *, c
     return VertebralBody(_name(label), middle.corner + corners / spacing, middle.slices)
 
 
-def _sacrum(voxels: np.ndarray, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
-    disc = middles[_DISC_BELOW + 1]
+def _below_lowest_disc(
+    voxels: np.ndarray, label: int, middles: dict[int, _Middle], spacing: np.ndarray
+) -> VertebralBody:
+    """The upper corners of the vertebra below the lowest disc, from the disc's lower edge."""
+    disc, number = middles[label], label - DISC_BELOW
     if _cut_at_top(disc, voxels.shape):
         raise DoubtfulError("the disc above it is cut by the upper edge of the image")
-    above = _first_of(middles, (1, _DISC_BELOW + 2), disc)
+    above = _first_of(middles, (number, label + 1), disc)
     # Where L5 slips forward the way to it is no guide to the disc's direction; the disc's own length is.
     down = across_mm(disc.piece, spacing)
     down = down if down @ (disc.centre_mm - above.centre_mm) >= 0 else -down
     corners = fit_corners_mm(disc.piece, down, spacing, "disc")
     _require(_LENGTH_MM, [np.linalg.norm(corners[2] - corners[3])], "endplate", "mm long")
-    upper = disc.corner + corners[[3, 2]] / spacing
-    return VertebralBody("S1", np.concatenate([upper, np.full((2, 2), np.nan)]), disc.slices)
+    return _upper_edge_only(_name(label), disc, corners[[3, 2]], spacing)
+
+
+def _sacrum_by_itself(voxels: np.ndarray, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
+    """S1's upper corners from the sacrum's mask, of which only what lies just below its upper edge is looked at."""
+    sacrum = middles[SACRUM]
+    if _cut_at_top(sacrum, (voxels.shape[0] + 1, *voxels.shape[1:])):  # an image may end within the sacrum
+        raise DoubtfulError("it is cut by the upper edge of the image")
+    lowest = _first_of(middles, (1, 2), sacrum)
+    down_mm = sacrum.centre_mm - lowest.centre_mm
+    pixels = np.argwhere(sacrum.piece)
+    for depth_mm in _SACRUM_DEPTHS_MM:
+        along = pixels @ (spacing * down_mm / np.linalg.norm(down_mm))
+        slab = np.zeros_like(sacrum.piece)
+        slab[tuple(pixels[along <= np.percentile(along, 1) + depth_mm].T)] = True
+        corners = fit_corners_mm(slab, down_mm, spacing, "disc")
+        back = corners[1] - corners[0]
+        down_mm = np.array([back[1], -back[0]])
+    _require(_LENGTH_MM, [np.linalg.norm(back)], "endplate", "mm long")
+    return _upper_edge_only("S1", sacrum, corners[[0, 1]], spacing)
+
+
+def _upper_edge_only(name: str, middle: _Middle, ends_mm: np.ndarray, spacing: np.ndarray) -> VertebralBody:
+    upper = middle.corner + ends_mm / spacing
+    return VertebralBody(name, np.concatenate([upper, np.full((2, 2), np.nan)]), middle.slices)
 
 
 def _stunted(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]:
@@ -232,14 +266,14 @@ def _stunted(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]
 
 def _bodiless(voxels: np.ndarray, middles: dict[int, _Middle]) -> dict[str, str]:
     """Name → reason, for vertebrae of which the mask holds posterior elements only."""
-    lost = [label for label, _ in _boxes(voxels) if label < _DISC_BELOW and label not in middles and label != _CANAL]
+    lost = [label for label, _ in _boxes(voxels) if label < DISC_BELOW and label not in middles and label != CANAL]
     return {_name(label): "nothing of it lies in front of the canal" for label in lost}
 
 
 def _name(label: int) -> str:
-    if label > _DISC_BELOW:
-        return "S1" if label == _DISC_BELOW + 1 else f"disc {label - _DISC_BELOW} from the bottom"
     names = {label: name for name, label in SPIDER_VERTEBRAE.items()}
+    if label == SACRUM or label > DISC_BELOW:  # a disc stands for the vertebra below it
+        return "S1" if label in (SACRUM, DISC_BELOW + 1) else names.get(label - DISC_BELOW - 1, "a vertebra above T9")
     return names.get(label % 100, f"vertebra {label % 100} from the bottom")
 
 

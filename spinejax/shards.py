@@ -15,6 +15,7 @@ the schema and its writer; `dataset.py` reads.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -69,6 +70,7 @@ class ShardSummary:
     discs: Counter = field(default_factory=Counter)
     patients: dict[str, set] = field(default_factory=lambda: {split: set() for split in SPLITS})
     grades: Counter = field(default_factory=Counter)
+    images: set[tuple[str, str]] = field(default_factory=set)  # digest of a volume, and its split
     slice_sum: np.ndarray = field(default_factory=lambda: np.zeros(WINDOW_SHAPE[2], np.int64))
 
 
@@ -84,10 +86,14 @@ def write_atomically(path: Path, write) -> None:
     A reader finds the old file or the whole new one, whatever happens in between.
     """
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it would only be in the way
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
@@ -143,6 +149,32 @@ def shard_name(index: int, num_shards: int) -> str:
     return f"discs-{index:05d}-of-{num_shards:05d}.h5"
 
 
+class _Sink(io.FileIO):
+    """A file that keeps a failed write (a full disk) from HDF5, which would crash on it, until `check` raises it."""
+
+    failure: OSError | None = None
+
+    def write(self, data) -> int:
+        left = memoryview(data)
+        try:
+            while len(left) and self.failure is None:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.failure = error
+        return len(data)
+
+    def truncate(self, size=None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
 def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks: Sequence[str] = ()) -> ShardSummary:
     """Stream discs into one shard; the same discs give the same bytes.
 
@@ -154,24 +186,28 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
 
     Raises:
         SpinejaxError: a disc breaks the schema (shape, dtype, level, split, label out of range, a mask missing).
+        OSError: the file cannot be written, as on a full disk.
     """
     summary = ShardSummary(path.name, 0, "", 0)
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver="latest") as file:
-            for name, (dtype, shape) in columns(len(tasks)).items():
-                # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
-                _create(file, name, dtype, shape, chunk_rows=64)
-            _create(file, "volume", np.dtype("<u2"), VOLUME_SHAPE, chunk_rows=1)
-            for name in masks:
-                filters = {"compression": "gzip", "compression_opts": 1}
-                _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
-            for row, disc in enumerate(discs):
-                _check_disc(disc, tasks, masks)
-                for name, value in _row(disc, tasks, masks).items():
-                    file[name].resize(row + 1, axis=0)
-                    file[name][row] = value
-                _count(summary, disc)
+        with _Sink(temporary, "w+") as sink:
+            with h5py.File(sink, "w", libver="latest") as file:
+                for name, (dtype, shape) in columns(len(tasks)).items():
+                    # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
+                    _create(file, name, dtype, shape, chunk_rows=64)
+                _create(file, "volume", np.dtype("<u2"), VOLUME_SHAPE, chunk_rows=1)
+                for name in masks:
+                    filters = {"compression": "gzip", "compression_opts": 1}
+                    _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
+                for row, disc in enumerate(discs):
+                    _check_disc(disc, tasks, masks)
+                    for name, value in _row(disc, tasks, masks).items():
+                        file[name].resize(row + 1, axis=0)
+                        file[name][row] = value
+                    _count(summary, disc)
+                    sink.check()
+            sink.check()
 
     write_atomically(path, write)
     summary.bytes = path.stat().st_size
@@ -185,7 +221,7 @@ def write_manifest(
     """Write `manifest.json`, which makes the folder a data set, and return its contents.
 
     Raises:
-        SpinejaxError: no disc at all, or a patient in two splits.
+        SpinejaxError: no disc at all; a patient, or one and the same image, in two splits.
     """
     discs = sum((s.discs for s in summaries), Counter())
     grades = sum((s.grades for s in summaries), Counter())
@@ -193,6 +229,7 @@ def write_manifest(
     if not discs:
         raise SpinejaxError(f"{folder}: no disc was found in any scan, so there is no data set to write.")
     refuse_shared_patients(patients, folder)
+    _refuse_shared_images(summaries, folder)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "tasks": task_tables.to_json(tasks),
@@ -272,8 +309,21 @@ def _check_disc(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> None
     check_geometry(np.asarray(disc.affine)[None], np.asarray(disc.slices)[None], where)
 
 
+def _refuse_shared_images(summaries: Sequence[ShardSummary], folder: Path) -> None:
+    """A patient who came under two names is in two splits by his image."""
+    split_of: dict[str, str] = {}
+    for summary in summaries:
+        for image, split in sorted(summary.images):
+            if split_of.setdefault(image, split) != split:
+                raise SpinejaxError(
+                    f"{folder}: one and the same image is in the splits {split_of[image]} and {split}: a patient or "
+                    "scan is there under two names. Leave one out."
+                )
+
+
 def _count(summary: ShardSummary, disc: Disc) -> None:
     summary.num_discs += 1
+    summary.images.add((hashlib.blake2b(disc.volume.tobytes(), digest_size=16).hexdigest(), disc.split))
     summary.discs[disc.split] += 1
     summary.patients[disc.split].add(disc.patient)
     summary.grades.update((disc.split, task, label) for task, label in disc.labels.items() if label != UNLABELLED)

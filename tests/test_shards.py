@@ -362,7 +362,20 @@ def test_folder_without_manifest(tmp_path):
 # What verifying finds ------------------------------------------------------------------------------------------------
 
 
-def test_verify_reports_each_fault(tmp_path):
+def test_one_image_in_two_splits_is_not_written(tmp_path):
+    """A patient who came under two names."""
+    one = disc("b", "L5-S1", "test", 9)
+    other = dataclasses.replace(one, patient="d", scan="scand", split="train")
+    with pytest.raises(SpinejaxError, match="one and the same image is in the splits test and train"):
+        write(tmp_path / "one", [[one, other]])
+    with pytest.raises(SpinejaxError, match="one and the same image is in the splits test and train"):
+        write(tmp_path / "two", [[one], [other]])
+    assert not (tmp_path / "two" / MANIFEST).exists()
+    write(tmp_path / "three", [[one, dataclasses.replace(other, split="test")]])
+
+
+def test_verify_reports_each_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("spinejax.shards._refuse_shared_images", lambda *_: None)
     same = disc("b", "L5-S1", "test", 9)
     outside = disc("c", "L5-S1", "train", 4)
     outside.volume[0, 0, 0] = 1

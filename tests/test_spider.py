@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from data_prep.privacy import Pseudonyms
-from data_prep.scan import Scan, write_scan
+from data_prep.read_mha import write_mha
+from data_prep.scan import Scan
 from data_prep.spider import COLUMNS, SPIDER_TASKS, read_gradings, spider_jobs
 from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine
@@ -34,8 +35,8 @@ def write_root(root, patients=range(1, 6), subset=None, series="t2_SPACE"):
         (root / folder).mkdir(parents=True)
     for patient in patients:
         voxels = spine.scan.voxels * (1 + patient / 10)
-        write_scan(root / "images" / f"{patient}_{series}.mha", Scan(voxels, spine.scan.affine, ""))
-        write_scan(root / "masks" / f"{patient}_{series}.mha", spine.mask)
+        write_mha(root / "images" / f"{patient}_{series}.mha", Scan(voxels, spine.scan.affine, ""))
+        write_mha(root / "masks" / f"{patient}_{series}.mha", spine.mask)
     grades = [row(patient, disc, Modic=str(patient % 4)) for patient in patients if patient != 2 for disc in (1, 2, 3)]
     write_table(root / "radiological_gradings.csv", grades)
     overview = [
@@ -93,7 +94,7 @@ def test_official_validation_patients_are_the_test_split(tmp_path):
 def test_series_is_chosen_by_name(tmp_path):
     root = write_root(tmp_path / "root", patients=(1, 2), series="t2")
     spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=1)
-    write_scan(root / "images" / "1_x_t2.mha", spine.scan)
+    write_mha(root / "images" / "1_x_t2.mha", spine.scan)
     assert len(jobs(root, series="t2")) == 2
     with pytest.raises(SpinejaxError, match=r"--series t2_SPACE: .*t2 \(2\)"):
         jobs(root)
@@ -206,7 +207,7 @@ def test_faults_of_the_overview(tmp_path, rows, message):
 
 def test_mask_on_another_grid_is_refused(tmp_path):
     root = write_root(tmp_path / "root", patients=(1,))
-    write_scan(root / "masks" / "1_t2_SPACE.mha", block_spine(spacing_mm=(1.5, 1.4, 6.0), num_slices=3).mask)
+    write_mha(root / "masks" / "1_t2_SPACE.mha", block_spine(spacing_mm=(1.5, 1.4, 6.0), num_slices=3).mask)
     with pytest.raises(SpinejaxError, match=r"mask of 1_t2_SPACE\.mha.*own grid"):
         jobs(root)[0].cut()
 

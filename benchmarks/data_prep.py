@@ -1,0 +1,78 @@
+"""How fast are discs cut, and in how much memory? Scans of a hospital's size, with masks, in one process.
+
+    python -m benchmarks.data_prep [--scans 20] [--rows 512 --columns 512 --slices 20]
+
+Prints, a format: seconds a scan (reading, finding corners, cutting), scans a minute and core, and the peak memory of
+the process after the first scan and after the last: equal, if memory does not grow with the number of scans.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from scipy import ndimage
+
+from data_prep.phantom import phantom
+from data_prep.read_mha import write_mha
+from data_prep.read_nifti import write_nifti
+from data_prep.scan import Scan
+from data_prep.scan_jobs import Cutting, cut_scan
+from data_prep.scans import find_series
+from data_prep.write_dicom import write_dicom
+
+
+def resampled(scan: Scan, shape: tuple[int, int, int], order: int) -> Scan:
+    """A scan on another number of voxels, over the same field of view."""
+    zoom = np.array(shape) / scan.voxels.shape
+    affine = scan.affine @ np.diag([*(1 / zoom), 1])
+    return Scan(ndimage.zoom(scan.voxels, zoom, order=order, grid_mode=True, mode="nearest"), affine, scan.name)
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scans", type=int, default=20)
+    for name, size in (("rows", 512), ("columns", 512), ("slices", 20)):
+        parser.add_argument(f"--{name}", type=int, default=size)
+    options = parser.parse_args()
+    drawn = phantom(0, 0)
+    shape = (options.rows, options.columns, options.slices)
+    scan, mask = resampled(drawn.scan, shape, 1), resampled(drawn.mask, shape, 0)
+    console = Console(width=200)
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        write_dicom(root / "dicom" / "p", scan, patient="p", series="t2")
+        for folder in ("mha", "nifti", "masks"):
+            (root / folder).mkdir()
+        write_mha(root / "mha" / "p_t2.mha", scan)
+        write_nifti(root / "nifti" / "p_t2.nii.gz", scan)
+        write_mha(root / "masks" / "mask.mha", mask)
+        for name in ("mha", "nifti", "dicom"):
+            work = partial(one_scan, root / name, root / "masks" / "mask.mha")
+            num_discs = work()
+            first_mib, start = peak_mib(), time.perf_counter()
+            for _ in range(options.scans):
+                work()
+            seconds = (time.perf_counter() - start) / options.scans
+            console.print(
+                f"{name:6} {shape}: {seconds:.2f} s a scan of {num_discs} discs, {60 / seconds:.0f} scans a minute and "
+                f"core; peak {first_mib:.0f} MiB after one scan, {peak_mib():.0f} MiB after {options.scans + 1}",
+                highlight=False,
+            )
+
+
+def one_scan(folder: Path, mask: Path) -> int:
+    (series,) = find_series([folder]).series
+    return len(cut_scan(series, mask, Cutting())[0])
+
+
+if __name__ == "__main__":
+    main()

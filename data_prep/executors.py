@@ -1,0 +1,60 @@
+"""Who does the work: this process, other processes of this machine, or a Dask cluster; one interface for all."""
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from spinejax.errors import SpinejaxError
+
+_CONNECT_SECONDS = 10
+
+
+def run_all(work: Callable, *arguments: Sequence, num_workers: int, scheduler: str | None) -> Iterator:
+    """`map(work, *arguments)`, its results in order, wherever the work is done.
+
+    Args:
+        work: picklable.
+        arguments: of equal lengths.
+        num_workers: processes of this machine; 1 works in this one.
+        scheduler: address of a Dask scheduler, which goes before `num_workers`.
+
+    Raises:
+        SpinejaxError: the cluster cannot be reached; a worker died; whatever `work` raises.
+    """
+    if scheduler is None and num_workers == 1:
+        yield from map(work, *arguments)
+        return
+    with _executor(min(num_workers, max(len(arguments[0]), 1)), scheduler) as pool:
+        futures = [pool.submit(work, *each) for each in zip(*arguments, strict=True)]
+        try:
+            for future in futures:
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise SpinejaxError(
+                "A worker process died, perhaps for want of memory. Run the same command again with fewer --workers: "
+                "it goes on where it stopped."
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def _executor(num_workers: int, scheduler: str | None) -> Iterator[Executor]:
+    if scheduler is None:
+        # Processes are spawned, not forked: a fork would copy HDF5's and numpy's threads in whatever state they are.
+        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SpinejaxError("--scheduler needs Dask. Run `pip install spinejax[cluster]`.") from error
+    try:
+        client = Client(scheduler, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise SpinejaxError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}).") from error
+    with client:
+        yield client.get_executor(pure=False)

@@ -1,0 +1,96 @@
+"""Phantoms as files, as a hospital or the SPIDER dataset would have them: so that every reader meets the same truth.
+
+images/   p00000_t2.mha, or .nii.gz, or a folder p00000/ of DICOM files without suffixes
+masks/    by SPIDER's labels, named after the scans
+labels.csv                                  for `python -m data_prep scans OUT/images --labels OUT/labels.csv`
+radiological_gradings.csv, overview.csv     for `python -m data_prep spider OUT --series t2`; with MetaImage only
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_prep.labels import write_labels
+from data_prep.phantom import phantom
+from data_prep.phantom_set import phantom_names
+from data_prep.read_mha import write_mha
+from data_prep.read_nifti import write_nifti
+from data_prep.scan import Scan
+from data_prep.spider import COLUMNS
+from data_prep.write_dicom import write_dicom
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import LEVELS, PAPER_TASKS, UNLABELLED
+
+FORMATS = ("mha", "nifti", "dicom")
+
+
+def write_phantoms(out: Path, num_patients: int, *, seed: int, file_format: str, overwrite: bool) -> None:
+    """Draw patients and write their scans, masks and labels.
+
+    Args:
+        out: the folder.
+        num_patients: one scan each.
+        seed: names the data set, as in `phantom_set.phantom_jobs`.
+        file_format: of the scans, one of `FORMATS`. Masks are MetaImage, or NIfTI beside NIfTI scans.
+        overwrite: write into a folder that holds files already.
+
+    Raises:
+        SpinejaxError: the number or the seed is out of range, or `out` is a file or not empty.
+    """
+    names = phantom_names(num_patients, seed)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
+        raise SpinejaxError(f"--out {out}: holds files already. Give --overwrite, or another folder.")
+    for folder in ("images", "masks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    labels: list[tuple[str, str, str, Mapping[str, int]]] = []
+    for patient, name in enumerate(names):
+        drawn = phantom(seed, patient)
+        key = _write_scan(out, name, drawn.scan, drawn.mask, file_format)
+        labels += [(name, key, level, grades) for level, grades in drawn.grades.items()]
+    write_labels(out / "labels.csv", labels, PAPER_TASKS)
+    if file_format == "mha":
+        _write_spider_tables(out, labels)
+
+
+def _write_scan(out: Path, name: str, scan: Scan, mask: Scan, file_format: str) -> str:
+    """Write a scan and its mask; returns the key that ties them and their labels together."""
+    key = f"{name}_t2"
+    if file_format == "dicom":
+        key = write_dicom(out / "images" / name, scan, patient=name, series="t2")
+    elif file_format == "nifti":
+        write_nifti(out / "images" / f"{key}.nii.gz", scan)
+        write_nifti(out / "masks" / f"{key}.nii.gz", mask)
+        return key
+    else:
+        write_mha(out / "images" / f"{key}.mha", scan)
+    write_mha(out / "masks" / f"{key}.mha", mask)
+    return key
+
+
+def _write_spider_tables(out: Path, labels: list[tuple[str, str, str, Mapping[str, int]]]) -> None:
+    with open(out / "radiological_gradings.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["Patient", "IVD label", *COLUMNS])
+        for name, _, level, grades in labels:
+            table.writerow([name, len(LEVELS) - LEVELS.index(level), *_spider_cells(grades)])
+    with open(out / "overview.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["new_file_name", "subset"])
+        table.writerows([key, "training"] for key in dict.fromkeys(key for _, key, _, _ in labels))
+
+
+def _spider_cells(grades: Mapping[str, int]) -> list[str]:
+    """A phantom's grades in SPIDER's columns: narrowing is binary, marrow changes are Modic type 2, all else absent."""
+    marrow = [grades["upper_marrow"], grades["lower_marrow"]]
+    values = {
+        "Pfirrman grade": _cell(grades["pfirrmann"], add=1),
+        "Disc narrowing": _cell(min(grades["narrowing"], 1)),
+        "UP endplate": _cell(grades["upper_endplate"]),
+        "LOW endplate": _cell(grades["lower_endplate"]),
+        "Modic": "" if UNLABELLED in marrow else str(2 * max(marrow)),
+    }
+    return [values.get(column, "0") for column in COLUMNS]
+
+
+def _cell(label: int, *, add: int = 0) -> str:
+    return "" if label == UNLABELLED else str(label + add)

@@ -1,0 +1,177 @@
+"""A hospital's scans as jobs: series of any format, with masks or corners, and perhaps labels."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.build import Job
+from data_prep.corner_file import bodies_from_corners, read_corners
+from data_prep.discs import DiscVolume, extract_discs
+from data_prep.labels import Labels
+from data_prep.mask_conventions import CONVENTIONS, to_house
+from data_prep.privacy import Pseudonyms
+from data_prep.scan import Scan, require_same_grid
+from data_prep.scans import Found, Series, read_scan, stem_of, volume_files
+from data_prep.splits import split_patients
+from data_prep.tables import some
+from data_prep.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import LEVELS
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How discs are found in a scan and cut out.
+
+    Args:
+        convention: the tool that made the masks, one of `CONVENTIONS`; None to recognise it by its labels.
+        lowest_level: name of each scan's lowest disc, if the levels are to be counted from it.
+        per_disc: normalise each disc by one median over all of its slices, instead of each slice by its own.
+    """
+
+    convention: str | None = None
+    lowest_level: str | None = None
+    per_disc: bool = False
+
+    def __post_init__(self):
+        for option, value, known in (
+            ("--convention", self.convention, tuple(CONVENTIONS)),
+            ("--lowest-level", self.lowest_level, LEVELS),
+        ):
+            if value not in (None, *known):
+                raise SpinejaxError(f"{option} {value}: expected one of {', '.join(known)}.")
+
+
+def scan_jobs(
+    found: Found,
+    *,
+    masks: Path | None,
+    corners: Path | None,
+    labels: Labels | None,
+    cutting: Cutting,
+    seed: int,
+    pseudonyms: Pseudonyms,
+) -> tuple[list[Job], list[str]]:
+    """One job for each series that was found, and notes on labels that fit none of them.
+
+    A series without a mask, or without corners, becomes a job that fails with that reason: a run names it and goes on.
+
+    Args:
+        found: the series.
+        masks: folder of the masks, each named after its scan's key (`_mask_of`).
+        corners: a corner file. Either it or `masks` is given.
+        labels: of the discs.
+        cutting: how discs are found and cut out.
+        seed: of the split.
+        pseudonyms: of patients and scans.
+
+    Raises:
+        SpinejaxError: neither or both of masks and corners are given, or they cannot be read; nothing was found.
+    """
+    if (masks is None) == (corners is None):
+        raise SpinejaxError("Give either --masks DIR or --corners FILE: they tell where the vertebrae are.")
+    if not found.series:
+        reasons = "".join(f"\n  {line}" for line in [*found.left_out, *found.failures.values()][:20])
+        raise SpinejaxError(f"No sagittal scan was found.{reasons}")
+    if masks is not None and not masks.is_dir():
+        raise SpinejaxError(f"--masks {masks}: no such folder.")
+    mask_files = [] if masks is None else volume_files(masks)
+    bodies = {} if corners is None else read_corners(corners)
+    of_scan = {one.key: labels.of(one.patient, one.key) if labels else {} for one in found.series}
+    patients: dict[str, list[Mapping[str, int]]] = {}
+    for one in found.series:
+        patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
+    splits = split_patients(patients, seed=seed)
+
+    jobs = []
+    keys = {one.key for one in found.series}
+    for one in found.series:
+        vertebrae = _mask_of(one, masks, mask_files, keys) if masks else _corners_of(one, bodies)
+        jobs.append(
+            Job(
+                name=one.name,
+                patient=pseudonyms.patient(one.patient),
+                scan=pseudonyms.scan(one.key),
+                split=splits[one.patient],
+                labels=of_scan[one.key],
+                cut=partial(cut_scan, one, vertebrae, cutting),
+                sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
+                recipe=f"{cutting} {json.dumps(bodies.get(one.key), sort_keys=True)}",
+            )
+        )
+    unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
+    return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """A scan with its vertebral bodies, SPIDER's labels of them if there is a mask, and notes on what is doubtful."""
+
+    scan: Scan
+    bodies: list[VertebralBody]
+    regions: Scan | None
+    notes: list[str]
+
+
+def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> tuple[list[DiscVolume], list[str]]:
+    """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`."""
+    found = locate(series, vertebrae, cutting)
+    return extract_discs(found.scan, found.bodies, regions=found.regions, per_disc=cutting.per_disc), found.notes
+
+
+def locate(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> Located:
+    """Read a series and find its vertebral bodies.
+
+    Args:
+        series: the scan.
+        vertebrae: its mask's file; its part of a corner file; or why there is neither, which is told only once the
+            series is known to be sagittal, as others need none.
+        cutting: how discs are found and cut out.
+
+    Raises:
+        SpinejaxError: a file cannot be read, scan and mask do not share a grid, or no bodies can be told.
+    """
+    scan, notes = series.read()
+    if scan.voxels.min() == scan.voxels.max():
+        raise SpinejaxError(f"{series.name}: every voxel is {scan.voxels.flat[0]:g}: an empty image. Export it again.")
+    if isinstance(vertebrae, str):
+        raise SpinejaxError(f"{series.name}: {vertebrae}")
+    if isinstance(vertebrae, Mapping):
+        return Located(scan, bodies_from_corners(scan, vertebrae), None, notes)
+    mask = read_scan(vertebrae, np.uint8)
+    mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
+    require_same_grid(scan, mask)
+    mask, doubts = to_house(mask, cutting.convention, cutting.lowest_level)
+    bodies, left_out = bodies_from_spider_mask(mask)
+    return Located(scan, bodies, Scan(body_labels(mask), mask.affine, mask.name), notes + doubts + left_out)
+
+
+def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:
+    return bodies.get(series.key, f"the corner file has no scan {series.key!r}.")
+
+
+def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) -> Path | str:
+    """The mask of a series, or why there is none.
+
+    A mask is named as its scan, or that with something behind an underscore (`0007_t2.nii.gz`, `0007_t2_seg.mha`), or
+    as SPINEPS names them (`sub-07_T2w.nii.gz` has `sub-07_mod-T2w_seg-vert_msk.nii.gz`). `keys` are those of all the
+    scans: a mask that is named as another scan is that one's.
+    """
+    free = [path for path in files if stem_of(path) == series.key or stem_of(path) not in keys]
+    subject, _, contrast = series.key.rpartition("_")
+    of_subject = [path for path in free if subject and path.name.startswith(f"{subject}_") and "seg-vert" in path.name]
+    named = (
+        [path for path in free if stem_of(path) == series.key]
+        or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
+        or of_subject
+        or [path for path in free if path.name.startswith(f"{series.key}_")]
+    )
+    if len(named) == 1:
+        return named[0]
+    if named:
+        return f"{some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
+    return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."

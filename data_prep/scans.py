@@ -1,0 +1,210 @@
+"""Which scans there are in files and folders, of whatever format, and what was left out and why."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.dicom_headers import DicomFile, is_dicom, read_header, weighting_in_words
+from data_prep.read_dicom import in_order, read_series
+from data_prep.read_mha import read_mha
+from data_prep.read_nifti import read_nifti
+from data_prep.scan import NotSagittalError, Scan, refuse_non_sagittal
+from data_prep.tables import some
+from spinejax.errors import SpinejaxError
+
+_READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
+WEIGHTINGS = ("t2", "t1", "any")
+PATIENTS_BY = ("name", "folder")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A scan that was found.
+
+    Args:
+        name: what messages call it: its file, or its DICOM folder.
+        key: what masks, corners and label tables call it: its file's name without the suffix, or its SeriesInstanceUID.
+        patient: the patient's own identifier. It enters no data set.
+        files: all that are read for it.
+        read: gives the scan, and notes on what is doubtful; raises SpinejaxError. Picklable.
+    """
+
+    name: str
+    key: str
+    patient: str
+    files: tuple[Path, ...]
+    read: Callable[[], tuple[Scan, list[str]]]
+
+
+@dataclass
+class Found:
+    """The scans of some paths, the notes on what was left out, and what failed: name → reason."""
+
+    series: list[Series] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def read_scan(path: str | Path, dtype) -> Scan:
+    """Read a single file of a volume format: NIfTI or MetaImage. `dtype`, raised errors: as the format's own reader.
+
+    Raises:
+        SpinejaxError: the name has none of the formats' suffixes, or the file cannot be read.
+    """
+    reader = _READERS.get(suffix_of(Path(path)))
+    if reader is None:
+        raise SpinejaxError(f"{path}: expected a name that ends in {', '.join(_READERS)}.")
+    return reader(path, dtype)
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix, in small letters; `.nii.gz` counts as one."""
+    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without its suffix."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def volume_files(folder: Path) -> list[Path]:
+    """Every NIfTI and MetaImage file of a tree, sorted."""
+    return [path for path in _files([folder], ()) if suffix_of(path) in _READERS]
+
+
+def find_series(
+    paths: Sequence[Path], *, weighting: str = "t2", patients_by: str = "name", exclude: Sequence[Path] = ()
+) -> Found:
+    """Look through files and whole trees for sagittal series.
+
+    Args:
+        paths: files and folders. In a folder every file is looked at, whatever its name.
+        weighting: "t2", "t1" or "any". Series that are known to be of another are left out.
+        patients_by: "name": a DICOM file's PatientID, or what a volume file's name has before its first "_" or "."
+            (`sub-07_T2w.nii.gz` is of `sub-07`); "folder": the name of the folder that a series lies in.
+        exclude: folders that are not looked into (masks).
+
+    Raises:
+        SpinejaxError: a path does not exist, or two files have one key, so that masks and labels could not tell them
+            apart.
+    """
+    found = Found()
+    dicom: dict[str, list[DicomFile]] = defaultdict(list)
+    others: list[Path] = []
+    for path in _files(paths, exclude):
+        if suffix_of(path) in _READERS:
+            _take_volume(path, found, weighting, patients_by)
+        elif is_dicom(path):
+            try:
+                header = read_header(path)
+            except SpinejaxError as error:
+                found.failures[str(path)] = str(error)
+                continue
+            dicom[header.series].append(header)
+        else:
+            others.append(path)
+    if others:
+        found.left_out.append(f"{len(others)} files are no scans: {some([path.name for path in others])}")
+    for key in sorted(dicom):
+        _take_dicom(key, dicom[key], found, weighting, patients_by)
+    _refuse_one_key_twice(found.series)
+    return found
+
+
+def _files(paths: Sequence[Path], exclude: Sequence[Path]) -> Iterator[Path]:
+    """Every file once, in an order that does not depend on the file system."""
+    hidden_from = {path.resolve() for path in exclude}
+    seen: set[Path] = set()
+    for path in paths:
+        if not path.exists():
+            raise SpinejaxError(f"{path}: no such file or folder.")
+        tree = [(str(path.parent), [], [path.name])] if path.is_file() else _walk(path, hidden_from)
+        for folder, _, names in tree:
+            for name in sorted(names):
+                file = Path(folder, name)
+                # Dot files are the system's; a pipe or a socket would hang a reader.
+                if (not name.startswith(".") or path.is_file()) and file.is_file() and file.resolve() not in seen:
+                    seen.add(file.resolve())
+                    yield file
+
+
+def _walk(root: Path, hidden: set[Path]) -> Iterator[tuple[str, list[str], list[str]]]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if Path(folder, name).resolve() not in hidden and name[0] != ".")
+        yield folder, folders, names
+
+
+def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> None:
+    told = weighting_in_words(stem_of(path))
+    if weighting != "any" and told not in (None, weighting):
+        found.left_out.append(f"{path.name}: {told} by its name, {weighting} was asked for")
+        return
+    patient = path.parent.name if patients_by == "folder" else re.split(r"[_.]", path.name)[0]
+    found.series.append(Series(path.name, stem_of(path), patient, (path,), partial(_read_volume, path)))
+
+
+def _read_volume(path: Path) -> tuple[Scan, list[str]]:
+    return read_scan(path, np.float32), []
+
+
+def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, patients_by: str) -> None:
+    """Sort one DICOM series into what is a scan, what is left out and what fails."""
+    folder = files[0].path.parent
+    name = f"{folder.name or folder}, series {key}"
+    images = [file for file in files if not file.not_a_scan]
+    reasons = sorted({file.not_a_scan for file in files if file.not_a_scan})
+    if reasons:
+        found.left_out.append(f"{name}: {len(files) - len(images)} of {len(files)} files: {', '.join(reasons)}")
+    if not images:
+        return
+    told = images[0].weighting
+    if weighting != "any" and told not in (None, weighting):
+        found.left_out.append(f"{name}: {told} by its header, {weighting} was asked for")
+        return
+    patients = {file.patient for file in images}
+    patient = folder.name if patients_by == "folder" else images[0].patient
+    try:
+        if len(patients) > 1 or not key:
+            raise SpinejaxError(
+                f"{name}: files of {len(patients)} patients, expected a series of one. Export it again."
+            )
+        if not patient:
+            raise SpinejaxError(f"{name}: PatientID is empty. Give --patients-by folder, with a folder a patient.")
+        if not _is_sagittal(images, name, found):
+            return
+    except SpinejaxError as error:
+        found.failures[name] = str(error)
+        return
+    paths = tuple(file.path for file in images)
+    found.series.append(Series(name, key, patient, paths, partial(read_series, images, name, np.float32)))
+
+
+def _is_sagittal(images: list[DicomFile], name: str, found: Found) -> bool:
+    """Whether a series' headers make a sagittal volume. Another plane is left out; a broken series raises."""
+    orientations = {tuple(np.round(frame.normal, 2)) for file in images for frame in file.frames}
+    if len(orientations) == 3 and len(images) <= 30:
+        found.left_out.append(f"{name}: {len(images)} images in three planes: a localiser")
+        return False
+    frames, affine = in_order(images, name)
+    try:
+        refuse_non_sagittal((*frames[0].shape, len(frames)), affine, name)
+    except NotSagittalError as error:
+        found.left_out.append(str(error))
+        return False
+    return True
+
+
+def _refuse_one_key_twice(series: Sequence[Series]) -> None:
+    keys: dict[str, Series] = {}
+    for one in series:
+        if (other := keys.setdefault(one.key, one)) is not one:
+            raise SpinejaxError(
+                f"{one.files[0]} and {other.files[0]}: both are called {one.key!r}, so masks and labels cannot tell "
+                "them apart. Rename one, or give them in runs of their own."
+            )
