@@ -26,12 +26,11 @@ from data_prep.scan_jobs import Cutting, scan_jobs
 from data_prep.scans import Found, find_series
 from data_prep.spider import SPIDER_TASKS, spider_jobs
 from spinejax.dataset import DataSet, verify
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, status_of
 from spinejax.shards import SPLITS
 from spinejax.tasks import PAPER_TASKS, UNLABELLED
 
 _PROGRESS = Console(stderr=True)
-_SHOWN_NOTES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,14 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m data_prep",
         description="Make, verify and look at data sets of intervertebral discs.",
     )
-    try:
-        return command.run()
-    except SpinejaxError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted. Nothing half-written stands under its name.", file=sys.stderr)
-        return 130
+    return status_of(command.run)
 
 
 def _share(count, labels: np.ndarray) -> str:
@@ -285,10 +277,8 @@ def _share(count, labels: np.ndarray) -> str:
 
 
 def _report(outcome: Outcome, num_scans: int, out: Path) -> int:
-    for note in outcome.notes[:_SHOWN_NOTES]:
+    for note in outcome.notes:
         print(f"note: {note}", file=sys.stderr)
-    if len(outcome.notes) > _SHOWN_NOTES:
-        print(f"note: and {len(outcome.notes) - _SHOWN_NOTES} more", file=sys.stderr)
     for name, reason in outcome.failures.items():
         print(f"failed: {reason}" if reason.startswith(name) else f"failed: {name}: {reason}", file=sys.stderr)
     if outcome.resumed:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -21,7 +22,7 @@ from data_prep.discs import DiscVolume
 from data_prep.executors import run_all
 from data_prep.scan import NotSagittalError
 from spinejax.errors import SpinejaxError
-from spinejax.shards import Disc, ShardSummary, shard_name, write_manifest, write_shard
+from spinejax.shards import MANIFEST, Disc, ShardSummary, shard_name, write_manifest, write_shard
 from spinejax.tasks import Task
 
 
@@ -102,6 +103,19 @@ def build(
         raise SpinejaxError(f"--shards {num_shards}, --workers {num_workers}: expected 1 or more of each.")
     if out.exists() and not out.is_dir():
         raise SpinejaxError(f"--out {out}: is a file; expected a folder.")
+    if overwrite and (out / MANIFEST).exists():
+        # The old set stays whole until the new one is: a run that fails must not take the old with it.
+        new = resume.beside(out)
+        settings: dict[str, Any] = {
+            "tasks": tasks,
+            "masks": masks,
+            "preprocessing": preprocessing,
+            "num_shards": num_shards,
+        }
+        settings |= {"num_workers": num_workers, "scheduler": scheduler, "strict": strict, "console": console}
+        outcome = build(jobs, new, overwrite=True, **settings)
+        resume.replace(out, new)
+        return outcome
     out.mkdir(parents=True, exist_ok=True)
     shards = _deal(jobs, num_shards)
     made = repr((list(tasks), list(masks), preprocessing))
@@ -125,6 +139,9 @@ def build(
         try:
             write_manifest(out, summaries, tasks, preprocessing, masks)
         except SpinejaxError as error:
+            for path in paths:  # no disc at all, or one that must not be there: nothing to go on from
+                path.unlink(missing_ok=True)
+            resume.end(out)
             reasons = "".join(f"\n  {name}: {reason}" for name, reason in outcome.failures.items())
             raise SpinejaxError(f"{error}{reasons}") from error
         resume.end(out)

@@ -22,9 +22,11 @@ class Pseudonyms:
     key: bytes
 
     def patient(self, name: str) -> str:
+        """A patient's pseudonym."""
         return self._hash(name, b"patient")
 
     def scan(self, name: str) -> str:
+        """A scan's pseudonym."""
         return self._hash(name, b"scan")
 
     def _hash(self, name: str, purpose: bytes) -> str:
@@ -41,11 +43,13 @@ def load_or_make_key(path: Path | None, out: Path) -> Pseudonyms:
     Raises:
         SpinejaxError: the key would lie inside `out`, others may read it, or it is not a key.
     """
-    path = out.with_name(out.resolve().name + ".key") if path is None else path
+    path = out.resolve().with_name(out.resolve().name + ".key") if path is None else path
     if path.resolve().is_relative_to(out.resolve()):
         raise SpinejaxError(f"--key {path}: lies inside the data set {out}, which may be shared. Put it elsewhere.")
     if not path.exists():
         _make_key(path)
+    if not path.is_file():
+        raise SpinejaxError(f"--key {path}: is no file. Give a key file, or a name under which to make one.")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise SpinejaxError(f"--key {path}: others may read it. Run `chmod 600` on it.")
     key = path.read_bytes()

@@ -55,12 +55,10 @@ def digest(*parts) -> str:
 def begin(out: Path, plan: str, *, overwrite: bool) -> None:
     """Make the folder ready: for a new run, or for the rest of an interrupted one of the same plan.
 
-    An old data set goes manifest first, so that no reader ever finds a mixture of two.
-
     Args:
         out: the folder, which exists.
         plan: digest of what is to be made.
-        overwrite: start afresh, whatever is there.
+        overwrite: drop what a run of another plan left.
 
     Raises:
         SpinejaxError: without `overwrite`, the folder holds a data set, or what a run of another plan left.
@@ -70,12 +68,31 @@ def begin(out: Path, plan: str, *, overwrite: bool) -> None:
     same_plan = _read(out / _NOTES / _PLAN) == {"plan": plan} and not (out / MANIFEST).exists()
     if there and not same_plan and not overwrite:
         raise SpinejaxError(f"--out {out}: holds {there[0].name} of another run. Give --overwrite, or another folder.")
-    if overwrite or not same_plan:
+    if not same_plan:
         for path in there:
             path.unlink()
         shutil.rmtree(out / _NOTES, ignore_errors=True)
     (out / _NOTES).mkdir(exist_ok=True)
     _write(out / _NOTES / _PLAN, {"plan": plan})
+
+
+def beside(out: Path) -> Path:
+    """The folder in which the successor of a data set is made."""
+    new = out.resolve().with_name(out.resolve().name + ".new")
+    if (new / MANIFEST).exists():  # finished, but killed before it took its place: it may be of any plan
+        shutil.rmtree(new)
+    return new
+
+
+def replace(out: Path, new: Path) -> None:
+    """Put a finished data set in another's place. The manifests go first and come last: no reader finds a mixture."""
+    (out / MANIFEST).unlink()
+    for path in out.glob("discs-?????-of-?????.h5"):
+        path.unlink()
+    for path in sorted(new.glob("discs-?????-of-?????.h5")):
+        os.replace(path, out / path.name)
+    os.replace(new / MANIFEST, out / MANIFEST)
+    shutil.rmtree(new)
 
 
 def end(out: Path) -> None:

@@ -82,6 +82,11 @@ def spider_jobs(root: Path, *, series: str, seed: int, pseudonyms: Pseudonyms) -
             f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({some(unknown)}), so it cannot "
             "be told whether they are of SPIDER's validation subset. Complete the table or remove their scans."
         )
+    if labels and not set(images) & set(labels):
+        raise SpinejaxError(
+            f"{root / _GRADINGS}: none of its {len(labels)} patients has a scan of the series {series!r}: it names "
+            f"{some(sorted(labels))}, the scans are of {some(sorted(images))}. Make the ids agree."
+        )
     splits = _splits({patient: labels.get(patient, {}) for patient in images}, subset, seed)
     return [
         Job(

@@ -19,7 +19,7 @@ class VertebralBody:
         corners: float64[4, 2]. (row, column) in the body's mid slice: upper-anterior, upper-posterior,
             lower-posterior, lower-anterior. NaN where a corner is not known: the sacrum's lower ones, the upper ones of
             a body that the field of view cuts.
-        slices: first and one past the last slice that the body reaches.
+        slices: first and one past the last slice that the body fills, to most of its largest extent.
     """
 
     name: str

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from data_prep.phantom_set import phantom_jobs, phantom_labels
 from spinejax.dataset import DataSet, verify
 from spinejax.errors import SpinejaxError
 from spinejax.shards import MANIFEST, VOLUME_SHAPE
-from spinejax.tasks import Task
+from spinejax.tasks import PAPER_TASKS, Task
 from tests.test_spider import write_root
 
 TASKS = (Task("pfirrmann", ("1", "2", "3", "4", "5")),)
@@ -242,3 +243,31 @@ def test_module_runs_and_helps():
     unknown = subprocess.run([*command, "nothing"], capture_output=True, text=True)
     assert unknown.returncode == 2
     assert "Traceback" not in unknown.stderr
+
+
+def test_overwriting_keeps_the_old_set_until_the_new_one_is_whole(tmp_path):
+    """A run that makes nothing leaves the old data set as it was, and nothing of its own."""
+    out = tmp_path / "set"
+    assert main(["phantom", "--out", str(out), "--patients", "3", "--shards", "2"]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    failing = [dataclasses.replace(job, cut=_fail) for job in phantom_jobs(3, seed=0)]
+    settings = {"tasks": PAPER_TASKS, "masks": ("region", "lesion"), "preprocessing": {}, "console": Console()}
+    with pytest.raises(SpinejaxError, match="no disc was found"):
+        build(failing, out, overwrite=True, **settings)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert main(["phantom", "--out", str(out), "--patients", "4", "--shards", "3", "--overwrite"]) == 0
+    assert verify(out) == []
+    assert len(list(out.glob("discs-*"))) == 3
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "set.new") == ["set"]
+
+
+def test_a_run_that_makes_nothing_does_not_stand_in_the_way_of_the_next(tmp_path):
+    failing = [dataclasses.replace(job, cut=_fail) for job in phantom_jobs(2, seed=0)]
+    settings = {"tasks": PAPER_TASKS, "masks": ("region", "lesion"), "preprocessing": {}, "console": Console()}
+    with pytest.raises(SpinejaxError, match=r"(?s)no disc was found.*too dark"):
+        build(failing, tmp_path / "set", **settings)
+    assert main(["phantom", "--out", str(tmp_path / "set"), "--patients", "3"]) == 0
+
+
+def _fail():
+    raise SpinejaxError("too dark")
