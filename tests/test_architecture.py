@@ -26,6 +26,7 @@ ROOMS = (
     "training",
     "checkpoint",
     "predict",
+    "hotspots",
     "figures",
     "report",
     "logbook",
