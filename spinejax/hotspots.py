@@ -37,8 +37,8 @@ class Method:
 
     num_views: int = 32
     """Random views averaged for each disc."""
-    views_at_once: int = 8
-    """Views of one disc in memory at once, at most: memory grows with it and with the batch, time hardly."""
+    views_at_once: int = 32
+    """Views of one disc in memory at once, at most: memory grows with it, and with the discs that share a device."""
     ranges: ViewRanges = field(default_factory=ViewRanges)
     """What the views are drawn from."""
     warp: Literal["inverse", "adjoint"] = "inverse"
@@ -46,7 +46,7 @@ class Method:
     signed: bool = False
     """Keep the gradient's sign: positive where a brighter pixel would raise the score."""
     noise: float = 0.0
-    """Standard deviation of noise added to each window, of an intensity range of 1 (SmoothGrad, Smilkov et al., 2017)."""
+    """Standard deviation of noise added to each window, in intensity (SmoothGrad, Smilkov et al., 2017)."""
 
     def __post_init__(self):
         for name in ("num_views", "views_at_once"):

@@ -27,6 +27,8 @@ ROOMS = (
     "checkpoint",
     "predict",
     "hotspots",
+    "pointing",
+    "faithfulness",
     "figures",
     "report",
     "logbook",
