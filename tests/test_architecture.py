@@ -29,6 +29,7 @@ ROOMS = (
     "hotspots",
     "pointing",
     "faithfulness",
+    "map_files",
     "figures",
     "report",
     "logbook",
@@ -42,7 +43,8 @@ ONLY_IN = {
     "orbax": {"spinejax/checkpoint.py"},
     "grain": {"spinejax/pipeline.py"},
     "absl": {"spinejax/pipeline.py"},
-    "h5py": {"spinejax/shards.py", "spinejax/dataset.py"},
+    "h5py": {"spinejax/shards.py", "spinejax/dataset.py", "spinejax/map_files.py"},
+    "nibabel": {"spinejax/map_files.py"},
     "SimpleITK": {"data_prep/scan.py"},
     "sklearn": set(),
 }
