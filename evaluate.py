@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +12,12 @@ import rich.console
 import rich.progress
 import tyro
 
-from spinejax import checkpoint, devices, figures, metrics, pipeline, predict, report
+from spinejax import checkpoint, devices, figures, hotspots, map_files, metrics, pipeline, predict, report
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
+from spinejax.hotspots import Method
+from spinejax.pointing import Pointing
+from spinejax.showing import Gallery
 from spinejax.tasks import UNLABELLED, Task
 
 
@@ -36,6 +39,14 @@ class Arguments:
     """Where results go; `evaluation-<split>` inside the run if not given."""
     batch_size: int = 32
     """Discs graded at once, over all devices."""
+    hotspots: bool = False
+    """Write each disc's evidence maps: one HDF5, NIfTI in the scan's space, figures, and how well they point."""
+    hotspot: Method = dataclasses.field(default_factory=Method)
+    """How they are made."""
+    hotspot_grades: tuple[tuple[str, str], ...] = ()
+    """Trace back this grade of a task, as `TASK GRADE` pairs; without one, the grade that each disc is given."""
+    seed: int = 0
+    """Decides the hotspots' random views."""
 
 
 def main(arguments: Arguments) -> None:
@@ -47,6 +58,9 @@ def main(arguments: Arguments) -> None:
     data = DataSet(arguments.data)
     rows = data.rows(arguments.split)
     labels = labels_of(data, rows, model.tasks)
+    if arguments.hotspots:  # faults come before the work
+        hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
+        map_files.check_nifti(data, rows)
     out = arguments.out or arguments.checkpoint / f"evaluation-{arguments.split}"
     out.mkdir(parents=True, exist_ok=True)
 
@@ -58,7 +72,8 @@ def main(arguments: Arguments) -> None:
     ]
     results = [result for result in every_result if result]
     report.write_predictions(out / "predictions.csv", data, rows, model.tasks, labels, probabilities)
-    report.write_results(out / "results.json", arguments.split, num_views, results)
+    pointing = explain(arguments, model, variables, data, rows, probabilities, mesh, out) if arguments.hotspots else {}
+    report.write_results(out / "results.json", arguments.split, num_views, results, pointing)
 
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     num_patients = len(set(data.patient[rows]))
@@ -73,6 +88,8 @@ def main(arguments: Arguments) -> None:
         console.print(report.recall_table(results))
     else:
         console.print("No disc of this split has a label for the network's tasks: predictions only.")
+    if pointing:
+        console.print(report.pointing_table(pointing))
     console.print(f"{report.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
 
 
@@ -104,14 +121,44 @@ def grade(arguments: Arguments, model, variables: Mapping, data: DataSet, rows, 
     stream = predict.predict(
         model, variables, batches, mesh, tta=arguments.tta, average_logits=arguments.average == "logits"
     )
-    parts = []
+    parts = [probabilities for _, probabilities in counted(stream, "grading", len(rows))]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def explain(
+    arguments: Arguments, model, variables: Mapping, data: DataSet, rows, probabilities: Mapping, mesh, out: Path
+) -> Mapping[str, Pointing]:
+    """Write the discs' hotspots below `out`. Where masks can tell, give how well they point: task name → figures."""
+    folder = out / "hotspots"
+    (folder / "nifti").mkdir(parents=True, exist_ok=True)
+    grades = np.zeros((len(data), len(model.tasks)), np.int64)
+    grades[rows] = hotspots.choose_grades(model.tasks, probabilities, dict(arguments.hotspot_grades))
+    gallery = Gallery(data, model.tasks, grades, rows, seed=arguments.seed)
+    # Views fill a device as well as discs would: one disc a device leaves `views_at_once` to bound the memory alone.
+    batches = pipeline.eval_batches(data, rows, [], batch_size=mesh.size)
+    key = jax.random.key(arguments.seed)
+    stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=arguments.hotspot)
+
+    def discs():
+        for batch_rows, batch_maps in counted(stream, "hotspots", len(rows)):
+            for row, maps in zip(batch_rows, batch_maps, strict=True):
+                map_files.write_nifti(folder / "nifti", data, row, model.tasks, maps)
+                gallery.look(row, np.abs(maps))
+                yield row, maps
+
+    map_files.write_maps(folder / "hotspots.h5", discs(), data, model.tasks, grades, arguments.hotspot)
+    gallery.hang(folder)
+    return gallery.pointing()
+
+
+def counted(stream: Iterable, what: str, total: int) -> Iterator:
+    """Pass a stream of (rows, …) on, with a progress bar of its discs on a terminal."""
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("grading", total=len(rows))
-        for batch_rows, probabilities in stream:
-            parts.append(probabilities)
-            progress.advance(bar, len(batch_rows))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        bar = progress.add_task(what, total=total)
+        for batch in stream:
+            yield batch
+            progress.advance(bar, len(batch[0]))
 
 
 if __name__ == "__main__":

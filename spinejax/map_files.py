@@ -115,12 +115,10 @@ def write_nifti(folder: Path, data: DataSet, row: int, tasks: Sequence[Task], ma
         maps: float32[T, 112, 224, 9].
 
     Raises:
-        SpinejaxError: nibabel is not installed, or the scan's name cannot be a file's.
+        SpinejaxError: as `check_nifti`.
     """
+    check_nifti(data, [row])
     nibabel = _nibabel()
-    scan, level = str(data.scan[row]), data.level[row]
-    if not re.fullmatch(r"[\w-][\w.-]*", scan, re.ASCII):
-        raise SpinejaxError(f"{data.folder}: scan {scan!r} cannot be part of a file's name. Make the data set again.")
     for task, map in zip(tasks, maps, strict=True):
         image = nibabel.Nifti1Image(map, _LPS_TO_RAS @ window_affine(data.affine[row]))
         image.set_data_dtype(
@@ -129,8 +127,18 @@ def write_nifti(folder: Path, data: DataSet, row: int, tasks: Sequence[Task], ma
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = f"spinejax hotspot, {task.name}; research use only"[:79].encode()
         content = gzip.compress(image.to_bytes(), mtime=0)  # without the hour, the same map gives the same bytes
-        path = folder / f"{scan}_{level}_{task.name}.nii.gz"
+        path = folder / f"{data.scan[row]}_{data.level[row]}_{task.name}.nii.gz"
         write_atomically(path, lambda temporary, content=content: temporary.write_bytes(content))
+
+
+def check_nifti(data: DataSet, rows: Sequence[int] | np.ndarray) -> None:
+    """Raises SpinejaxError if nibabel is not installed, or a scan's name would lead a file elsewhere."""
+    _nibabel()
+    for scan in np.unique(data.scan[rows]).tolist():
+        if not re.fullmatch(r"[\w-][\w.-]*", scan, re.ASCII):
+            raise SpinejaxError(
+                f"{data.folder}: scan {scan!r} cannot be part of a file's name. Make the data set again."
+            )
 
 
 def _nibabel():

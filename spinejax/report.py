@@ -11,6 +11,7 @@ from rich.table import Table
 from spinejax import paper
 from spinejax.dataset import DataSet
 from spinejax.metrics import Estimate, TaskResult
+from spinejax.pointing import Pointing
 from spinejax.shards import write_atomically
 from spinejax.tasks import UNLABELLED, Task
 
@@ -75,6 +76,21 @@ def recall_table(results: Sequence[TaskResult]) -> Table:
     return table
 
 
+def pointing_table(found: Mapping[str, Pointing]) -> Table:
+    """How well each task's hotspots point at the lesions, beside what chance would give."""
+    table = Table(title="Hotspots against lesion masks, % [95 % interval over patients]", title_justify="left")
+    table.add_column("task")
+    table.add_column("lesions", justify="right")
+    for name in ("peak hits", "chance", "energy inside", "even map", "own vertebra"):
+        table.add_column(name, justify="right")
+    for name, pointing in found.items():
+        measured = pointing.estimates
+        chance, even = (f"{100 * measured[each].value:.1f}" for each in ("hit_by_chance", "lesion_share"))
+        hit, energy, side = (percent(measured[each]) for each in ("hit", "energy_inside", "own_side"))
+        table.add_row(name, str(pointing.n), hit, chance, energy, even, side)
+    return table
+
+
 def percent(estimate: Estimate) -> str:
     """`87.3 [81.0, 92.2]`, or – where it is not defined."""
     if np.isnan(estimate.value):
@@ -82,14 +98,25 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def write_results(path: Path, split: str, num_views: int, results: Sequence[TaskResult]) -> None:
-    """Write `results.json`; fractions in [0, 1], null where a statistic is not defined."""
+def write_results(
+    path: Path,
+    split: str,
+    num_views: int,
+    results: Sequence[TaskResult],
+    pointing: Mapping[str, Pointing] | None = None,
+) -> None:
+    """Write `results.json`; fractions in [0, 1], null where a statistic is not defined.
+
+    `pointing`, by task, becomes the entry `hotspots`.
+    """
     content = {
         "split": split,
         "num_views": num_views,
         "tasks": {result.task.name: result.to_json() for result in results},
         "note": RESEARCH_ONLY,
     }
+    if pointing:
+        content["hotspots"] = {name: each.to_json() for name, each in pointing.items()}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
 

@@ -31,6 +31,7 @@ ROOMS = (
     "faithfulness",
     "map_files",
     "figures",
+    "showing",
     "report",
     "logbook",
 )
