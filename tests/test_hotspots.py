@@ -92,9 +92,12 @@ def shifted(rows, columns, slices, *, flip=False):
     return view._replace(**shift)
 
 
+compiled = jax.jit(hotspots.evidence, static_argnames=("model", "method"))
+
+
 def evidence(model, variables, volume, chosen, grades=(1, 1), slices=EVERY_SLICE, method=FEW):
     grades = jnp.asarray(grades)
-    return np.asarray(hotspots.evidence(KEY, variables, volume, slices, grades, chosen, model=model, method=method))
+    return np.asarray(compiled(KEY, variables, volume, slices, grades, chosen, model=model, method=method))
 
 
 def carried(map, rows, columns, slices):
