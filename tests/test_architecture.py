@@ -21,6 +21,7 @@ ROOMS = (
     "losses",
     "views",
     "metrics",
+    "calibration",
     "pipeline",
     "devices",
     "training",
