@@ -12,7 +12,7 @@ import rich.console
 import rich.progress
 import tyro
 
-from spinejax import checkpoint, devices, figures, hotspots, map_files, metrics, pipeline, predict, report
+from spinejax import calibration, checkpoint, devices, figures, hotspots, map_files, metrics, pipeline, predict, report
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.hotspots import Method
@@ -39,6 +39,8 @@ class Arguments:
     """Where results go; `evaluation-<split>` inside the run if not given."""
     batch_size: int = 32
     """Discs graded at once, over all devices."""
+    calibrate: bool = False
+    """Make the probabilities honest: divide each task's scores by a temperature fitted on the validation split."""
     hotspots: bool = False
     """Write each disc's evidence maps: one HDF5, NIfTI in the scan's space, figures, and how well they point."""
     hotspot: Method = dataclasses.field(default_factory=Method)
@@ -65,6 +67,9 @@ def main(arguments: Arguments) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     probabilities = grade(arguments, model, variables, data, rows, mesh)
+    calibrated = {}
+    if arguments.calibrate:
+        calibrated = calibrate(arguments, model, variables, data, labels, probabilities, mesh)
     num_views = predict.view_set(arguments.tta).flip.shape[0]
     every_result = [
         metrics.evaluate_task(task, labels[task.name], probabilities[task.name], data.patient[rows])
@@ -73,7 +78,9 @@ def main(arguments: Arguments) -> None:
     results = [result for result in every_result if result]
     report.write_predictions(out / "predictions.csv", data, rows, model.tasks, labels, probabilities)
     pointing = explain(arguments, model, variables, data, rows, probabilities, mesh, out) if arguments.hotspots else {}
-    report.write_results(out / "results.json", arguments.split, num_views, results, pointing)
+    report.write_results(
+        out / "results.json", arguments.split, num_views, results, pointing=pointing, calibration=calibrated
+    )
 
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     num_patients = len(set(data.patient[rows]))
@@ -88,6 +95,8 @@ def main(arguments: Arguments) -> None:
         console.print(report.recall_table(results))
     else:
         console.print("No disc of this split has a label for the network's tasks: predictions only.")
+    if calibrated:
+        console.print(report.calibration_table(calibrated))
     if pointing:
         console.print(report.pointing_table(pointing))
     console.print(f"{report.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
@@ -123,6 +132,27 @@ def grade(arguments: Arguments, model, variables: Mapping, data: DataSet, rows, 
     )
     parts = [probabilities for _, probabilities in counted(stream, "grading", len(rows))]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def calibrate(
+    arguments: Arguments, model, variables: Mapping, data: DataSet, labels: Mapping, probabilities: dict, mesh
+) -> dict[str, dict[str, float]]:
+    """Put every task's probabilities at its temperature, in place. What that changes, for tasks that have labels.
+
+    Raises:
+        SpinejaxError: the split is the one that temperatures are fitted on.
+    """
+    if arguments.split == "validation":
+        raise SpinejaxError("--calibrate fits on the validation split, so it cannot be judged there. Choose another.")
+    rows = data.rows("validation")
+    fitting, found = labels_of(data, rows, model.tasks), {}
+    for name, fitted in grade(arguments, model, variables, data, rows, mesh).items():
+        usable, judged = fitting[name] != UNLABELLED, labels[name] != UNLABELLED
+        temperature = calibration.fit_temperature(fitted[usable], fitting[name][usable])
+        if judged.any():
+            found[name] = calibration.before_and_after(probabilities[name][judged], labels[name][judged], temperature)
+        probabilities[name] = calibration.at_temperature(probabilities[name], temperature)
+    return found
 
 
 def explain(

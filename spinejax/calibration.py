@@ -56,6 +56,18 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, nu
     return float((count * np.abs(confidence - accuracy))[filled].sum() / count.sum())
 
 
+def before_and_after(probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, float]:
+    """The temperature, and the calibration error and mean Brier score without and with it."""
+    mended = at_temperature(probabilities, temperature)
+    return {
+        "temperature": temperature,
+        "calibration_error_before": expected_calibration_error(probabilities, labels),
+        "calibration_error_after": expected_calibration_error(mended, labels),
+        "brier_before": float(brier(probabilities, labels).mean()),
+        "brier_after": float(brier(mended, labels).mean()),
+    }
+
+
 def reliability(
     probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

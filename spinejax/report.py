@@ -76,6 +76,19 @@ def recall_table(results: Sequence[TaskResult]) -> Table:
     return table
 
 
+def calibration_table(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """Each task's temperature, and what it changes: task name → `calibration.before_and_after`."""
+    table = Table(title="Calibration, without and with the temperature fitted on validation", title_justify="left")
+    table.add_column("task")
+    for name in ("temperature", "calibration error, %", "Brier score"):
+        table.add_column(name, justify="right")
+    for name, each in found.items():
+        error = "{:.1f} → {:.1f}".format(*(100 * each[f"calibration_error_{when}"] for when in ("before", "after")))
+        brier = "{:.3f} → {:.3f}".format(*(each[f"brier_{when}"] for when in ("before", "after")))
+        table.add_row(name, f"{each['temperature']:.2f}", error, brier)
+    return table
+
+
 def pointing_table(found: Mapping[str, Pointing]) -> Table:
     """How well each task's hotspots point at the lesions, beside what chance would give."""
     table = Table(title="Hotspots against lesion masks, % [95 % interval over patients]", title_justify="left")
@@ -103,11 +116,13 @@ def write_results(
     split: str,
     num_views: int,
     results: Sequence[TaskResult],
+    *,
     pointing: Mapping[str, Pointing] | None = None,
+    calibration: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """Write `results.json`; fractions in [0, 1], null where a statistic is not defined.
 
-    `pointing`, by task, becomes the entry `hotspots`.
+    `pointing` and `calibration`, by task, become the entries `hotspots` and `calibration`.
     """
     content = {
         "split": split,
@@ -115,6 +130,8 @@ def write_results(
         "tasks": {result.task.name: result.to_json() for result in results},
         "note": RESEARCH_ONLY,
     }
+    if calibration:
+        content["calibration"] = dict(calibration)
     if pointing:
         content["hotspots"] = {name: each.to_json() for name, each in pointing.items()}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"

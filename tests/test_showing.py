@@ -31,7 +31,7 @@ TASKS = (Task("upper_marrow", ("normal", "abnormal")), Task("narrowing", ("1", "
 MASKS = ("region", "lesion")
 
 
-def masked_disc(rng, patient, level):
+def masked_disc(rng, patient, level, split):
     """Noise with two bodies; the upper one carries a lesion, bit 0, in slices 6 and 7."""
     volume = rng.integers(20000, 24000, VOLUME_SHAPE, dtype=np.uint16)
     region, lesion = np.zeros(VOLUME_SHAPE, np.uint8), np.zeros(VOLUME_SHAPE, np.uint16)
@@ -39,7 +39,7 @@ def masked_disc(rng, patient, level):
     lesion[60:75, 150:170, 6:8] = 1
     volume[lesion > 0] = 60000
     labels = {"upper_marrow": 1, "narrowing": 2}
-    place = {"level": level, "patient": patient, "scan": f"{patient}-t2", "split": "test"}
+    place = {"level": level, "patient": patient, "scan": f"{patient}-t2", "split": split}
     return Disc(volume, np.diag([0.3, 0.3, 4.0, 1.0]), (2, 13), labels, **place, region=region, lesion=lesion)
 
 
@@ -47,7 +47,8 @@ def masked_disc(rng, patient, level):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("masked")
     rng = np.random.default_rng(0)
-    discs = [masked_disc(rng, patient, level) for patient in ("p1", "p2") for level in LEVELS[-2:]]
+    splits = {"p1": "test", "p2": "test", "p3": "validation"}
+    discs = [masked_disc(rng, patient, level, splits[patient]) for patient in splits for level in LEVELS[-2:]]
     write_manifest(folder, [write_shard(folder / "discs-00000-of-00001.h5", discs, TASKS, MASKS)], TASKS, {}, MASKS)
     return DataSet(folder)
 
@@ -74,7 +75,7 @@ def evaluated(run, data, out, monkeypatch, **options):
 
 def test_evaluate_writes_maps_figures_and_how_well_they_point(run, data, tmp_path, monkeypatch, capsys):
     chosen = (("upper_marrow", "abnormal"),)
-    folder = evaluated(run, data, tmp_path / "out", monkeypatch, hotspot_grades=chosen)
+    folder = evaluated(run, data, tmp_path / "out", monkeypatch, hotspot_grades=chosen, calibrate=True)
     with h5py.File(folder / "hotspots.h5") as file:
         assert file["map"].shape == (4, 2, *WINDOW_SHAPE)
         assert (file["map"][()].max((2, 3, 4)) == 255).all()
@@ -88,7 +89,12 @@ def test_evaluate_writes_maps_figures_and_how_well_they_point(run, data, tmp_pat
     np.testing.assert_allclose(image.affine @ [0, 0, 0, 1], [-40 * 0.3, -48 * 0.3, 3 * 4.0, 1], rtol=1e-6)
     assert imread(folder / "examples.png").std() > 0.05
     assert imread(folder / "mean-maps.png").std() > 0.05
-    found = json.loads((tmp_path / "out" / "results.json").read_text())["hotspots"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    for each in results["calibration"].values():  # every disc has the same grade: the surer, the better
+        assert each["temperature"] != 1
+        assert each["brier_after"] != each["brier_before"]
+    assert set(results["calibration"]) == {"upper_marrow", "narrowing"}
+    found = results["hotspots"]
     assert set(found) == {"upper_marrow"}  # narrowing has no lesion mask and no side
     assert found["upper_marrow"]["n"] == 4
     assert 0 < found["upper_marrow"]["energy_inside"]["value"] < 1
@@ -99,6 +105,11 @@ def test_a_grade_that_is_not_there_stops_before_anything_is_written(run, data, t
     with pytest.raises(SpinejaxError, match="upper_marrow has no grade '3', only normal, abnormal"):
         evaluated(run, data, tmp_path / "out", monkeypatch, hotspot_grades=(("upper_marrow", "3"),))
     assert not (tmp_path / "out").exists()
+
+
+def test_calibration_is_not_judged_on_the_discs_it_was_fitted_to(run, data, tmp_path, monkeypatch):
+    with pytest.raises(SpinejaxError, match="cannot be judged there"):
+        evaluated(run, data, tmp_path, monkeypatch, hotspots=False, calibrate=True, split="validation")
 
 
 def test_a_perfect_map_gets_perfect_figures_and_means_weigh_discs_alike(data, tmp_path):
