@@ -12,7 +12,19 @@ import rich.console
 import rich.progress
 import tyro
 
-from spinejax import calibration, checkpoint, devices, figures, hotspots, map_files, metrics, pipeline, predict, report
+from spinejax import (
+    calibration,
+    checkpoint,
+    config,
+    devices,
+    figures,
+    hotspots,
+    map_files,
+    metrics,
+    pipeline,
+    predict,
+    report,
+)
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.hotspots import Method
@@ -45,6 +57,8 @@ class Arguments:
     """Write each disc's evidence maps: one HDF5, NIfTI in the scan's space, figures, and how well they point."""
     hotspot: Method = dataclasses.field(default_factory=Method)
     """How they are made."""
+    trained_views: bool = True
+    """Draw their views as in training, from the run's `config.json` if it is there, not from `--hotspot.ranges`."""
     hotspot_grades: tuple[tuple[str, str], ...] = ()
     """Trace back this grade of a task, as `TASK GRADE` pairs; without one, the grade that each disc is given."""
     seed: int = 0
@@ -163,11 +177,14 @@ def explain(
     (folder / "nifti").mkdir(parents=True, exist_ok=True)
     grades = np.zeros((len(data), len(model.tasks)), np.int64)
     grades[rows] = hotspots.choose_grades(model.tasks, probabilities, dict(arguments.hotspot_grades))
+    method, options = arguments.hotspot, arguments.checkpoint / config.FILE
+    if arguments.trained_views and options.is_file():
+        method = dataclasses.replace(method, ranges=config.load(options).views)
     gallery = Gallery(data, model.tasks, grades, rows, seed=arguments.seed)
     # Views fill a device as well as discs would: one disc a device leaves `views_at_once` to bound the memory alone.
     batches = pipeline.eval_batches(data, rows, [], batch_size=mesh.size)
     key = jax.random.key(arguments.seed)
-    stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=arguments.hotspot)
+    stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=method)
 
     def discs():
         for batch_rows, batch_maps in counted(stream, "hotspots", len(rows)):
@@ -176,7 +193,7 @@ def explain(
                 gallery.look(row, np.abs(maps))
                 yield row, maps
 
-    map_files.write_maps(folder / "hotspots.h5", discs(), data, model.tasks, grades, arguments.hotspot)
+    map_files.write_maps(folder / "hotspots.h5", discs(), data, model.tasks, grades, method)
     gallery.hang(folder)
     return gallery.pointing()
 

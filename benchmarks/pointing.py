@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from spinejax import checkpoint, devices, hotspots, pipeline, pointing, predict, report
+from spinejax import checkpoint, config, devices, hotspots, pipeline, pointing, predict, report
 from spinejax.config import ViewRanges
 from spinejax.dataset import DataSet
 from spinejax.hotspots import ONE_PLACE, PLAIN_GRADIENT, Method
@@ -22,8 +22,11 @@ from spinejax.shards import central_window
 WEAK = ViewRanges(angle_deg=5, shift_rows_px=8, shift_columns_px=10, shift_slices=0, scale=0.03, intensity=0.03)
 WILD = ViewRanges(angle_deg=25, shift_rows_px=36, shift_columns_px=48, shift_slices=3, scale=0.2, intensity=0.15)
 
+AS_TRAINED = "32 random views, as in training"
+
 METHODS = {
-    "paper: 32 random views": Method(),
+    AS_TRAINED: Method(),
+    "paper's ranges": Method(),
     "plain gradient, one view": PLAIN_GRADIENT,
     "SmoothGrad: 32 times noise of 0.1": Method(ranges=ONE_PLACE, noise=0.1),
     "weak augmentation": Method(ranges=WEAK),
@@ -70,7 +73,10 @@ def main(arguments: Arguments) -> None:
         measures = {task.name: [] for task in local}
         batches = pipeline.eval_batches(data, rows, [], batch_size=mesh.size)
         key = jax.random.key(0)
-        stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=METHODS[name])
+        method = METHODS[name]
+        if name == AS_TRAINED:
+            method = dataclasses.replace(method, ranges=config.load(arguments.checkpoint / config.FILE).views)
+        stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=method)
         for found, maps in stream:
             for row, disc in zip(found, maps, strict=True):
                 mask, region = data.mask("lesion", row), central_window(data.mask("region", row))

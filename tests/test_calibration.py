@@ -52,6 +52,12 @@ def test_certainty_has_a_finite_loss():
     assert calibration.fit_temperature(probabilities, np.array([0, 1, 1])) > 5
 
 
+def test_a_set_without_a_mistake_makes_nobody_certain():
+    probabilities = np.tile([[0.98, 0.02], [0.03, 0.97]], (60, 1))
+    temperature = calibration.fit_temperature(probabilities, np.tile([0, 1], 60))
+    assert 0.3 < temperature < 1
+
+
 def test_referring_the_doubtful():
     doubt, right = np.array([0.9, 0.1, 0.5, 0.2]), np.array([False, True, False, True])
     np.testing.assert_allclose(calibration.accuracy_when_referring(doubt, right), [1, 1, 2 / 3, 1 / 2])

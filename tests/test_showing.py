@@ -1,5 +1,6 @@
 """`evaluate.py --hotspots` from end to end on a data set with masks, and the gallery's sums and choices."""
 
+import dataclasses
 import json
 
 import h5py
@@ -11,7 +12,7 @@ from matplotlib.image import imread
 
 import evaluate
 from spinejax import checkpoint, devices, training
-from spinejax.config import Config
+from spinejax.config import FILE, Config, ViewRanges, save
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.hotspots import Method
@@ -29,6 +30,7 @@ from spinejax.tasks import LEVELS, Task
 
 TASKS = (Task("upper_marrow", ("normal", "abnormal")), Task("narrowing", ("1", "2", "3", "4")))
 MASKS = ("region", "lesion")
+MILD = ViewRanges(angle_deg=2, shift_rows_px=3, shift_columns_px=3)
 
 
 def masked_disc(rng, patient, level, split):
@@ -56,7 +58,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder with an untrained network's checkpoint."""
-    folder, config = tmp_path_factory.mktemp("run"), Config(width=0.02, initialiser="he")
+    folder, config = tmp_path_factory.mktemp("run"), Config(width=0.02, initialiser="he", views=MILD)
+    save(config, folder / FILE)
     model = training.make_model(config, TASKS)
     state = training.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
     checkpoints = checkpoint.open_checkpoints(folder)
@@ -80,6 +83,7 @@ def test_evaluate_writes_maps_figures_and_how_well_they_point(run, data, tmp_pat
         assert file["map"].shape == (4, 2, *WINDOW_SHAPE)
         assert (file["map"][()].max((2, 3, 4)) == 255).all()
         assert (file["grade"][:, 0] == 1).all()
+        assert json.loads(file.attrs["method"])["ranges"] == dataclasses.asdict(MILD)  # as in training
         first = file["map"][0, 0] * file["step"][0, 0]
     names = sorted(path.name for path in (folder / "nifti").iterdir())
     assert names[0] == f"p1-t2_{LEVELS[-2]}_narrowing.nii.gz"
