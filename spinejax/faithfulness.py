@@ -76,7 +76,8 @@ def forget(key: jax.Array, variables: Mapping) -> dict:
 def similarity(map: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation of two maps, over the voxels where either has evidence; NaN if there is none.
 
-    Near 0 between a network's map and that of the network that forgot; 1 for maps of the same order.
+    Low between a network's map and that of the network that forgot, though seldom 0: gradients of any network follow
+    the image's edges a little. 1 for maps of the same order.
     """
     seen = (map != 0) | (other != 0)
     ranks = rankdata(map[seen]), rankdata(other[seen])
