@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from spinejax.metrics import TaskResult
 from spinejax.shards import write_atomically
@@ -62,6 +64,67 @@ def confusion_matrices(results: Sequence[TaskResult], path: Path) -> None:
         axis.set_yticks(ticks, result.task.grades, rotation=90, va="center")
         axis.set(title=f"{result.task.name} (n = {result.n})", xlabel="predicted", ylabel="rater")
     _save(figure, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One disc and its map, both float32[112, 224, 9]; `lesion`, bool of that shape, is outlined if it is known."""
+
+    title: str
+    window: np.ndarray
+    map: np.ndarray
+    lesion: np.ndarray | None = None
+
+
+def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
+    """The paper's Fig. 3: slices 2 to 8 of a disc, and below them its hotspots, for each example.
+
+    Args:
+        examples: pairs of rows, from the top down.
+        path: the PNG to write.
+    """
+    slices = range(1, 8)
+    engine = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=(2 * len(slices), 2.35 * len(examples)), layout=engine)
+    for rows, example in zip(figure.subfigures(len(examples), 1, squeeze=False)[:, 0], examples, strict=True):
+        rows.suptitle(example.title, x=0.005, ha="left", fontsize="medium")
+        axes = rows.subplots(2, len(slices))
+        brightest = _brightest(example.map)
+        for column, s in enumerate(slices):
+            axes[0, column].imshow(example.window[:, :, s], vmin=0, vmax=1, cmap="gray")
+            axes[1, column].imshow(example.map[:, :, s], vmin=0, vmax=brightest, cmap="inferno")
+            if example.lesion is not None and example.lesion[:, :, s].any():
+                for axis in axes[:, column]:
+                    axis.contour(example.lesion[:, :, s], [0.5], colors="cyan", linewidths=0.8)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+    _save(figure, path)
+
+
+def mean_maps(means: Sequence[Example], path: Path) -> None:
+    """Where each task looks: the mean map, over the mean disc, both averaged through the slices.
+
+    Args:
+        means: a task's mean window and mean map each.
+        path: the PNG to write.
+    """
+    columns = min(3, len(means))
+    rows = -(-len(means) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.45 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, mean in zip(axes, means, strict=False):
+        map = mean.map.mean(2)
+        axis.imshow(mean.window.mean(2), vmin=0, vmax=0.8, cmap="gray")
+        axis.imshow(map, vmin=0, vmax=map.max(), cmap="inferno", alpha=np.clip(map / (map.max() or 1), 0, 1) ** 0.7)
+        axis.set_title(mean.title, fontsize="medium")
+    _save(figure, path)
+
+
+def _brightest(map: np.ndarray) -> float:
+    # One pixel far above all others would leave the rest of a map black.
+    return float(np.percentile(map, 99.9)) or 1.0
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from spinejax import paper
 from spinejax.dataset import DataSet
 from spinejax.metrics import Estimate, TaskResult
+from spinejax.pointing import Pointing
 from spinejax.shards import write_atomically
 from spinejax.tasks import UNLABELLED, Task
 
@@ -73,6 +74,34 @@ def recall_table(results: Sequence[TaskResult]) -> Table:
         grades = zip(result.task.grades, result.recalls, result.grade_n, strict=True)
         cells = (f"{grade}: {'–' if n == 0 else f'{100 * recall.value:.0f}'} ({n})" for grade, recall, n in grades)
         table.add_row(result.task.name, "   ".join(cells))
+    return table
+
+
+def calibration_table(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """Each task's temperature, and what it changes: task name → `calibration.before_and_after`."""
+    table = Table(title="Calibration, without and with the temperature fitted on validation", title_justify="left")
+    table.add_column("task")
+    for name in ("temperature", "calibration error, %", "Brier score"):
+        table.add_column(name, justify="right")
+    for name, each in found.items():
+        error = "{:.1f} → {:.1f}".format(*(100 * each[f"calibration_error_{when}"] for when in ("before", "after")))
+        brier = "{:.3f} → {:.3f}".format(*(each[f"brier_{when}"] for when in ("before", "after")))
+        table.add_row(name, f"{each['temperature']:.2f}", error, brier)
+    return table
+
+
+def pointing_table(found: Mapping[str, Pointing]) -> Table:
+    """How well each task's hotspots point at the lesions, beside what chance would give."""
+    table = Table(title="Hotspots against lesion masks, % [95 % interval over patients]", title_justify="left")
+    table.add_column("task")
+    table.add_column("lesions", justify="right")
+    for name in ("peak hits", "chance", "energy inside", "even map", "own vertebra"):
+        table.add_column(name, justify="right")
+    for name, pointing in found.items():
+        measured = pointing.estimates
+        chance, even = (f"{100 * measured[each].value:.1f}" for each in ("hit_by_chance", "lesion_share"))
+        hit, energy, side = (percent(measured[each]) for each in ("hit", "energy_inside", "own_side"))
+        table.add_row(name, str(pointing.n), hit, chance, energy, even, side)
     return table
 
 

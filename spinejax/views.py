@@ -120,13 +120,14 @@ def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
     """Carry a map over a view's window back to the identity window, through the inverse view.
 
     Args:
-        map: float[112, 224, 9]. A value for each pixel of the window that `take(volume, view)` gives.
+        map: float[112, 224, 9], or with more axes behind. A value, or several, for each pixel of the window that
+            `take(volume, view)` gives.
         view: that view. Its intensity plays no part.
 
     Returns:
-        The map and its coverage, both float32[112, 224, 9]: how much of each pixel of the identity window the view
-        saw, from 0 to 1. The map is 0 where the coverage is, and fades with it at the border: averages over views
-        are Σ map / Σ coverage.
+        The map, float32 of the same shape, and its coverage, float32[112, 224, 9]: how much of each pixel of the
+        identity window the view saw, from 0 to 1. The map is 0 where the coverage is, and fades with it at the border:
+        averages over views are Σ map / Σ coverage.
     """
     # p = shift + R(angle) q / scale, so q = scale R(-angle) (p - shift).
     cos, sin = _cos_sin(-view.angle_deg, view.scale)
@@ -136,11 +137,14 @@ def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
         _fixed((WINDOW_SHAPE[1] - 1) / 2) + _fixed(sin * row) - _fixed(cos * column),
     ]
     seen = _resample(jnp.ones((*WINDOW_SHAPE[:2], 1), jnp.float32), -view.angle_deg, view.scale, centre)
-    map = _resample(map.astype(jnp.float32), -view.angle_deg, view.scale, centre)
+    # Values of one pixel lie side by side and move together: several maps cost little more than one.
+    values = map.astype(jnp.float32).reshape(*WINDOW_SHAPE[:2], -1)
+    map = _resample(values, -view.angle_deg, view.scale, centre).reshape(map.shape)
     source = jnp.arange(WINDOW_SHAPE[2]) - view.shift_slices
     inside = (source >= 0) & (source < WINDOW_SHAPE[2])
     source = jnp.where(view.flip, WINDOW_SHAPE[2] - 1 - source, source)
-    map = jnp.where(inside[None, None], jnp.take(map, source, axis=2, mode="clip"), 0)
+    inside_of_map = inside.reshape(1, 1, -1, *(1,) * (map.ndim - 3))
+    map = jnp.where(inside_of_map, jnp.take(map, source, axis=2, mode="clip"), 0)
     return map, jnp.where(inside[None, None], seen, 0)
 
 

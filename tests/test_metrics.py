@@ -131,3 +131,13 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
         estimate = result.estimates["mean_per_class_accuracy"]
         covered += estimate.low <= 0.7 <= estimate.high
     assert covered >= 88
+
+
+def test_a_mean_is_of_discs_and_its_interval_of_patients():
+    values = np.array([1.0, 0.0, 0.0, np.nan, 1.0, 1.0])
+    patients = np.array(["a", "a", "a", "a", "b", "b"])
+    estimate = metrics.mean_over_patients(values, patients)
+    assert estimate.value == pytest.approx(3 / 5)
+    # Two patients: a draw holds one of them twice, or both.
+    assert (estimate.low, estimate.high) == (pytest.approx(1 / 3), 1)
+    assert np.isnan(metrics.mean_over_patients(np.full(3, np.nan), np.array(["a", "b", "c"])).value)

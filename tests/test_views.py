@@ -185,6 +185,16 @@ def test_put_back_of_a_shift_and_flip_worked_by_hand():
     np.testing.assert_array_equal(back[coverage == 0], 0)
 
 
+def test_put_back_carries_several_maps_as_it_carries_one():
+    maps = np.random.default_rng(6).random((*WINDOW_SHAPE, 2)).astype(np.float32)
+    view = some_views(1, seed=3)[0]
+    both, coverage = views.put_back(maps, view)
+    for place in range(2):
+        alone, alone_coverage = views.put_back(maps[..., place], view)
+        np.testing.assert_array_equal(both[..., place], alone)
+        np.testing.assert_array_equal(coverage, alone_coverage)
+
+
 def test_the_grid_is_the_papers_54_views():
     grid = jax.tree.map(np.asarray, views.grid())
     rows = [
