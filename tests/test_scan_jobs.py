@@ -260,17 +260,39 @@ def test_labels_come_with_their_scans(tmp_path, capsys):
 
 
 def test_patients_by_folder(tmp_path):
-    for patient in ("one", "two"):
-        write_set(tmp_path / patient, (f"x_{patient}",))
-        shutil.move(tmp_path / patient / "masks", tmp_path / f"masks_{patient}")
-    (tmp_path / "masks_two" / "x_two_t2.mha").rename(tmp_path / "masks_one" / "x_two_t2.mha")
-    where = [tmp_path / "one", tmp_path / "two", "--masks", tmp_path / "masks_one"]
-    assert scans(*where, "--out", tmp_path / "by_name") == 0
-    assert len(set(DataSet(tmp_path / "by_name").patient)) == 1
-    for patient in ("one", "two"):
-        (tmp_path / patient / "images").rename(tmp_path / patient / patient)
+    """Where each patient has a folder, files of one name are told apart, and so are their masks and labels."""
+    for number, patient in enumerate(("one", "two", "three")):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / patient).mkdir(parents=True)
+        scan = Scan(SPINE.scan.voxels + np.float32(number), SPINE.scan.affine, "")
+        write_mha(tmp_path / "images" / patient / "t2.mha", scan)
+        write_mha(tmp_path / "masks" / patient / "t2.mha", SPINE.mask)
+    (tmp_path / "labels.csv").write_text("patient,scan,level,pfirrmann\none,,L5-S1,2\ntwo,two/t2,L5-S1,3\n")
+    where = [tmp_path / "images", "--masks", tmp_path / "masks", "--labels", tmp_path / "labels.csv"]
+    assert scans(*where, "--out", tmp_path / "by_name") == 2
     assert scans(*where, "--out", tmp_path / "by_folder", "--patients-by", "folder") == 0
-    assert len(set(DataSet(tmp_path / "by_folder").patient)) == 2
+    data = DataSet(tmp_path / "by_folder")
+    assert len(set(data.patient)) == len(set(data.scan)) == 3
+    assert sorted(data.labels[data.level == "L5-S1"].ravel().tolist()) == [-1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a_t2", "a_mod-t2_seg-vert_msk", "a_seg-vert_msk", "a_t2_seg", "images", "deep/a_t2"],
+)
+def test_masks_are_found_by_name(tmp_path, name):
+    root = write_set(tmp_path, ("a",))
+    mask = root / "masks" / f"{name}.mha"
+    mask.parent.mkdir(exist_ok=True)
+    (root / "masks" / "a_t2.mha").rename(mask)
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
+
+
+def test_a_mask_named_as_another_scan_is_that_ones(tmp_path, capsys):
+    root = write_set(tmp_path, ("a",))
+    shutil.copy(root / "images" / "a_t2.mha", root / "images" / "a.mha")
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    assert "failed: a.mha: no mask a.nii.gz" in capsys.readouterr().err
 
 
 def test_normalising_per_disc_keeps_the_difference_between_slices(tmp_path):
