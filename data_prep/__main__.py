@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from data_prep.build import Job, Outcome, build
 from data_prep.contact_sheet import contact_sheet
 from data_prep.discs import PREPROCESSING
+from data_prep.grade_table import grade_table
 from data_prep.labels import Labels, read_labels, read_tasks
 from data_prep.overlay import overlay_sheet
 from data_prep.phantom_files import write_phantoms
@@ -28,7 +27,7 @@ from data_prep.spider import SPIDER_TASKS, spider_jobs
 from spinejax.dataset import DataSet, verify
 from spinejax.errors import SpinejaxError, status_of
 from spinejax.shards import SPLITS
-from spinejax.tasks import PAPER_TASKS, UNLABELLED
+from spinejax.tasks import PAPER_TASKS
 
 _PROGRESS = Console(stderr=True)
 
@@ -220,18 +219,7 @@ class Stats:
     """Folder of the data set."""
 
     def run(self) -> int:
-        data = DataSet(self.data)
-        groups = {split: data.split == split for split in SPLITS} | {"total": np.ones(len(data), bool)}
-        table = Table("task", "grade", *groups, title=f"{len(data)} discs of {len(set(data.patient))} patients")
-        table.add_row("patients", "", *(str(len(set(data.patient[group]))) for group in groups.values()))
-        table.add_row("discs", "", *(str(group.sum()) for group in groups.values()), end_section=True)
-        for task, labels in zip(data.tasks, data.labels.T, strict=True):
-            for grade, name in enumerate(task.grades):
-                counts = (_share(np.sum(labels[group] == grade), labels[group]) for group in groups.values())
-                table.add_row("" if grade else task.name, name, *counts)
-            labelled = (str(np.sum(labels[group] != UNLABELLED)) for group in groups.values())
-            table.add_row("", "labelled", *labelled, end_section=True)
-        Console().print(table)
+        Console().print(grade_table(DataSet(self.data)))
         return 0
 
 
@@ -269,11 +257,6 @@ def main(arguments: list[str] | None = None) -> int:
         description="Make, verify and look at data sets of intervertebral discs.",
     )
     return status_of(command.run)
-
-
-def _share(count, labels: np.ndarray) -> str:
-    labelled = np.sum(labels != UNLABELLED)
-    return f"{count} ({count / labelled:.0%})" if labelled else "0"
 
 
 def _report(outcome: Outcome, num_scans: int, out: Path) -> int:

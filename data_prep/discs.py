@@ -45,6 +45,7 @@ def extract_discs(
     regions: Scan | None = None,
     lesions: Scan | None = None,
     per_disc: bool = False,
+    notes: list[str] | None = None,
 ) -> list[DiscVolume]:
     """Cut out the disc between every two neighbouring bodies.
 
@@ -55,6 +56,8 @@ def extract_discs(
         lesions: uint16[H, W, S] on the scan's grid. Bit t is set where the evidence for task t lies.
         per_disc: scale a disc by one median over all of its slices. By default each slice has its own, as in the
             paper, which evens out the fall of a surface coil's gain from slice to slice.
+        notes: where it is noted that a level cannot be cut out, so that the scan's other discs are not lost with it.
+            Without it, and if no level can, the first fault is raised.
 
     Returns:
         A disc volume a level, from the top down. Voxels outside the scan are zero.
@@ -66,12 +69,18 @@ def extract_discs(
     by_name = {body.name: body for body in bodies}
     if len(by_name) != len(bodies):
         raise SpinejaxError(f"{scan.name}: two vertebral bodies have one name among {[body.name for body in bodies]}.")
-    pairs = [level.split("-") for level in LEVELS]
-    return [
-        _extract(scan, by_name[upper], by_name[lower], regions, lesions, per_disc)
-        for upper, lower in pairs
-        if upper in by_name and lower in by_name
-    ]
+    discs, faults = [], []
+    for upper, lower in (level.split("-") for level in LEVELS):
+        if upper in by_name and lower in by_name:
+            try:
+                discs.append(_extract(scan, by_name[upper], by_name[lower], regions, lesions, per_disc))
+            except SpinejaxError as error:
+                faults.append(error)
+    if faults and (notes is None or not discs):
+        raise faults[0]
+    if notes is not None:
+        notes += [f"left out: {fault}" for fault in faults]
+    return discs
 
 
 def _extract(

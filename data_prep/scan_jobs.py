@@ -120,7 +120,9 @@ class Located:
 def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> tuple[list[DiscVolume], list[str]]:
     """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`."""
     found = locate(series, vertebrae, cutting)
-    return extract_discs(found.scan, found.bodies, regions=found.regions, per_disc=cutting.per_disc), found.notes
+    notes = list(found.notes)
+    discs = extract_discs(found.scan, found.bodies, regions=found.regions, per_disc=cutting.per_disc, notes=notes)
+    return discs, notes
 
 
 def locate(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> Located:
@@ -155,20 +157,23 @@ def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:
 
 
 def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) -> Path | str:
-    """The mask of a series, or why there is none.
+    """The mask of a series, or why there is none: the first rule that a file fits decides.
 
-    A mask is named as its scan, or that with something behind an underscore (`0007_t2.nii.gz`, `0007_t2_seg.mha`), or
-    as SPINEPS names them (`sub-07_T2w.nii.gz` has `sub-07_mod-T2w_seg-vert_msk.nii.gz`). `keys` are those of all the
-    scans: a mask that is named as another scan is that one's.
+    It is named as its scan, with its folder (`P001/t2.mha`) or without; as SPINEPS names it (`sub-07_T2w.nii.gz` has
+    `sub-07_mod-T2w_seg-vert_msk.nii.gz`); as its scan with something behind an underscore (`0007_t2_seg.mha`); or as
+    the folder that the scan lies in. `keys` are those of all the scans: what is named as another scan is that one's.
     """
-    free = [path for path in files if stem_of(path) == series.key or stem_of(path) not in keys]
-    subject, _, contrast = series.key.rpartition("_")
+    name = series.key.rpartition("/")[2]
+    subject, _, contrast = name.rpartition("_")
+    free = [path for path in files if stem_of(path) == name or stem_of(path) not in keys]
     of_subject = [path for path in free if subject and path.name.startswith(f"{subject}_") and "seg-vert" in path.name]
     named = (
-        [path for path in free if stem_of(path) == series.key]
+        [path for path in free if f"{path.parent.name}/{stem_of(path)}" == series.key]
+        or [path for path in free if stem_of(path) == name]
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
-        or [path for path in free if path.name.startswith(f"{series.key}_")]
+        or [path for path in free if path.name.startswith(f"{name}_")]
+        or [path for path in free if stem_of(path) == series.files[0].parent.name]
     )
     if len(named) == 1:
         return named[0]

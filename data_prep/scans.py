@@ -29,7 +29,8 @@ class Series:
 
     Args:
         name: what messages call it: its file, or its DICOM folder.
-        key: what masks, corners and label tables call it: its file's name without the suffix, or its SeriesInstanceUID.
+        key: what masks, corners and label tables call it: its file's name without the suffix, with its folder's before
+            it if patients are told apart by folder; or its SeriesInstanceUID.
         patient: the patient's own identifier. It enters no data set.
         files: all that are read for it.
         read: gives the scan, and notes on what is doubtful; raises SpinejaxError. Picklable.
@@ -145,8 +146,11 @@ def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> 
     if weighting != "any" and told not in (None, weighting):
         found.left_out.append(f"{path.name}: {told} by its name, {weighting} was asked for")
         return
-    patient = path.parent.name if patients_by == "folder" else re.split(r"[_.]", path.name)[0]
-    found.series.append(Series(path.name, stem_of(path), patient, (path,), partial(_read_volume, path)))
+    name, key, patient = path.name, stem_of(path), re.split(r"[_.]", path.name)[0]
+    if patients_by == "folder":  # where each patient has a folder, files often have one name
+        patient = path.parent.name
+        name, key = f"{patient}/{path.name}", f"{patient}/{key}"
+    found.series.append(Series(name, key, patient, (path,), partial(_read_volume, path)))
 
 
 def _read_volume(path: Path) -> tuple[Scan, list[str]]:

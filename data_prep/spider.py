@@ -113,7 +113,7 @@ def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
     require_same_grid(scan, labels)
     bodies, notes = bodies_from_spider_mask(labels)
     regions = Scan(body_labels(labels), labels.affine, labels.name)
-    return extract_discs(scan, bodies, regions=regions), notes
+    return extract_discs(scan, bodies, regions=regions, notes=notes), notes
 
 
 def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:

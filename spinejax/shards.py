@@ -15,7 +15,6 @@ the schema and its writer; `dataset.py` reads.
 """
 
 import hashlib
-import io
 import json
 import os
 from collections import Counter
@@ -29,6 +28,7 @@ import numpy as np
 
 from spinejax import tasks as task_tables
 from spinejax.errors import SpinejaxError
+from spinejax.sink import Sink
 from spinejax.tasks import LEVELS, UNLABELLED, Task
 
 SCHEMA_VERSION = 1
@@ -149,32 +149,6 @@ def shard_name(index: int, num_shards: int) -> str:
     return f"discs-{index:05d}-of-{num_shards:05d}.h5"
 
 
-class _Sink(io.FileIO):
-    """A file that keeps a failed write (a full disk) from HDF5, which would crash on it, until `check` raises it."""
-
-    failure: OSError | None = None
-
-    def write(self, data) -> int:
-        left = memoryview(data)
-        try:
-            while len(left) and self.failure is None:
-                left = left[super().write(left) or 0 :]
-        except OSError as error:
-            self.failure = error
-        return len(data)
-
-    def truncate(self, size=None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = self.failure or error
-            return size
-
-    def check(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-
-
 def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks: Sequence[str] = ()) -> ShardSummary:
     """Stream discs into one shard; the same discs give the same bytes.
 
@@ -191,7 +165,7 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
     summary = ShardSummary(path.name, 0, "", 0)
 
     def write(temporary: Path) -> None:
-        with _Sink(temporary, "w+") as sink:
+        with Sink(temporary, "w+") as sink:
             with h5py.File(sink, "w", libver="latest") as file:
                 for name, (dtype, shape) in columns(len(tasks)).items():
                     # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.

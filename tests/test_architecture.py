@@ -14,6 +14,7 @@ ROOMS = (
     "errors",
     "tasks",
     "paper",
+    "sink",
     "shards",
     "dataset",
     "config",

@@ -235,7 +235,7 @@ def test_bad_sheet_options(phantoms, capsys):
 def test_module_runs_and_helps():
     command = [sys.executable, "-m", "data_prep"]
     listed = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-    for name in ("phantom", "spider", "verify", "stats", "inspect"):
+    for name in ("phantom", "spider", "scans", "overlay", "verify", "stats", "inspect"):
         assert name in listed
     options = subprocess.run([*command, "spider", "--help"], capture_output=True, text=True, check=True).stdout
     for option in ("--out", "--series", "--key", "--shards", "--workers", "--overwrite", "--strict", "--seed", "ROOT"):

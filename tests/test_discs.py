@@ -213,3 +213,17 @@ def test_mirrored_front_and_back_is_refused():
     bodies = [VertebralBody(b.name, b.corners[[1, 0, 3, 2]], b.slices) for b in true_bodies(spine)]
     with pytest.raises(SpinejaxError, match="top to bottom"):
         extract_discs(spine.scan, bodies)
+
+
+def test_a_disc_that_cannot_be_cut_takes_no_other_with_it():
+    spine = block_spine()
+    bodies = true_bodies(spine)
+    levels = [disc.level for disc in extract_discs(spine.scan, bodies)]
+    bodies[0].corners.fill(np.nan)
+    notes = []
+    assert [disc.level for disc in extract_discs(spine.scan, bodies, notes=notes)] == levels[1:]
+    assert len(notes) == 1
+    assert levels[0] in notes[0]
+    spine.scan.voxels.fill(0)
+    with pytest.raises(SpinejaxError, match="too dark"):
+        extract_discs(spine.scan, bodies[1:], notes=notes)

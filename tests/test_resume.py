@@ -66,10 +66,11 @@ def folder(tmp_path):
 
 
 RUN = "import sys, pathlib as p; from tests.test_resume import run; run(*map(p.Path, sys.argv[1:]))"
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); "
 
 
-def start(folder, out, **options):
-    return subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(out)], stderr=subprocess.PIPE, **options)
+def start(folder, out, code=RUN):
+    return subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], stderr=subprocess.PIPE)
 
 
 def test_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, folder):
@@ -140,16 +141,10 @@ def test_two_writers_in_one_folder_are_refused(tmp_path, folder):
     run(folder, tmp_path / "out")
 
 
-def limit_file_size():
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-
 def test_full_disk_is_one_message_and_the_run_goes_on(tmp_path, folder):
     """A limit on the size of files stands for the full disk: the same failed write, as often as one likes."""
     out = tmp_path / "out"
-    process = start(folder, out, preexec_fn=limit_file_size)
+    process = start(folder, out, FULL + RUN)
     message = process.communicate()[1].decode()
     assert "discs-00000-of-00003.h5: cannot be written" in message
     assert "it goes on where it stopped" in message

@@ -10,6 +10,7 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.phantom_files import FORMATS
 from data_prep.read_mha import read_mha, write_mha
+from data_prep.read_nifti import write_nifti
 from data_prep.scan import Scan
 from data_prep.vertebrae import bodies_from_spider_mask
 from spinejax.dataset import DataSet, verify
@@ -40,9 +41,9 @@ def write_set(root, patients=("a", "b", "c"), suffix="_t2"):
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """Three patients' phantoms: data sets by way of each format, and straight from the drawing."""
+    """One patient's phantom: data sets by way of each format, and straight from the drawing."""
     root = tmp_path_factory.mktemp("phantoms")
-    options = ["--patients", "3", "--seed", "4"]
+    options = ["--patients", "1", "--seed", "4"]
     assert main(["phantom", "--out", str(root / "straight"), *options]) == 0
     for name in FORMATS:
         assert main(["phantom", "--as", "scans", "--format", name, "--out", str(root / name), *options]) == 0
@@ -57,7 +58,7 @@ def phantoms(tmp_path_factory):
 def test_every_format_gives_the_discs_that_were_drawn(phantoms, name):
     straight, read = DataSet(phantoms / "straight"), DataSet(phantoms / f"of_{name}")
     assert verify(phantoms / f"of_{name}") == []
-    assert len(read) == len(straight) == 18
+    assert len(read) == len(straight) == 6
     for row in range(len(straight)):
         other = match(straight, row, read)
         np.testing.assert_allclose(read.affine[other], straight.affine[row], atol=1e-3)
@@ -156,6 +157,46 @@ def test_bad_series_is_told_and_the_others_are_written(tmp_path, capsys):
     assert not (tmp_path / "strict").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"PatientID": ""}, "PatientID is empty. Give --patients-by folder"),
+        ({"PatientID": "p9"}, "files of 2 patients"),
+    ],
+)
+def test_series_without_one_patient_fails(tmp_path, capsys, values, message):
+    root = write_set(tmp_path, ("a",))
+    slices = put(root / "images" / "dicom", SPINE.scan, "p1", "t2")
+    for one in slices if values["PatientID"] == "" else slices[:1]:
+        one.PatientID = values["PatientID"]
+        save(one)
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert "4 discs" in told.out
+
+
+def test_axial_volume_needs_no_mask_to_be_left_out(tmp_path, capsys):
+    root = write_set(tmp_path, ("a",))
+    axial = np.array([[0, 0.7, 0, 0], [0.7, 0, 0, 0], [0, 0, -4, 0], [0, 0, 0, 1]])
+    write_nifti(root / "images" / "b_t2.nii.gz", Scan(SPINE.scan.voxels, axial, ""))
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
+    assert "left out: b_t2.nii.gz" in capsys.readouterr().err
+
+
+def test_overlay_draws_scans_and_tells_which(tmp_path, capsys):
+    root = write_set(tmp_path)
+    (root / "masks" / "b_t2.mha").unlink()
+    where = ["overlay", str(root / "images"), "--masks", str(root / "masks")]
+    assert main([*where, "--out", str(tmp_path / "sheets" / "page.png")]) == 0
+    assert (tmp_path / "sheets" / "page.png").read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "1: a_t2.mha"
+    assert told[1].startswith("2: b_t2.mha: no mask")
+    assert main([*where, "--out", str(tmp_path / "page.pdf")]) == 2
+    assert "a name in .png" in capsys.readouterr().err
+
+
 def test_one_file_is_enough_and_levels_are_counted_from_the_lowest(tmp_path):
     root = write_set(tmp_path, ("a",))
     one = root / "images" / "a_t2.mha"
@@ -219,17 +260,39 @@ def test_labels_come_with_their_scans(tmp_path, capsys):
 
 
 def test_patients_by_folder(tmp_path):
-    for patient in ("one", "two"):
-        write_set(tmp_path / patient, (f"x_{patient}",))
-        shutil.move(tmp_path / patient / "masks", tmp_path / f"masks_{patient}")
-    (tmp_path / "masks_two" / "x_two_t2.mha").rename(tmp_path / "masks_one" / "x_two_t2.mha")
-    where = [tmp_path / "one", tmp_path / "two", "--masks", tmp_path / "masks_one"]
-    assert scans(*where, "--out", tmp_path / "by_name") == 0
-    assert len(set(DataSet(tmp_path / "by_name").patient)) == 1
-    for patient in ("one", "two"):
-        (tmp_path / patient / "images").rename(tmp_path / patient / patient)
+    """Where each patient has a folder, files of one name are told apart, and so are their masks and labels."""
+    for number, patient in enumerate(("one", "two", "three")):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / patient).mkdir(parents=True)
+        scan = Scan(SPINE.scan.voxels + np.float32(number), SPINE.scan.affine, "")
+        write_mha(tmp_path / "images" / patient / "t2.mha", scan)
+        write_mha(tmp_path / "masks" / patient / "t2.mha", SPINE.mask)
+    (tmp_path / "labels.csv").write_text("patient,scan,level,pfirrmann\none,,L5-S1,2\ntwo,two/t2,L5-S1,3\n")
+    where = [tmp_path / "images", "--masks", tmp_path / "masks", "--labels", tmp_path / "labels.csv"]
+    assert scans(*where, "--out", tmp_path / "by_name") == 2
     assert scans(*where, "--out", tmp_path / "by_folder", "--patients-by", "folder") == 0
-    assert len(set(DataSet(tmp_path / "by_folder").patient)) == 2
+    data = DataSet(tmp_path / "by_folder")
+    assert len(set(data.patient)) == len(set(data.scan)) == 3
+    assert sorted(data.labels[data.level == "L5-S1"].ravel().tolist()) == [-1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a_t2", "a_mod-t2_seg-vert_msk", "a_seg-vert_msk", "a_t2_seg", "images", "deep/a_t2"],
+)
+def test_masks_are_found_by_name(tmp_path, name):
+    root = write_set(tmp_path, ("a",))
+    mask = root / "masks" / f"{name}.mha"
+    mask.parent.mkdir(exist_ok=True)
+    (root / "masks" / "a_t2.mha").rename(mask)
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
+
+
+def test_a_mask_named_as_another_scan_is_that_ones(tmp_path, capsys):
+    root = write_set(tmp_path, ("a",))
+    shutil.copy(root / "images" / "a_t2.mha", root / "images" / "a.mha")
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    assert "failed: a.mha: no mask a.nii.gz" in capsys.readouterr().err
 
 
 def test_normalising_per_disc_keeps_the_difference_between_slices(tmp_path):
