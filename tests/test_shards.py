@@ -139,6 +139,14 @@ def test_pickled_data_set_opens_its_own_files(made):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).volume(0), volume)
 
 
+def test_a_batch_is_the_discs_and_starts_where_no_backend_needs_a_copy(made):
+    data = DataSet(made)
+    batch = data.volumes(np.array([3, 0, 3]))
+    assert batch.ctypes.data % 64 == 0
+    for place, row in enumerate((3, 0, 3)):
+        np.testing.assert_array_equal(batch[place], data.volume(row))
+
+
 def test_central_window_is_the_middle():
     volume = np.zeros(VOLUME_SHAPE)
     window = central_window(volume)
