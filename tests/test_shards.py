@@ -1,6 +1,6 @@
+import copy
 import dataclasses
 import json
-import pickle
 import shutil
 
 import h5py
@@ -133,10 +133,12 @@ def test_set_without_masks(tmp_path):
         data.mask("region", 0)
 
 
-def test_pickled_data_set_opens_its_own_files(made):
+def test_a_copy_as_workers_get_it_opens_its_own_files(made):
     data = DataSet(made)
     volume = data.volume(0)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).volume(0), volume)
+    copied = copy.copy(data)  # by the state that a worker gets
+    assert not copied._files
+    np.testing.assert_array_equal(copied.volume(0), volume)
 
 
 def test_a_batch_is_the_discs_and_starts_where_no_backend_needs_a_copy(made):
