@@ -47,7 +47,7 @@ def main(arguments: Arguments) -> None:
     devices.check_batch(options.batch_size, mesh, "--batch-size")
     data = DataSet(arguments.data)
     chosen = tasks.select(data.tasks, options.tasks)
-    refuse_unlabelled(data, chosen)
+    refuse_unlabelled(data, chosen, ("train", options.validation_split))
     tasks.select(chosen, [name for name, _ in options.task_weights])  # refuse a weight for a task that is not learned
     columns = [data.tasks.index(task) for task in chosen]
 
@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
             data, columns, batch_size=options.batch_size, seed=options.seed, step=done, workers=options.workers, **hosts
         )
         validation = functools.partial(
-            pipeline.eval_batches, data, data.rows("validation"), columns, batch_size=options.batch_size, **hosts
+            pipeline.eval_batches, data, data.rows(options.validation_split), columns, batch_size=options.batch_size, **hosts
         )
         steps_per_epoch = pipeline.num_steps(len(train_rows), options.batch_size)
         total = options.epochs * steps_per_epoch
@@ -114,9 +114,9 @@ def main(arguments: Arguments) -> None:
         print(f"{run} is finished: step {int(state.step)}, best step {best}, exported to {exported}.")
 
 
-def refuse_unlabelled(data: DataSet, chosen: Sequence[Task]) -> None:
-    """Raises SpinejaxError if a task cannot be learned or validated: no disc of the split has a label for it."""
-    for split in ("train", "validation"):
+def refuse_unlabelled(data: DataSet, chosen: Sequence[Task], splits: Sequence[str]) -> None:
+    """Raises SpinejaxError if a task cannot be learned or validated: no disc of one of the splits has a label for it."""
+    for split in splits:
         labels = data.labels[data.rows(split)]
         for task in chosen:
             if (labels[:, data.tasks.index(task)] == UNLABELLED).all():
@@ -159,7 +159,7 @@ def train(
 
 
 def validate(state: TrainState, batches: Iterator[pipeline.Batch], model: SpineNet, mesh: Mesh) -> dict[str, float]:
-    """Task name → mean per-class accuracy on the validation split."""
+    """Task name → mean per-class accuracy on the batches' discs."""
     variables = {"params": state.params, "constants": state.constants}
     counts = [training.eval_step(variables, devices.put_batch(batch, mesh), model=model) for batch in batches]
     confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(counts))

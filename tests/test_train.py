@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import train
-from spinejax import checkpoint, config, devices, logbook, training
+from spinejax import checkpoint, config, devices, logbook, pipeline, training
 from spinejax.config import Config, ViewRanges
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -201,7 +201,21 @@ def test_a_task_without_a_label_is_refused_before_anything_is_computed(tmp_path)
     labels = DataSet(data)
     labels.labels[:, 1] = -1
     with pytest.raises(SpinejaxError, match="no disc of split 'train' has a label for side"):
-        train.refuse_unlabelled(labels, labels.tasks)
+        train.refuse_unlabelled(labels, labels.tasks, ("train", "validation"))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_either_held_out_split_can_decide_and_the_other_stays_unseen(tiny, tmp_path, monkeypatch, split):
+    """The paper's standard deviation comes from two networks with validation and test swapped (Sect. 5)."""
+    evaluated, eval_batches = [], pipeline.eval_batches
+
+    def recorded(data, rows, *args, **kwargs):
+        evaluated.extend(rows)
+        return eval_batches(data, rows, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "eval_batches", recorded)
+    main(tiny, tmp_path / "run", epochs=1, validation_split=split)
+    assert evaluated == list(DataSet(tiny).rows(split))
 
 
 def test_one_task_alone_and_tensorboard(tiny, tmp_path):
