@@ -73,8 +73,9 @@ def main(arguments: Arguments) -> None:
         batches = pipeline.train_batches(
             data, columns, batch_size=options.batch_size, seed=options.seed, step=done, workers=options.workers, **hosts
         )
+        deciding_rows = data.rows(options.validation_split)
         validation = functools.partial(
-            pipeline.eval_batches, data, data.rows(options.validation_split), columns, batch_size=options.batch_size, **hosts
+            pipeline.eval_batches, data, deciding_rows, columns, batch_size=options.batch_size, **hosts
         )
         steps_per_epoch = pipeline.num_steps(len(train_rows), options.batch_size)
         total = options.epochs * steps_per_epoch
@@ -115,7 +116,7 @@ def main(arguments: Arguments) -> None:
 
 
 def refuse_unlabelled(data: DataSet, chosen: Sequence[Task], splits: Sequence[str]) -> None:
-    """Raises SpinejaxError if a task cannot be learned or validated: no disc of one of the splits has a label for it."""
+    """Raises SpinejaxError if a task cannot be learned or validated: a split has no disc with a label for it."""
     for split in splits:
         labels = data.labels[data.rows(split)]
         for task in chosen:

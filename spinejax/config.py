@@ -92,8 +92,8 @@ class Config:
     seed: int = 0
     """Decides the initial weights, the order of the discs, their views and dropout."""
     validation_split: Literal["validation", "test"] = "validation"
-    """The split that decides the learning rate and the best step. The paper trains a second network with "test" here and
-    grades the validation split, to tell how far results spread."""
+    """The split that decides the learning rate and the best step. The paper swaps validation and test for a second
+    network, to tell how far results spread."""
     eval_epochs: int = 1
     """Evaluate on that split, and save a checkpoint, every so many epochs."""
     workers: int = 0
