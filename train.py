@@ -67,7 +67,10 @@ def main(arguments: Arguments) -> None:
         train_rows = data.rows("train")
         weights = losses.class_weights(data.labels[train_rows][:, columns], chosen)
         step = functools.partial(
-            training.train_step, class_weights=devices.put_replicated(weights, mesh), model=model, config=options
+            training.train_step,
+            class_weights=devices.put_replicated(weights, mesh),
+            model=model,
+            config=config.of_a_step(options),
         )
         hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
         batches = pipeline.train_batches(
@@ -84,13 +87,15 @@ def main(arguments: Arguments) -> None:
                 if training.is_over(state, options):
                     break
                 num_steps = epoch * steps_per_epoch - int(state.step)
-                state, figures_of_stretch = train(run_key, state, batches, num_steps, step, mesh, progress)
-                if not np.isfinite(list(figures_of_stretch.values())).all():
+                state, figures_of_stretch, skipped_in_a_row = train(
+                    run_key, state, batches, num_steps, step, mesh, progress
+                )
+                if skipped_in_a_row >= options.max_skipped:
                     checkpoints.close()
                     kept = "The last good checkpoint is kept" if checkpoints.all_steps() else "Nothing was saved yet"
                     raise SpinejaxError(
-                        f"{run}: the loss or a gradient became NaN or infinite before epoch {epoch}. {kept}. "
-                        "Train again in another --workdir, with a lower --learning-rate."
+                        f"{run}: the loss or a gradient was NaN or infinite in {skipped_in_a_row} steps in a row "
+                        f"before epoch {epoch}. {kept}. Train again in another --workdir, with a lower --learning-rate."
                     )
                 accuracies = validate(state, validation(), model, mesh)
                 error = 1 - float(np.mean(list(accuracies.values())))
@@ -141,8 +146,8 @@ def train(
     step: Callable,
     mesh: Mesh,
     progress: logbook.Progress,
-) -> tuple[TrainState, dict[str, float]]:
-    """Take steps, and give the mean of their figures, the speed, and the share of the time spent waiting for data."""
+) -> tuple[TrainState, dict[str, float], int]:
+    """Take steps; also give what the log says of them (means, speed, waiting), and the most skipped in a row."""
     figures_of_steps, waited, started = [], 0.0, time.perf_counter()
     for _ in range(num_steps):
         asked = time.perf_counter()
@@ -154,9 +159,12 @@ def train(
     # Figures are read back once, here: inside the loop the devices never wait for the host.
     figures_of_steps = jax.device_get(figures_of_steps)
     seconds = time.perf_counter() - started
-    means = {name: float(np.mean([each[name] for each in figures_of_steps])) for name in figures_of_steps[0]}
+    skipped = [int(each.pop("skipped")) for each in figures_of_steps]
+    taken = [each for each, skips in zip(figures_of_steps, skipped, strict=True) if not skips]
+    means = {name: float(np.mean([each[name] for each in taken] or np.nan)) for name in figures_of_steps[0]}
     speed = num_steps * progress.batch_size / seconds
-    return state, means | {"discs_per_second": speed, "waiting_for_data": waited / seconds}
+    entry = {"skipped_steps": num_steps - len(taken), "discs_per_second": speed, "waiting_for_data": waited / seconds}
+    return state, means | entry, max(skipped)
 
 
 def validate(state: TrainState, batches: Iterator[pipeline.Batch], model: SpineNet, mesh: Mesh) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Every choice of a training run: frozen dataclasses, the presets, and their JSON."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +86,8 @@ class Config:
     """Times that the learning rate is lowered; training ends at the next plateau."""
     task_weights: tuple[tuple[str, float], ...] = ()
     """Weight of a task's loss (the paper's ω), as `NAME VALUE` pairs; 1 for a task that is not named."""
+    max_skipped: int = 5
+    """Steps in a row with a NaN or infinite gradient, which change no weight, after which training stops."""
     views: ViewRanges = field(default_factory=ViewRanges)
     """What each disc's random view is drawn from."""
 
@@ -104,7 +106,7 @@ class Config:
     __pydantic_config__ = _KNOWN_OPTIONS_ONLY
 
     def __post_init__(self):
-        for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience"):
+        for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("width", "learning_rate"):
             _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "above 0")
@@ -141,8 +143,14 @@ PRESETS = {
 }
 """Name → (what it is for, the options)."""
 
-CHANGEABLE_ON_RESUME = ("epochs", "workers", "tensorboard")
+CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard")
 """Options that may differ when a run goes on: none of them changes what a step computes."""
+
+
+def of_a_step(config: Config) -> Config:
+    """The options with everything at its default that no step depends on, so that changing it compiles nothing anew."""
+    left_out = (*CHANGEABLE_ON_RESUME, "seed", "eval_epochs", "plateau_patience", "plateau_factor", "num_decays")
+    return replace(config, **{name: getattr(Config(), name) for name in left_out})
 
 
 def save(config: Config, path: Path) -> None:

@@ -26,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
         constants: what the network carries but does not learn: `slice_mean`.
         momentum: the optimiser's state.
         plateau: optax's record of the validation error; its `scale` multiplies the learning rate.
+        skipped: int32[]. Steps in a row, up to the last one, whose gradient was NaN or infinite.
     """
 
     step: jax.Array
@@ -33,6 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
     constants: dict
     momentum: optax.OptState
     plateau: optax.contrib.ReduceLROnPlateauState
+    skipped: jax.Array
 
 
 def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
@@ -63,6 +65,7 @@ def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: np.ndarray
         constants={"slice_mean": jnp.asarray(slice_mean, jnp.float32)},
         momentum=make_optimiser(config).init(variables["params"]),
         plateau=make_plateau(config).init(variables["params"]),
+        skipped=jnp.int32(0),
     )
 
 
@@ -97,6 +100,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on one global batch, views included.
 
+    If the loss or a gradient is NaN or infinite, the step is skipped: it counts, but leaves weights and momentum alone.
+
     Args:
         key: the run's key. A step's randomness is derived from it and `state.step`.
         state: given up to the new state.
@@ -105,7 +110,8 @@ def train_step(
         model, config: the network and the run's options.
 
     Returns:
-        The new state, and float32[] figures of the step: `loss`, `loss/<task>` and `gradient_norm`.
+        The new state, and float32[] figures of the step: `loss`, `loss/<task>`, `gradient_norm` and `skipped`, the
+        number of skipped steps in a row up to this one.
     """
     # Two programs, because XLA for CPUs would fuse the resampling into the convolutions that read its result, and
     # compute it several times over: one program takes 1.7 times as long as these two.
@@ -160,10 +166,17 @@ def update(
     (total, by_task), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, momentum = make_optimiser(config).update(gradients, state.momentum, state.params)
     updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
-    figures = {"loss": total, "gradient_norm": optax.tree.norm(gradients)}
+    norm = optax.tree.norm(gradients)
+    good = jnp.isfinite(total) & jnp.isfinite(norm)  # the norm is finite only if every gradient is
+    params, momentum = jax.tree.map(
+        functools.partial(jnp.where, good),
+        (optax.apply_updates(state.params, updates), momentum),
+        (state.params, state.momentum),
+    )
+    skipped = jnp.where(good, 0, state.skipped + 1)
+    figures = {"loss": total, "gradient_norm": norm, "skipped": skipped.astype(jnp.float32)}
     figures |= {f"loss/{name}": value for name, value in by_task.items()}
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, momentum=momentum), figures
+    return state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped), figures
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -156,13 +156,14 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, mo
 
     def poisoned(*args, **kwargs):
         state, figures = step(*args, **kwargs)
-        return state, figures | {"loss": figures["loss"] * np.float32("nan")}
+        return state, figures | {"skipped": np.float32(3)}
 
     monkeypatch.setattr(training, "train_step", poisoned)
     with pytest.raises(
-        SpinejaxError, match=r"NaN.*checkpoint is kept.*another --workdir, with a lower --learning-rate"
+        SpinejaxError,
+        match=r"NaN.* 3 steps in a row.*checkpoint is kept.*another --workdir, with a lower --learning-rate",
     ):
-        main(tiny, run)
+        main(tiny, run, max_skipped=3)
     assert checkpoint.best_step(run) == 3
     assert len(logbook.read(run / "log.jsonl")) == 1
     monkeypatch.undo()

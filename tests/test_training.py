@@ -199,6 +199,29 @@ def test_training_ends_at_the_plateau_after_the_last_decay():
     assert training.is_over(training.evaluated(state, 0.5, config), config)
 
 
+@pytest.mark.parametrize("poison", ["loss", "one gradient"])
+def test_a_step_with_a_nan_changes_nothing_but_the_counts(batch, weights, poison):
+    """And the step after it is the one that would have come had there been no gradient: same weights, same momentum."""
+    model, state = fresh()
+    state, _ = stepped(state, model, batch, weights)
+    before = devices.to_host(state)
+    poisoned = weights
+    if poison == "loss":
+        poisoned = weights | {"side": weights["side"] * np.float32("nan")}
+    else:  # log(1 + exp(x)) is finite far out, but a scale that overflows the gradient alone is not
+        poisoned = weights | {"side": weights["side"] * np.float32(1e38)}
+    for count in (1, 2):
+        state, figures = stepped(state, model, batch, poisoned)
+        assert figures["skipped"] == count
+        assert state.step == 1 + count
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, state.momentum, before.momentum)
+    state, figures = stepped(state, model, batch, weights)
+    assert figures["skipped"] == 0
+    assert state.skipped == 0
+    assert not np.array_equal(state.params["trunk"]["conv1"]["kernel"], before.params["trunk"]["conv1"]["kernel"])
+
+
 def test_weight_decay_leaves_biases_alone():
     _, state = fresh()
     ones = jax.tree.map(jnp.ones_like, state.params)
