@@ -1,0 +1,182 @@
+"""The paper's Table 2, in kind: what do the branch point, the views in training and the 54 views in grading bring?
+
+`python benchmarks/branch_points.py --data DISCS --out RUNS` trains every branch point twice, with validation and test
+swapped, with and without random views; grades each network with one view and with 54; and writes `table.json`,
+`table.md` and `plot.png`. What is finished is kept, so the same command goes on after an interruption. Options behind
+`--` go to every training: `-- --width 1 --batch-size 256` is the paper's network.
+
+On a pod, start the same command on every host, with the options that make `train.py` and `evaluate.py` one program over
+all of them in `--every`, and `RUNS` on a disk that all hosts see.
+"""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from spinejax import paper
+from spinejax.config import PRESETS, ViewRanges
+from spinejax.model import BRANCH_POINTS
+from spinejax.shards import write_atomically
+
+SWAPS = (("validation", "test"), ("test", "validation"))
+"""The split that decides a run, and the one it is judged on: the paper's two networks an experiment (Sect. 5)."""
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train and judge every branch point."""
+
+    data: Path
+    """Data set."""
+    out: Path
+    """Folder of the runs and the table."""
+    preset: str = "quickstart"
+    """Preset of every training."""
+    branch_points: tuple[str, ...] = tuple(str(point).lower() for point in BRANCH_POINTS)
+    """Columns of the table."""
+    augmentation: tuple[bool, ...] = (True, False)
+    """With random views in training, without, or both."""
+    every: tuple[str, ...] = ()
+    """Options of training and evaluation both, such as `--distributed`."""
+    options: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Options of every training, behind `--`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One network of the table."""
+
+    branch_point: str
+    augmented: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its run's folder."""
+        return f"{self.branch_point}-{'views' if self.augmented else 'no-views'}-{self.seed}"
+
+
+def main(arguments: Arguments) -> None:
+    """Every run, then the table."""
+    if arguments.preset not in PRESETS:
+        sys.exit(f"--preset {arguments.preset}: expected one of {', '.join(PRESETS)}.")
+    cells = [Cell(*each) for each in itertools.product(arguments.branch_points, arguments.augmentation, (0, 1))]
+    for number, cell in enumerate(cells, 1):
+        print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
+        train_and_judge(cell, arguments)
+    rows = list(summarise(cells, arguments.out))
+    write_atomically(arguments.out / "table.json", lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
+    write_atomically(arguments.out / "table.md", lambda path: path.write_text(markdown(rows)))
+    plot(rows, arguments.out / "plot.png")
+    Console().print(markdown(rows), markup=False, highlight=False)
+
+
+def train_and_judge(cell: Cell, arguments: Arguments) -> None:
+    """Train one network and grade the split it has not seen, with one view and with 54, unless that is done."""
+    decides, judges = SWAPS[cell.seed]
+    run = arguments.out / cell.name
+    if not (run / "export").is_dir():
+        views = () if cell.augmented else no_views()
+        run_script(
+            *("train.py", arguments.preset, "--data", arguments.data, "--workdir", run, "--seed", cell.seed),
+            *("--branch-point", cell.branch_point, "--validation-split", decides, *views),
+            *(*arguments.every, *arguments.options),
+        )
+    for tta in (False, True):
+        out = judged(run, tta)
+        if not (out / "results.json").is_file():
+            flags = ("--tta",) if tta else ()
+            run_script(
+                *("evaluate.py", "--checkpoint", run, "--data", arguments.data, "--split", judges, "--out", out),
+                *(*flags, *arguments.every),
+            )
+
+
+def no_views() -> list[str]:
+    """Options that turn every random view into the identity."""
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(ViewRanges)]
+    return list(itertools.chain.from_iterable((f"--views.{name}", "0") for name in names))
+
+
+def judged(run: Path, tta: bool) -> Path:
+    """Where a run's grades of the split it has not seen lie."""
+    return run / f"judged-{54 if tta else 1}"
+
+
+def run_script(*command) -> None:
+    """Run one of the project's commands, as a user would; its failure ends this one."""
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def summarise(cells: Sequence[Cell], out: Path) -> Iterator[dict]:
+    """A row for each branch point, augmentation and number of views: per task the mean and standard deviation, in %."""
+    by_experiment = itertools.groupby(cells, key=lambda cell: (cell.branch_point, cell.augmented))
+    for (branch_point, augmented), pair in by_experiment:
+        runs = [out / cell.name for cell in pair]
+        for tta in (False, True):
+            results = [json.loads((judged(run, tta) / "results.json").read_text())["tasks"] for run in runs]
+            accuracies = {
+                task: [100 * each[task]["mean_per_class_accuracy"]["value"] for each in results] for task in results[0]
+            }
+            yield {
+                "branch_point": branch_point,
+                "augmented": augmented,
+                "num_views": 54 if tta else 1,
+                "tasks": {task: spread(values) for task, values in accuracies.items()},
+                "mean": spread(np.mean(list(accuracies.values()), axis=0)),
+            }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The mean, and the standard deviation with n - 1."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+
+
+def markdown(rows: Sequence[Mapping]) -> str:
+    """The table as it stands in docs/results.md."""
+    tasks = list(rows[0]["tasks"])
+    lines = [
+        "| branch point | random views | graded with | " + " | ".join([*tasks, "mean"]) + " |",
+        "|---" * (len(tasks) + 4) + "|",
+    ]
+    for row in rows:
+        figures = [*row["tasks"].values(), row["mean"]]
+        cells = [row["branch_point"], "yes" if row["augmented"] else "no", f"{row['num_views']} views"]
+        cells += [f"{each['mean']:.1f} ± {each['std']:.1f}" for each in figures]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[Mapping], path: Path) -> None:
+    """Mean over tasks by branch point, a line for each way of training and grading, and the paper's own."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    experiments = itertools.groupby(
+        sorted(rows, key=lambda row: (row["augmented"], row["num_views"])), lambda r: (r["augmented"], r["num_views"])
+    )
+    for (augmented, num_views), group in experiments:
+        group = list(group)
+        label = f"{'random views' if augmented else 'no random views'}, graded with {num_views}"
+        points = [row["branch_point"] for row in group]
+        means, stds = ([row["mean"][key] for row in group] for key in ("mean", "std"))
+        axes.errorbar(points, means, stds, marker="o", capsize=3, label=label)
+    published = {str(point).lower(): np.mean([mean for mean, _ in column]) for point, column in paper.TABLE_2.items()}
+    axes.plot(list(published), list(published.values()), "k:", label="paper, on its own data")
+    axes.set(xlabel="branch point", ylabel="mean per-class accuracy over tasks, %")
+    axes.legend(frameon=False)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
