@@ -265,7 +265,7 @@ def _report(outcome: Outcome, num_scans: int, out: Path) -> int:
     for name, reason in outcome.failures.items():
         print(f"failed: {reason}" if reason.startswith(name) else f"failed: {name}: {reason}", file=sys.stderr)
     if outcome.resumed:
-        print(f"note: {outcome.resumed} files were finished by an interrupted run, with its notes.", file=sys.stderr)
+        print(f"note: {outcome.resumed} scans were finished by an interrupted run.", file=sys.stderr)
     counts = ", ".join(f"{split} {outcome.discs[split]}" for split in SPLITS)
     print(f"{out}: {sum(outcome.discs.values())} discs ({counts}) of {num_scans - len(outcome.failures)} scans")
     if outcome.failures:

@@ -1,11 +1,10 @@
 """From jobs to a data set: each scan is cut into discs, and each process owns whole shards.
 
 Which patient goes to which shard depends on the patients alone, so the bytes do not depend on the number of processes.
-No process holds more than one scan at a time. A run that was interrupted goes on with the shards it had not finished.
+No process holds more than one scan at a time. A run that was interrupted goes on with the scans it had not finished.
 """
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import spinejax
 from data_prep import resume
 from data_prep.discs import DiscVolume
 from data_prep.executors import run_all
+from data_prep.finished import ScanResult, ShardResult, drop_scans, keep_scan, keep_shard, kept_scan, kept_shard
 from data_prep.scan import NotSagittalError
 from spinejax.errors import SpinejaxError
 from spinejax.shards import MANIFEST, Disc, ShardSummary, shard_name, write_manifest, write_shard
@@ -37,8 +37,8 @@ class Job:
         labels: level → task → label. A level that is missing is unlabelled.
         cut: gives the scan's disc volumes and notes on what was left out; raises SpinejaxError if it cannot. Picklable.
         sources: the files that `cut` reads.
-        recipe: whatever else the discs depend on. With the contents of `sources` it tells whether a shard that an
-            interrupted run left is still up to date.
+        recipe: whatever else the discs depend on. With the contents of `sources` it tells whether what an interrupted
+            run made of the scan is still up to date.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What a run did: discs by split, scans that failed and why, what was left out of the others, and how many shards
-    an interrupted run had finished already (its notes were told then).
+    """What a run did: discs by split, scans that failed and why, what was left out of the others, and how many scans
+    an interrupted run had finished already (they count, and are told of, as all others).
     """
 
     discs: Counter = field(default_factory=Counter)
@@ -169,14 +169,21 @@ def _deal(jobs: Sequence[Job], num_shards: int) -> list[list[Job]]:
 def _build_shard(
     path: Path, jobs: list[Job], *, made: str, tasks: Sequence[Task], masks: Sequence[str], strict: bool
 ) -> tuple[ShardSummary, Outcome]:
-    sources = _sources(jobs, made)
-    if summary := resume.finished(path, sources):
-        return summary, Outcome(resumed=1)
+    rest = resume.rest_of(path.parent)
+    done = kept_shard(rest, path)
+    if done and done.scans == [_row_digest(job, _cut_digest(job), made) for job in jobs]:
+        if strict and done.failures:
+            raise SpinejaxError(next(iter(done.failures.values())))
+        return done.summary, Outcome(failures=dict(done.failures), notes=list(done.notes), resumed=len(jobs))
     outcome = Outcome()
+    cut_digests: list[str | None] = []
     try:
-        summary = write_shard(path, _discs(jobs, outcome, strict), tasks, masks)
-        if not outcome.failures:  # a scan that failed is tried again by the next run
-            resume.note_finished(path, sources, summary)
+        summary = write_shard(path, _discs(jobs, rest, outcome, cut_digests, strict), tasks, masks)
+        for_good = [digest for digest in cut_digests if digest]
+        if len(for_good) == len(jobs):
+            digests = [_row_digest(job, digest, made) for job, digest in zip(jobs, for_good, strict=True)]
+            keep_shard(rest, ShardResult(digests, summary, outcome.notes, outcome.failures))
+            drop_scans(rest, for_good)
     except OSError as error:
         raise SpinejaxError(
             f"{path}: cannot be written ({error.strerror or error}). Is the disk full? Make room and run the same "
@@ -185,37 +192,40 @@ def _build_shard(
     return summary, outcome
 
 
-def _sources(jobs: list[Job], made: str) -> str:
-    """A digest of all that a shard's bytes depend on."""
-    told = [
-        (job.patient, job.scan, job.split, sorted((k, sorted(v.items())) for k, v in job.labels.items()))
-        for job in jobs
-    ]
-    return resume.digest(spinejax.__version__, made, told, *itertools.chain.from_iterable(_parts(job) for job in jobs))
+def _cut_digest(job: Job) -> str:
+    """A digest of all that a scan's discs, and what is said of it, depend on."""
+    return resume.digest(spinejax.__version__, job.name, job.recipe, *map(str, job.sources), *job.sources)
 
 
-def _parts(job: Job) -> list:
-    # A file that cannot be read is told by the job itself, when its turn comes.
-    return [job.recipe, *(path if os.access(path, os.R_OK) else "unreadable" for path in job.sources)]
+def _row_digest(job: Job, cut_digest: str, made: str) -> str:
+    """A digest of all that a scan's rows in its shard depend on."""
+    labels = sorted((level, sorted(of_level.items())) for level, of_level in job.labels.items())
+    return resume.digest(made, cut_digest, job.patient, job.scan, job.split, labels)
 
 
-def _discs(jobs: Iterable[Job], outcome: Outcome, strict: bool) -> Iterator[Disc]:
+def _discs(
+    jobs: Iterable[Job], rest: Path, outcome: Outcome, cut_digests: list[str | None], strict: bool
+) -> Iterator[Disc]:
+    """The discs of one scan after the other. `outcome` and `cut_digests` are filled on the way."""
     for job in jobs:
-        try:
-            volumes, notes = _cut(job)
-        except NotSagittalError as error:
-            outcome.notes.append(f"left out: {error}")
-            continue
-        except SpinejaxError as error:
+        digest = _cut_digest(job)
+        result, for_good = kept_scan(rest, digest), True
+        if result is not None:
+            outcome.resumed += 1
+        else:
+            result, for_good = _cut(job)
+            if for_good:
+                keep_scan(rest, digest, result)
+        if result.failure is not None:
             if strict:
-                raise
-            outcome.failures[job.name] = str(error)
-            continue
-        outcome.notes += notes
-        not_found = sorted(set(job.labels) - {volume.level for volume in volumes})
-        if not_found:
+                raise SpinejaxError(result.failure)
+            outcome.failures[job.name] = result.failure
+        cut_digests.append(digest if for_good else None)
+        outcome.notes += result.notes
+        not_found = sorted(set(job.labels) - {volume.level for volume in result.discs})
+        if not_found and result.discs:
             outcome.notes.append(f"{job.name}: graded, but not found in the scan: {', '.join(not_found)}.")
-        for volume in volumes:
+        for volume in result.discs:
             yield Disc(
                 volume=volume.volume,
                 affine=volume.affine,
@@ -230,10 +240,16 @@ def _discs(jobs: Iterable[Job], outcome: Outcome, strict: bool) -> Iterator[Disc
             )
 
 
-def _cut(job: Job) -> tuple[list[DiscVolume], list[str]]:
+def _cut(job: Job) -> tuple[ScanResult, bool]:
+    """What becomes of a scan, and whether for good: one that cannot be read just now is tried again by the next run."""
     try:
-        return job.cut()
+        discs, notes = job.cut()
+        return ScanResult(discs, notes), True
+    except NotSagittalError as error:
+        return ScanResult(notes=[f"left out: {error}"]), True
+    except SpinejaxError as error:
+        return ScanResult(failure=str(error)), True
     except OSError as error:
-        raise SpinejaxError(f"{job.name}: cannot be read ({error}).") from error
-    except MemoryError as error:
-        raise SpinejaxError(f"{job.name}: does not fit into memory. Run with fewer --workers.") from error
+        return ScanResult(failure=f"{job.name}: cannot be read ({error})."), False
+    except MemoryError:
+        return ScanResult(failure=f"{job.name}: does not fit into memory. Run with fewer --workers."), False

@@ -3,8 +3,9 @@
 import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 from spinejax.errors import SpinejaxError
 
@@ -26,12 +27,12 @@ def run_all(work: Callable, *arguments: Sequence, num_workers: int, scheduler: s
     if scheduler is None and num_workers == 1:
         yield from map(work, *arguments)
         return
-    with _executor(min(num_workers, max(len(arguments[0]), 1)), scheduler) as pool:
-        futures = [pool.submit(work, *each) for each in zip(*arguments, strict=True)]
+    with _submitting(min(num_workers, max(len(arguments[0]), 1)), scheduler) as submit:
+        futures = [submit(work, *each) for each in zip(*arguments, strict=True)]
         try:
             for future in futures:
                 yield future.result()
-        except BrokenProcessPool as error:
+        except _lost_workers(scheduler) as error:
             raise SpinejaxError(
                 "A worker process died, perhaps for want of memory. Run the same command again with fewer --workers: "
                 "it goes on where it stopped."
@@ -41,12 +42,23 @@ def run_all(work: Callable, *arguments: Sequence, num_workers: int, scheduler: s
                 future.cancel()
 
 
+def _lost_workers(scheduler: str | None) -> tuple[type[Exception], ...]:
+    """What is raised when a process is gone; of Dask, once a task has taken several with it, or the scheduler is."""
+    if scheduler is None:
+        return (BrokenProcessPool,)
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
+
+    return KilledWorker, CancelledError, CommClosedError
+
+
 @contextlib.contextmanager
-def _executor(num_workers: int, scheduler: str | None) -> Iterator[Executor]:
+def _submitting(num_workers: int, scheduler: str | None) -> Iterator[Callable]:
+    """`submit(work, *arguments)` of an executor, which gives a future."""
     if scheduler is None:
         # Processes are spawned, not forked: a fork would copy HDF5's and numpy's threads in whatever state they are.
         with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool
+            yield pool.submit
         return
     try:
         from distributed import Client
@@ -57,4 +69,5 @@ def _executor(num_workers: int, scheduler: str | None) -> Iterator[Executor]:
     except (OSError, ValueError) as error:
         raise SpinejaxError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}).") from error
     with client:
-        yield client.get_executor(pure=False)
+        # Not `client.get_executor()`: its futures never end if a result is lost with its worker.
+        yield partial(client.submit, pure=False)

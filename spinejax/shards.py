@@ -167,20 +167,18 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
     def write(temporary: Path) -> None:
         with Sink(temporary, "w+") as sink:
             with h5py.File(sink, "w", libver="latest") as file:
-                for name, (dtype, shape) in columns(len(tasks)).items():
-                    # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
-                    _create(file, name, dtype, shape, chunk_rows=64)
-                _create(file, "volume", np.dtype("<u2"), VOLUME_SHAPE, chunk_rows=1)
-                for name in masks:
-                    filters = {"compression": "gzip", "compression_opts": 1}
-                    _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
+                table = _create_table(file, len(tasks), masks)
                 for row, disc in enumerate(discs):
                     _check_disc(disc, tasks, masks)
                     for name, value in _row(disc, tasks, masks).items():
-                        file[name].resize(row + 1, axis=0)
-                        file[name][row] = value
+                        table[name].resize(row + 1, axis=0)
+                        table[name][row] = value
                     _count(summary, disc)
                     sink.check()
+                for column in table.values():
+                    # HDF5 gives a chunk its place in the file when it leaves the cache. Left to the moment when Python
+                    # lets a column go, that would hang on threads and profilers, and with it the bytes.
+                    column.flush()
             sink.check()
 
     write_atomically(path, write)
@@ -240,8 +238,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _create(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], chunk_rows: int, **filters) -> None:
-    file.create_dataset(
+def _create_table(file: h5py.File, num_tasks: int, masks: Sequence[str]) -> dict[str, h5py.Dataset]:
+    # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
+    table = {name: _create(file, name, *column, chunk_rows=64) for name, column in columns(num_tasks).items()}
+    table["volume"] = _create(file, "volume", np.dtype("<u2"), VOLUME_SHAPE, chunk_rows=1)
+    for name in masks:
+        filters = {"compression": "gzip", "compression_opts": 1}
+        table[name] = _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
+    return table
+
+
+def _create(
+    file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], chunk_rows: int, **filters
+) -> h5py.Dataset:
+    return file.create_dataset(
         name,
         shape=(0, *shape),
         maxshape=(None, *shape),

@@ -15,6 +15,8 @@ from data_prep import resume
 from data_prep.build import Job, build
 from data_prep.discs import DiscVolume
 from data_prep.executors import run_all
+from data_prep.finished import keep_scan
+from data_prep.scan import NotSagittalError
 from spinejax.errors import SpinejaxError
 from spinejax.shards import MANIFEST, VOLUME_SHAPE
 from spinejax.tasks import Task
@@ -26,11 +28,15 @@ SPLITS = ("train", "validation", "test")
 def cut(folder, number):
     """A disc whose brightness is in a file; each call leaves a mark, so that tests see who was cut."""
     (folder / f"cut-{number}-{time.monotonic_ns()}").touch()
-    value = int((folder / f"scan{number}").read_text())
+    text = (folder / f"scan{number}").read_text()
+    if text == "axial":
+        raise NotSagittalError(f"scan{number}: an axial series.")
+    if text == "black":
+        raise SpinejaxError(f"scan{number}: its slices are black.")
     if (folder / "slow").exists():
         time.sleep(0.2)
-    volume = np.full(VOLUME_SHAPE, value, np.uint16)
-    return [DiscVolume("L4-L5", volume, np.eye(4), (0, 15))], []
+    volume = np.full(VOLUME_SHAPE, int(text), np.uint16)
+    return [DiscVolume("L4-L5", volume, np.eye(4), (0, 15))], [f"scan{number}: T9 was left out."] * (number % 2)
 
 
 def jobs(folder, numbers=range(6)):
@@ -73,25 +79,96 @@ def start(folder, out, code=RUN):
     return subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], stderr=subprocess.PIPE)
 
 
-def test_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, folder):
-    run(folder, tmp_path / "whole")
+def told(outcome):
+    """All that a run says of its scans, and its exit status hangs on."""
+    return outcome.discs, outcome.failures, outcome.notes
+
+
+def spoil(folder):
+    """Scans that give no disc: one fails, one is left out."""
+    jobs(folder)
+    (folder / "scan0").write_text("black")
+    (folder / "scan4").write_text("axial")
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder, num_shards):
+    """Bytes, notes, failures: those of an uninterrupted run; and no scan that was finished is cut again."""
+    spoil(folder)
+    whole = run(folder, tmp_path / "whole", num_shards=num_shards)
+    assert len(whole.failures) == 1
+    assert len(whole.notes) == 4
     (folder / "slow").touch()
-    out = tmp_path / "killed"
-    process = start(folder, out)
-    first, second = out / "discs-00000-of-00003.h5", out / "discs-00001-of-00003.h5.tmp"
-    while not (first.exists() and second.exists()):  # in the middle of the second shard
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (out / MANIFEST).exists()
-    for path in folder.glob("cut-*"):
-        path.unlink()
-    (folder / "slow").unlink()
-    outcome = run(folder, out)
-    assert outcome.resumed == 1
-    assert cuts(folder) == ["1", "2", "4", "5"]
+    out, moments = tmp_path / "killed", np.random.default_rng(num_shards)
+    for _ in range(3):
+        forget_cuts(folder)
+        process = start(folder, out, f"{RUN[:-1]}, num_shards={num_shards})")
+        first = time.monotonic()
+        while process.poll() is None and not cuts(folder) and time.monotonic() < first + 60:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        if not (out / MANIFEST).exists():
+            assert resume.rest_of(out).exists()
+    finished = len(list(resume.rest_of(out).glob("*.npz")))
+    forget_cuts(folder)
+    if (out / MANIFEST).exists():  # too quick for the killer
+        return
+    outcome = run(folder, out, num_shards=num_shards)
+    assert outcome.resumed >= finished > 0 or outcome.resumed > 0
+    assert len(cuts(folder)) == 6 - outcome.resumed
+    assert told(outcome) == told(whole)
     assert contents(out) == contents(tmp_path / "whole")
+    assert not resume.rest_of(out).exists()
+
+
+def test_finished_scans_of_an_unfinished_shard_are_not_cut_again(tmp_path, folder, monkeypatch):
+    """Stopped in the fifth of six scans, all of one shard."""
+    spoil(folder)
+    whole = run(folder, tmp_path / "whole", num_shards=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.build.keep_scan", stop_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path / "out", num_shards=1)
+    forget_cuts(folder)
+    outcome = run(folder, tmp_path / "out", num_shards=1)
+    assert outcome.resumed == 3
+    assert cuts(folder) == ["3", "4", "5"]
+    assert told(outcome) == told(whole)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def stop_at(count):
+    def keep(*arguments):
+        nonlocal count
+        if not count:
+            raise KeyboardInterrupt
+        count -= 1
+        keep_scan(*arguments)
+
+    return keep
+
+
+def test_failure_told_by_an_interrupted_run_is_told_again_and_stops_a_strict_one(tmp_path, folder, monkeypatch):
+    spoil(folder)
+    out = tmp_path / "out"
+    stop_before_manifest(monkeypatch, folder, out)
+    with pytest.raises(SpinejaxError, match="scan0: its slices are black"):
+        run(folder, out, strict=True)
+    outcome = run(folder, out)
+    assert outcome.failures == {"scan0": "scan0: its slices are black."}
+    assert cuts(folder) == []
+
+
+def test_scan_that_could_not_be_read_just_now_is_tried_again(tmp_path, folder, monkeypatch):
+    jobs(folder)
+    (folder / "scan0").unlink()
+    (folder / "scan0").mkdir()  # reading it is an error of the system's, which may pass
+    stop_before_manifest(monkeypatch, folder, tmp_path / "out")
+    outcome = run(folder, tmp_path / "out")
+    assert "cannot be read" in outcome.failures["scan0"]
+    assert cuts(folder) == ["0"]
 
 
 def stop_before_manifest(monkeypatch, folder, out):
@@ -99,6 +176,10 @@ def stop_before_manifest(monkeypatch, folder, out):
         patched.setattr("data_prep.build.write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(folder, out)
+    forget_cuts(folder)
+
+
+def forget_cuts(folder):
     for path in folder.glob("cut-*"):
         path.unlink()
 
@@ -111,7 +192,7 @@ def test_shard_whose_scan_has_changed_is_made_again(tmp_path, folder, monkeypatc
     out = tmp_path / "out"
     stop_before_manifest(monkeypatch, folder, out)
     (folder / "scan1").write_text("777")
-    assert run(folder, out).resumed == 2
+    assert run(folder, out).resumed == 4
     assert cuts(folder) == ["1", "4"]
     run(folder, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
@@ -122,8 +203,24 @@ def test_finished_shard_that_was_damaged_is_made_again(tmp_path, folder, monkeyp
     out = tmp_path / "out"
     stop_before_manifest(monkeypatch, folder, out)
     (out / "discs-00002-of-00003.h5").write_bytes(damage)
-    assert run(folder, out).resumed == 2
+    assert run(folder, out).resumed == 4
     assert cuts(folder) == ["2", "5"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_finished_scan_whose_file_was_damaged_is_cut_again(tmp_path, folder, monkeypatch, damage):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.build.keep_scan", stop_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, out, num_shards=1)
+    kept = sorted(resume.rest_of(out).glob("*.npz"))
+    flipped = bytearray(kept[0].read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    kept[0].write_bytes(flipped if damage is None else damage)
+    assert run(folder, out, num_shards=1).resumed == 2
+    run(folder, tmp_path / "whole", num_shards=1)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("options", [{"num_shards": 2}, {"preprocessing": {"width_px": 9}}])
@@ -131,7 +228,9 @@ def test_rest_of_another_run_is_not_gone_on_with(tmp_path, folder, monkeypatch, 
     stop_before_manifest(monkeypatch, folder, tmp_path / "out")
     with pytest.raises(SpinejaxError, match=r"of another run\. Give --overwrite"):
         run(folder, tmp_path / "out", **options)
-    assert run(folder, tmp_path / "out", overwrite=True, **options).resumed == 0
+    run(folder, tmp_path / "whole", **options)
+    run(folder, tmp_path / "out", overwrite=True, **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_two_writers_in_one_folder_are_refused(tmp_path, folder):
@@ -154,12 +253,23 @@ def test_full_disk_is_one_message_and_the_run_goes_on(tmp_path, folder):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_notes_of_a_run_name_nothing_but_pseudonyms(tmp_path, folder, monkeypatch):
-    stop_before_manifest(monkeypatch, folder, tmp_path / "out")
-    notes = b"".join(path.read_bytes() for path in (tmp_path / "out" / ".unfinished").iterdir())
-    assert b"p3" in notes
-    assert b"scan" not in notes
-    assert str(folder).encode() not in notes
+def test_what_names_scans_lies_beside_the_data_set_and_is_its_owners_alone(tmp_path, folder, monkeypatch):
+    spoil(folder)
+    out = tmp_path / "out"
+    stop_before_manifest(monkeypatch, folder, out)
+    assert not [name for name, data in contents(out).items() if b"scan0" in data or not name.startswith("discs-")]
+    assert resume.rest_of(out).stat().st_mode & 0o777 == 0o700
+    assert any(b"scan0" in path.read_bytes() for path in resume.rest_of(out).iterdir())
+    run(folder, out)
+    assert not resume.rest_of(out).exists()
+
+
+def test_rest_that_a_run_left_in_its_last_moment_goes(tmp_path, folder):
+    run(folder, tmp_path / "out")
+    resume.rest_of(tmp_path / "out").mkdir()
+    with pytest.raises(SpinejaxError, match="Give --overwrite"):
+        run(folder, tmp_path / "out")
+    assert not resume.rest_of(tmp_path / "out").exists()
 
 
 # Who does the work ---------------------------------------------------------------------------------------------------
@@ -182,13 +292,28 @@ def test_scheduler_that_is_not_there_is_one_message(monkeypatch):
         list(run_all(die, [0], num_workers=1, scheduler="tcp://127.0.0.1:9"))
 
 
+@pytest.fixture
+def cluster():
+    """A Dask cluster of two processes, which gives a task up when it has killed both."""
+    distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        distributed.LocalCluster(host="127.0.0.1", **options) as started,
+    ):
+        yield started
+
+
+def kill_worker(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Dask's own, of ports and event loops
-def test_dask_cluster_of_processes_gives_the_same_bytes(tmp_path, folder):
-    distributed = pytest.importorskip("distributed")
+def test_dask_cluster_of_processes(tmp_path, folder, cluster):
+    """The same bytes as in one process, and a scan that kills every worker is one message."""
     run(folder, tmp_path / "whole")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
-    ) as cluster:
-        run(folder, tmp_path / "cluster", scheduler=cluster.scheduler_address)
+    run(folder, tmp_path / "cluster", scheduler=cluster.scheduler_address)
     assert contents(tmp_path / "cluster") == contents(tmp_path / "whole")
+    with pytest.raises(SpinejaxError, match="A worker process died"):
+        list(run_all(kill_worker, [0], num_workers=1, scheduler=cluster.scheduler_address))
