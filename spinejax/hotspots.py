@@ -89,18 +89,12 @@ def evidence(
     num_views = view_set.flip.shape[0]
     at_once = max(n for n in range(1, method.views_at_once + 1) if num_views % n == 0)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_views))
-    if jnp.issubdtype(volume.dtype, jnp.integer):
-        volume = volume.astype(jnp.float32) * INTENSITY_STEP
-
-    def one_view(key, view):
-        window = views.take(volume, view)
-        if method.noise:
-            window += method.noise * jax.random.normal(key, WINDOW_SHAPE)
-        gradients = _gradients(variables, window, grades, model)
-        return (_adjoint if method.warp == "adjoint" else _inverse)(gradients, view, signed=method.signed)
 
     def sums(keys, view_set):
-        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one_view)(keys, view_set))
+        def seen(key, view):
+            return evidence_of_view(key, variables, volume, grades, view, model=model, method=method)
+
+        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(seen)(keys, view_set))
 
     if num_views == at_once:
         maps, coverage = sums(keys, view_set)  # on CPU a network runs at half its speed inside a loop
@@ -110,6 +104,46 @@ def evidence(
         (maps, coverage), _ = jax.lax.scan(
             lambda total, chunk: (jax.tree.map(jnp.add, total, sums(*chunk)), None), nothing, in_chunks
         )
+    return mean_evidence(maps, coverage, slices)
+
+
+def evidence_of_view(
+    key: jax.Array,
+    variables: Mapping,
+    volume: jax.Array,
+    grades: jax.Array,
+    view: View,
+    *,
+    model: SpineNet,
+    method: Method = Method(),
+) -> tuple[jax.Array, jax.Array]:
+    """What one view adds to a disc's maps, put back to the identity window.
+
+    Args:
+        key, variables, volume, grades, model, method: as for `evidence`.
+        view: the view.
+
+    Returns:
+        Maps float32[T, 112, 224, 9], and the view's coverage of each pixel, float32[112, 224, 9].
+    """
+    window = views.take(volume, view)
+    if method.noise:
+        window += method.noise * jax.random.normal(key, WINDOW_SHAPE)
+    gradients = _gradients(variables, window, grades, model)
+    return (_adjoint if method.warp == "adjoint" else _inverse)(gradients, view, signed=method.signed)
+
+
+def mean_evidence(maps: jax.Array, coverage: jax.Array, slices: jax.Array) -> jax.Array:
+    """Σ map / Σ coverage, and nothing where no view looked or the scan has no slice.
+
+    Args:
+        maps: float[T, 112, 224, 9]. Sum over views.
+        coverage: float[112, 224, 9]. Sum over views.
+        slices: int[2], as for `evidence`.
+
+    Returns:
+        float32[T, 112, 224, 9].
+    """
     # A network has weights for slices outside the scan too, but there is nothing to see there.
     place = jnp.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
     inside = (place >= slices[0]) & (place < slices[1])
@@ -122,10 +156,13 @@ def _gradients(variables: Mapping, window: jax.Array, grades: jax.Array, model: 
 
     def chosen_scores(window):
         scores = cast(dict, model.apply(variables, window[None]))
-        return jnp.stack([scores[task.name][0, grades[column]] for column, task in enumerate(model.tasks)])
+        return [scores[task.name][0, grades[column]] for column, task in enumerate(model.tasks)]
 
     _, backwards = jax.vjp(chosen_scores, window)
-    return jax.vmap(lambda cotangent: backwards(cotangent)[0])(jnp.eye(len(model.tasks)))
+    # One backward pass a task, not one `vmap` over all: so it is plain to the compiler that a score's gradient does not
+    # go through the other tasks' branches, and gradients of all tasks are not in memory at once.
+    one_score = np.eye(len(model.tasks), dtype=np.float32)
+    return jnp.stack([backwards(list(chosen))[0] for chosen in one_score])
 
 
 def _inverse(gradients: jax.Array, view: View, *, signed: bool) -> tuple[jax.Array, jax.Array]:
