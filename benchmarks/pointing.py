@@ -1,105 +1,298 @@
 """How well do hotspots point, and what makes them? One table: ways of making maps, against planted lesions.
 
-`python benchmarks/pointing.py --checkpoint RUN --data PHANTOMS`, with phantoms that the network was not trained on.
+    python -m data_prep phantom --out runs/pointing-discs --patients 60 --seed 1000
+    python benchmarks/pointing.py --checkpoints runs/quickstart/run --data runs/pointing-discs --json pointing.json
+
+The phantoms must be others than those that the network was trained on. Each lesion counts once, for the task that it
+was drawn for. The score traced back is that of the grade which the network gives the disc, right or wrong.
 """
 
-import dataclasses
+import functools
+import json
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from spinejax import checkpoint, config, devices, hotspots, pipeline, pointing, predict, report
+from spinejax import checkpoint, config, devices, faithfulness, hotspots, pipeline, pointing, predict, report, views
 from spinejax.config import ViewRanges
 from spinejax.dataset import DataSet
-from spinejax.hotspots import ONE_PLACE, PLAIN_GRADIENT, Method
-from spinejax.shards import central_window
+from spinejax.hotspots import ONE_PLACE, Method
+from spinejax.metrics import Estimate, mean_over_patients
+from spinejax.model import SpineNet
+from spinejax.shards import INTENSITY_STEP, WINDOW_SHAPE, central_window
+from spinejax.tasks import Task
 
 WEAK = ViewRanges(angle_deg=5, shift_rows_px=8, shift_columns_px=10, shift_slices=0, scale=0.03, intensity=0.03)
 WILD = ViewRanges(angle_deg=25, shift_rows_px=36, shift_columns_px=48, shift_slices=3, scale=0.2, intensity=0.15)
+PLAIN = Method()
+NUM_VIEWS = PLAIN.num_views
+AT_ONCE = 16  # views in one call of a compiled program
 
-AS_TRAINED = "32 random views, as in training"
 
-METHODS = {
-    AS_TRAINED: Method(),
-    "paper's ranges": Method(),
-    "plain gradient, one view": PLAIN_GRADIENT,
-    "SmoothGrad: 32 times noise of 0.1": Method(ranges=ONE_PLACE, noise=0.1),
-    "weak augmentation": Method(ranges=WEAK),
-    "wilder than the paper's": Method(ranges=WILD),
-    "adjoint warp": Method(warp="adjoint"),
-    "1 random view": Method(num_views=1),
-    "4 random views": Method(num_views=4),
-    "8 random views": Method(num_views=8),
-    "16 random views": Method(num_views=16),
-    "128 random views": Method(num_views=128),
+@dataclass(frozen=True)
+class Way:
+    """A way of making maps.
+
+    Args:
+        ranges: what views are drawn from; None for those of the network's training.
+        num_views: a row of the table for each.
+        method: warp, sign and noise.
+        score: what is traced back.
+        forget: with the network's weights shuffled.
+        curves: deletion and insertion too, which cost as much as the map.
+    """
+
+    ranges: ViewRanges | None = None
+    num_views: tuple[int, ...] = (NUM_VIEWS,)
+    method: Method = PLAIN
+    score: Literal["given", "true", "difference"] = "given"
+    forget: bool = False
+    curves: bool = False
+
+
+FULL = "views as in training"
+WAYS = {
+    FULL: Way(num_views=(1, 2, 4, 8, 16, NUM_VIEWS, 64, 128), curves=True),
+    "weak views": Way(ranges=WEAK),
+    "the paper's views": Way(ranges=ViewRanges()),
+    "wilder views": Way(ranges=WILD),
+    "plain gradient": Way(ranges=ONE_PLACE, num_views=(1,), curves=True),
+    "SmoothGrad, noise of 0.1": Way(ranges=ONE_PLACE, method=Method(noise=0.1), curves=True),
+    "adjoint warp": Way(method=Method(warp="adjoint")),
+    "signed maps averaged": Way(method=Method(signed=True)),
+    "score of the true grade": Way(score="true"),
+    "abnormal less normal score": Way(score="difference"),
+    "weights shuffled": Way(forget=True, curves=True),
+}
+
+MEASURES = {
+    "hit": "peak hits",
+    "energy_inside": "energy inside",
+    "average_precision": "precision",
+    "own_side": "own vertebra",
+    "deletion": "deletion",
+    "insertion": "insertion",
+    "likeness": "rank correlation",
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Arguments:
     """Compare ways of making hotspots on discs with lesion masks."""
 
-    checkpoint: Path
-    """A trained run."""
+    checkpoints: tuple[Path, ...]
+    """Trained runs; each gets a table."""
     data: Path
-    """Phantoms; all splits are used."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    """Phantoms."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Only this split's discs; all if not given."""
+    ways: tuple[str, ...] = tuple(WAYS)
     """Rows of the table."""
-    num_discs: int | None = None
-    """Only so many of the discs with a lesion."""
+    num_lesions: int | None = None
+    """Only so many lesions, drawn at random."""
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion: its disc's row, its task, that task's column in the data set, the grade that the network gives."""
+
+    row: int
+    task: str
+    column: int
+    given: int
 
 
 def main(arguments: Arguments) -> None:
+    """A table for each network."""
     devices.keep_compiled()
-    mesh = devices.make_mesh()
-    model, variables = checkpoint.load(arguments.checkpoint)
-    data = DataSet(arguments.data)
-    local = [task for task in model.tasks if task.name.split("_")[0] in pointing.SIDES]
-    columns = [data.tasks.index(task) for task in local]
-    rows = np.flatnonzero((data.labels[:, columns] > 0).any(1))[: arguments.num_discs]
-    batches = pipeline.eval_batches(data, rows, [], batch_size=8)
-    graded = list(predict.predict(model, variables, batches, mesh))
-    probabilities = {name: np.concatenate([part[name] for _, part in graded]) for name in graded[0][1]}
-    grades = np.zeros((len(data), len(model.tasks)), np.int64)
-    grades[rows] = hotspots.choose_grades(model.tasks, probabilities)
-
-    for name in arguments.methods:
+    data, found = DataSet(arguments.data), {}
+    for run in arguments.checkpoints:
+        model, variables = checkpoint.load(run)
+        trained = config.load(run / checkpoint.OPTIONS).views
+        lesions = lesions_of(model, variables, data, arguments)
+        measures: dict[str, list[dict]] = {}
         started = time.perf_counter()
-        measures = {task.name: [] for task in local}
-        batches = pipeline.eval_batches(data, rows, [], batch_size=mesh.size)
-        key = jax.random.key(0)
-        method = METHODS[name]
-        if name == AS_TRAINED:
-            method = dataclasses.replace(method, ranges=config.load(arguments.checkpoint / config.FILE).views)
-        stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=method)
-        for found, maps in stream:
-            for row, disc in zip(found, maps, strict=True):
-                mask, region = data.mask("lesion", row), central_window(data.mask("region", row))
-                for task in local:
-                    column = data.tasks.index(task)
-                    if data.labels[row, column] <= 0:
-                        continue
-                    map = disc[model.tasks.index(task)]
-                    measure = pointing.point(map, pointing.lesion_of(mask, column), data.affine[row], data.slices[row])
-                    side = pointing.own_side(task.name, map, region)
-                    seen = float(grades[row, model.tasks.index(task)] > 0)
-                    measures[task.name].append(measure | {"own_side": side, "seen": seen, "row": row})
-        table = Table(title=f"{name} ({time.perf_counter() - started:.0f} s)", title_justify="left")
-        for header in ("task", "discs", "hit, %", "by chance", "energy inside", "even map", "precision", "own side"):
-            table.add_column(header)
-        for kind in ("all", "rightly graded"):
-            for task in local:
-                each = [m for m in measures[task.name] if kind == "all" or m["seen"]]
-                summary = pointing.summarise(each, [data.patient[m["row"]] for m in each])
-                order = ("hit", "hit_by_chance", "energy_inside", "lesion_share", "average_precision", "own_side")
-                cells = [report.percent(summary.estimates[n]) for n in order] if summary.n else []
-                table.add_row(f"{task.name}, {kind}", str(summary.n), *cells)
-        Console(width=170).print(table)
+        for number, lesion in enumerate(lesions, start=1):
+            own = alone(model, variables, lesion.task)
+            for name, measure in measures_of(lesion, *own, data, trained, arguments.ways):
+                measures.setdefault(name, []).append(measure)
+            if number % 10 == 0:
+                print(f"{number} of {len(lesions)} lesions, {time.perf_counter() - started:.0f} s", flush=True)
+        found[run.name] = {name: summarise(each, data) for name, each in measures.items()}
+        show(run.name, found[run.name])
+        if arguments.json:
+            content = {run: {way: as_json(tasks) for way, tasks in ways.items()} for run, ways in found.items()}
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Arguments) -> list[Lesion]:
+    """Every lesion in view, and what the network says of its disc, seen once."""
+    local = [task.name for task in model.tasks if task.name.split("_")[0] in pointing.SIDES]
+    columns = {name: [task.name for task in data.tasks].index(name) for name in local}
+    rows = np.arange(len(data)) if arguments.split is None else data.rows(arguments.split)
+    rows = rows[(data.labels[rows][:, list(columns.values())] > 0).any(1)]
+    mesh = devices.make_mesh()
+    batches = pipeline.eval_batches(data, rows, [], batch_size=16 * mesh.size)
+    parts = [part for _, part in predict.predict(model, variables, batches, mesh)]
+    given = {name: np.concatenate([part[name] for part in parts]).argmax(1) for name in local}
+    lesions = [
+        Lesion(int(row), name, column, int(given[name][place]))
+        for place, row in enumerate(rows)
+        for name, column in columns.items()
+        if data.labels[row, column] > 0 and pointing.lesion_of(data.mask("lesion", row), column).any()
+    ]
+    kept = np.random.default_rng(0).permutation(len(lesions))[: arguments.num_lesions]
+    return [lesions[place] for place in np.sort(kept)]
+
+
+def alone(model: SpineNet, variables: Mapping, task: str) -> tuple[SpineNet, dict]:
+    """The network with one task's branch, under the same name for all: one compiled program serves every task."""
+    params = variables["params"]
+    one_branch = {"trunk": params["trunk"], "head_own": params[f"head_{task}"]}
+    return model.clone(tasks=(Task("own", ("normal", "abnormal")),)), {**variables, "params": one_branch}
+
+
+def measures_of(
+    lesion: Lesion, model: SpineNet, variables: Mapping, data: DataSet, trained: ViewRanges, ways: tuple[str, ...]
+) -> Iterator[tuple[str, dict]]:
+    """Each row of the table, and what this lesion adds to it."""
+    volume = data.volume(lesion.row).astype(np.float32) * INTENSITY_STEP
+    window = central_window(volume)
+    mask = pointing.lesion_of(data.mask("lesion", lesion.row), lesion.column)
+    region = central_window(data.mask("region", lesion.row))
+    true = int(data.labels[lesion.row, lesion.column])
+    remembered = None
+    for name in ways:
+        way = WAYS[name]
+        weights, grade = traced(variables, lesion.given, true, way)
+        for num_views, map in maps_of(model, weights, volume, data.slices[lesion.row], grade, lesion.row, way, trained):
+            measure = pointing.point(map, mask, data.affine[lesion.row], data.slices[lesion.row])
+            measure |= {"own_side": pointing.own_side(lesion.task, map, region)}
+            if way.forget and remembered is not None:
+                measure["likeness"] = faithfulness.similarity(map, remembered)
+            if name == FULL and num_views == NUM_VIEWS:
+                remembered = map
+            if way.curves and num_views in (1, NUM_VIEWS):
+                deleted, inserted = faithfulness.deletion_and_insertion(
+                    variables, window, map[None], jnp.array([lesion.given]), model=model
+                )
+                measure |= {"deletion": float(deleted.mean()), "insertion": float(inserted.mean())}
+            about = {"task": lesion.task, "row": lesion.row, "right": lesion.given == true}
+            yield (f"{num_views} {name}" if name == FULL else name), measure | about
+
+
+def traced(variables: Mapping, given: int, true: int, way: Way) -> tuple[Mapping, int]:
+    """The weights and the grade whose score is traced back."""
+    if way.forget:
+        variables = faithfulness.forget(jax.random.key(1), variables)
+    if way.score != "difference":
+        return variables, true if way.score == "true" else given
+    # A difference of two outputs is one output, of the difference of their weights.
+    head = variables["params"]["head_own"]
+    fc8 = {name: np.stack([leaf[..., 0], leaf[..., 1] - leaf[..., 0]], -1) for name, leaf in head["fc8"].items()}
+    return {**variables, "params": {**variables["params"], "head_own": {**head, "fc8": fc8}}}, 1
+
+
+def maps_of(
+    model: SpineNet, variables: Mapping, volume, slices, grade: int, row: int, way: Way, trained: ViewRanges
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each number of views, and the map of the first so many: one pass gives the maps of all numbers."""
+    most = max(way.num_views)
+    keys = keys_of(row, -(-most // AT_ONCE) * AT_ONCE)
+    chosen = draw(keys, way.ranges or trained)
+    map, coverage = np.zeros((1, *WINDOW_SHAPE), np.float32), np.zeros(WINDOW_SHAPE, np.float32)
+    for start in range(0, most, AT_ONCE):
+        some = jax.tree.map(lambda leaf, start=start: leaf[start : start + AT_ONCE], (keys, chosen))
+        each = each_view(*some, variables, volume, jnp.array([grade]), model=model, method=way.method)
+        for count, (added, covered) in enumerate(zip(*jax.tree.map(np.asarray, each), strict=True), start=start + 1):
+            map += added
+            coverage += covered
+            if count in way.num_views:
+                yield count, np.abs(np.asarray(mean(map, coverage, slices.astype(np.int32))))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def each_view(keys, chosen, variables, volume, grades, *, model, method):
+    """`hotspots.evidence_of_view` of several views, not summed."""
+
+    def one(key, view):
+        return hotspots.evidence_of_view(key, variables, volume, grades, view, model=model, method=method)
+
+    return jax.vmap(one)(keys, chosen)
+
+
+@functools.partial(jax.jit, static_argnames="number")
+def keys_of(row: int, number: int) -> jax.Array:
+    """Keys of a disc's views, as `hotspots.hotspot_step` has them from key 0."""
+    key = jax.random.fold_in(jax.random.key(0), row)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(number))
+
+
+draw = jax.jit(jax.vmap(views.sample, in_axes=(0, None)), static_argnums=1)
+mean = jax.jit(hotspots.mean_evidence)
+
+
+def summarise(measures: list[dict], data: DataSet) -> dict[str, dict[str, Estimate | int]]:
+    """Task, "all" for all lesions, "rightly graded" for those: n and each measure with its interval over patients."""
+    kinds = {
+        "all": measures,
+        "rightly graded": [each for each in measures if each["right"]],
+        **{task: [each for each in measures if each["task"] == task] for task in sorted({m["task"] for m in measures})},
+    }
+    names = (*MEASURES, "hit_by_chance", "lesion_share", "right")
+    found = {}
+    for kind, each in kinds.items():
+        patients = data.patient[[m["row"] for m in each]]
+        values = {name: np.array([m.get(name, np.nan) for m in each], float) for name in names}
+        estimates = {name: mean_over_patients(value, patients) for name, value in values.items()}
+        found[kind] = {"n": len(each), "patients": len(set(patients)), **estimates}
+    return found
+
+
+def as_json(tasks: Mapping[str, Mapping]) -> dict:
+    """Estimates as dicts; measures that were not taken are left out."""
+    return {
+        task: {
+            name: value.to_json() if isinstance(value, Estimate) else value
+            for name, value in figures.items()
+            if not (isinstance(value, Estimate) and np.isnan(value.value))
+        }
+        for task, figures in tasks.items()
+    }
+
+
+def show(run: str, found: Mapping[str, Mapping]) -> None:
+    """One table of all lesions, one of each task's with the full method."""
+    console = Console(width=190)
+    some = next(iter(found.values()))
+    title = f"{run}: {some['all']['n']} lesions of {some['all']['patients']} patients, % [95 % interval over patients]"
+    table = Table("maps", *MEASURES.values(), title=title, title_justify="left")
+    for way, tasks in found.items():
+        table.add_row(way, *(report.percent(tasks["all"][name]) for name in MEASURES))
+    console.print(table)
+    tasks = [name for name in some if name not in ("all", "rightly graded")]
+    table = Table("peak hits", *(f"{name} (n = {some[name]['n']})" for name in [*tasks, "rightly graded"]))
+    for way, kinds in found.items():
+        table.add_row(way, *(report.percent(kinds[name]["hit"]) for name in [*tasks, "rightly graded"]))
+    chance = [report.percent(some[name]["hit_by_chance"]) for name in [*tasks, "rightly graded"]]
+    table.add_row("chance", *chance)
+    table.add_row("rightly graded", *(report.percent(some[name]["right"]) for name in tasks), "")
+    console.print(table)
+    table = Table(f"{NUM_VIEWS} {FULL}", *MEASURES.values(), "even map")
+    for name, figures in found.get(f"{NUM_VIEWS} {FULL}", {}).items():
+        table.add_row(name, *(report.percent(figures[each]) for each in (*MEASURES, "lesion_share")))
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from spinejax.config import ViewRanges
 from spinejax.devices import put_batch, put_replicated
 from spinejax.errors import SpinejaxError
 from spinejax.model import SpineNet
-from spinejax.shards import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE, central_window
+from spinejax.shards import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.tasks import Task
 from spinejax.views import View
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from spinejax.convolution import conv_general_dilated
 from spinejax.errors import SpinejaxError
 from spinejax.shards import WINDOW_SHAPE
 from spinejax.tasks import Task
@@ -130,11 +131,12 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": INITIALISERS[self.initialiser]()}
+        how = {**options, "conv_general_dilated": conv_general_dilated}
         for layer in self.layers:
             features = max(1, round(layer.features * self.width))
             if isinstance(layer, Conv):
                 kernel = (layer.kernel, layer.kernel)
-                convolve = nn.Conv(features, kernel, layer.stride, layer.padding, **options, name=layer.name)
+                convolve = nn.Conv(features, kernel, layer.stride, layer.padding, **how, name=layer.name)
                 x = nn.relu(convolve(x))
                 x = nn.max_pool(x, (2, 2), strides=(2, 2)) if layer.pool else x
             else:

@@ -18,6 +18,7 @@ ROOMS = (
     "shards",
     "dataset",
     "config",
+    "convolution",
     "model",
     "losses",
     "views",

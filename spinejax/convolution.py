@@ -1,0 +1,80 @@
+"""Strided convolution whose gradient with respect to its input is quick on CPUs, where hotspots spend their time on it.
+
+XLA has one form of that gradient: spread the output's gradient out with zeros between, and convolve. On CPUs the zeros
+cost as much as numbers. Each phase of the input, its pixels at (r, r') modulo the stride, takes part in the output
+through its own pixels of the kernel, and so its gradient is a dense convolution with them. All phases are one
+convolution, with phases for channels.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
+    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers, another way to the input's gradient.
+
+    Only convolutions over (N, H, W, C) of equal strides above 1 take that way, and only in reverse mode.
+    """
+    strides = set(window_strides)
+    plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
+    if len(strides) > 1 or strides == {1} or not plain or options.get("feature_group_count", 1) != 1:
+        return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+
+    def convolve(x, kernel):
+        return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+
+    def forward(x, kernel):
+        return convolve(x, kernel), (x, kernel)
+
+    def backward(saved, gradient):
+        x, kernel = saved
+        (to_kernel,) = jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](gradient)
+        (stride,) = strides
+
+        def by_phases(gradient, kernel):
+            return input_gradient(gradient, kernel, x.shape, stride, padding, precision=options.get("precision"))
+
+        def by_zeros(gradient, kernel):
+            return jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)[0]
+
+        return lax.platform_dependent(gradient, kernel, cpu=by_phases, default=by_zeros), to_kernel
+
+    with_gradient = jax.custom_vjp(convolve)
+    with_gradient.defvjp(forward, backward)
+    return with_gradient(x, kernel)
+
+
+def input_gradient(
+    gradient: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, padding, *, precision=None
+) -> jax.Array:
+    """The gradient of a convolution with respect to its input, phase by phase.
+
+    Args:
+        gradient: float[N, h, w, F]. With respect to the output.
+        kernel: float[K, K', C, F].
+        shape: of the input, (N, H, W, C).
+        stride: of both axes.
+        padding: ((before, after), (before, after)), in pixels of the input.
+        precision: of the products.
+
+    Returns:
+        float[N, H, W, C].
+    """
+    num_features = kernel.shape[3]
+    taps = [-(-size // stride) for size in kernel.shape[:2]]  # of one phase
+    # Input pixel stride·g + r reaches output pixel g - b through kernel pixel stride·b + r.
+    room = [(0, stride * count - size) for count, size in zip(taps, kernel.shape[:2], strict=True)]
+    phases = jnp.pad(kernel, (*room, (0, 0), (0, 0))).reshape(taps[0], stride, taps[1], stride, shape[3], num_features)
+    phases = phases[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4).reshape(*taps, num_features, -1)
+    padded = [size + sum(pads) for size, pads in zip(shape[1:3], padding, strict=True)]
+    blocks = [-(-size // stride) for size in padded]
+    around = [(count - 1, block - out) for count, block, out in zip(taps, blocks, gradient.shape[1:3], strict=True)]
+    by_phase = lax.conv_general_dilated(
+        gradient, phases, (1, 1), around, dimension_numbers=_NHWC, precision=precision
+    ).reshape(-1, *blocks, stride, stride, shape[3])
+    pixels = by_phase.transpose(0, 1, 3, 2, 4, 5).reshape(-1, stride * blocks[0], stride * blocks[1], shape[3])
+    (top, _), (left, _) = padding
+    return pixels[:, top : top + shape[1], left : left + shape[2]]

@@ -1,0 +1,50 @@
+"""The convolution's gradients against those that JAX derives, for every parity of size, kernel and padding."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from spinejax.convolution import conv_general_dilated, input_gradient
+
+LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
+
+
+def sample(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize(("stride", "size", "padding"), list(itertools.product((2, 3), ((12, 15), (11, 14)), (0, 1))))
+def test_gradients_equal_jaxs_own(stride, size, padding):
+    """Sizes that the stride leaves pixels over of, which reach no output, among them."""
+    for kernel_size in (3, 5):
+        x, kernel = sample((2, *size, 3), 0), sample((kernel_size, kernel_size, 3, 4), 1)
+        pads = [(padding, padding)] * 2
+
+        def loss(convolve, x, kernel, pads=pads):
+            return jnp.sin(convolve(x, kernel, (stride, stride), pads, **LAYOUT)).sum()
+
+        expected = jax.grad(loss, (1, 2))(lax.conv_general_dilated, x, kernel)
+        got = jax.jit(jax.grad(loss, (1, 2)), static_argnums=0)(conv_general_dilated, x, kernel)
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_under_vmap_it_is_the_gradient_of_each():
+    gradients, kernel = sample((5, 1, 4, 6, 4), 0), sample((5, 5, 3, 4), 1)
+
+    def one(gradient):
+        return input_gradient(gradient, kernel, (1, 11, 13, 3), 2, [(0, 0), (1, 1)])
+
+    together = jax.vmap(one)(gradients)
+    np.testing.assert_allclose(together, jnp.stack([one(gradient) for gradient in gradients]), atol=1e-5)
+
+
+def test_other_convolutions_are_jaxs():
+    x, kernel = sample((1, 8, 9, 2), 0), sample((3, 3, 1, 4), 1)
+    grouped = {**LAYOUT, "feature_group_count": 2}
+    got = conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped)
+    np.testing.assert_array_equal(got, lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped))
