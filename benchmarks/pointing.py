@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from spinejax import checkpoint, config, devices, faithfulness, hotspots, pipeline, pointing, predict, report, views
+from spinejax import checkpoint, config, devices, faithfulness, hotspots, pipeline, pointing, predict, tables, views
 from spinejax.config import ViewRanges
 from spinejax.dataset import DataSet
 from spinejax.hotspots import ONE_PLACE, Method
@@ -144,7 +144,7 @@ def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Ar
     rows = rows[(data.labels[rows][:, list(columns.values())] > 0).any(1)]
     mesh = devices.make_mesh()
     batches = pipeline.eval_batches(data, rows, [], batch_size=16 * mesh.size)
-    parts = [part for _, part in predict.predict(model, variables, batches, mesh)]
+    parts = [part for _, part, _ in predict.predict(model, variables, batches, mesh)]
     given = {name: np.concatenate([part[name] for part in parts]).argmax(1) for name in local}
     lesions = [
         Lesion(int(row), name, column, int(given[name][place]))
@@ -279,19 +279,19 @@ def show(run: str, found: Mapping[str, Mapping]) -> None:
     title = f"{run}: {some['all']['n']} lesions of {some['all']['patients']} patients, % [95 % interval over patients]"
     table = Table("maps", *MEASURES.values(), title=title, title_justify="left")
     for way, tasks in found.items():
-        table.add_row(way, *(report.percent(tasks["all"][name]) for name in MEASURES))
+        table.add_row(way, *(tables.percent(tasks["all"][name]) for name in MEASURES))
     console.print(table)
     tasks = [name for name in some if name not in ("all", "rightly graded")]
     table = Table("peak hits", *(f"{name} (n = {some[name]['n']})" for name in [*tasks, "rightly graded"]))
     for way, kinds in found.items():
-        table.add_row(way, *(report.percent(kinds[name]["hit"]) for name in [*tasks, "rightly graded"]))
-    chance = [report.percent(some[name]["hit_by_chance"]) for name in [*tasks, "rightly graded"]]
+        table.add_row(way, *(tables.percent(kinds[name]["hit"]) for name in [*tasks, "rightly graded"]))
+    chance = [tables.percent(some[name]["hit_by_chance"]) for name in [*tasks, "rightly graded"]]
     table.add_row("chance", *chance)
-    table.add_row("rightly graded", *(report.percent(some[name]["right"]) for name in tasks), "")
+    table.add_row("rightly graded", *(tables.percent(some[name]["right"]) for name in tasks), "")
     console.print(table)
     table = Table(f"{NUM_VIEWS} {FULL}", *MEASURES.values(), "even map")
     for name, figures in found.get(f"{NUM_VIEWS} {FULL}", {}).items():
-        table.add_row(name, *(report.percent(figures[each]) for each in (*MEASURES, "lesion_share")))
+        table.add_row(name, *(tables.percent(figures[each]) for each in (*MEASURES, "lesion_share")))
     console.print(table)
 
 

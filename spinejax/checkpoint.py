@@ -42,6 +42,7 @@ from spinejax.training import TrainState
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
+CALIBRATION = "calibration.json"
 LOCK = ".lock"
 OPTIONS = "config.json"
 
@@ -238,6 +239,8 @@ def export(run: str | Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     for item in ("variables", "record"):
         shutil.copytree(source / item, temporary / item)
+    if (source / CALIBRATION).is_file():
+        shutil.copy(source / CALIBRATION, temporary / CALIBRATION)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     return target

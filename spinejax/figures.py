@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from spinejax.calibration import Doubt
 from spinejax.metrics import TaskResult
 from spinejax.shards import write_atomically
 
@@ -63,6 +64,29 @@ def confusion_matrices(results: Sequence[TaskResult], path: Path) -> None:
         axis.set_xticks(ticks, result.task.grades)
         axis.set_yticks(ticks, result.task.grades, rotation=90, va="center")
         axis.set(title=f"{result.task.name} (n = {result.n})", xlabel="predicted", ylabel="rater")
+    _save(figure, path)
+
+
+def trust(doubts: Sequence[Doubt], path: Path) -> None:
+    """Above, accuracy against confidence in bins of it; below, accuracy against how many of the discs are kept.
+
+    Args:
+        doubts: the tasks'.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(3 * len(doubts), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(doubts), squeeze=False)
+    for (above, below), doubt in zip(axes.T, doubts, strict=True):
+        confidence, accuracy, count = doubt.bins
+        above.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+        above.plot(confidence, accuracy, color="tab:blue", linewidth=0.8)
+        above.scatter(confidence, accuracy, s=120 * count / count.max(), color="tab:blue")
+        above.set(title=f"{doubt.task.name} (n = {doubt.n})", xlabel="confidence", ylabel="accuracy")
+        above.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
+        for measure in doubt.kept:
+            below.plot(*doubt.curve(measure).T, label=measure)
+        below.set(xlabel="kept, least doubtful first", ylabel="accuracy", xlim=(0, 1))
+        below.legend(title="doubt by", fontsize="small", loc="lower left")
     _save(figure, path)
 
 

@@ -17,8 +17,8 @@ from spinejax.views import View
 @functools.partial(jax.jit, static_argnames=("model", "average_logits"))
 def predict_step(
     variables: Mapping, volumes: jax.Array, view_set: View, *, model: SpineNet, average_logits: bool = False
-) -> dict[str, jax.Array]:
-    """Grade probabilities of disc volumes, averaged over a set of views.
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Grade probabilities of disc volumes, averaged over a set of views, and how far the views disagree.
 
     Args:
         variables: the network's.
@@ -29,19 +29,24 @@ def predict_step(
         average_logits: average the scores before the softmax instead of the probabilities after it.
 
     Returns:
-        task name → float32[N, C]; rows sum to 1.
+        Task name → float32[N, C], rows sum to 1; and task name → float32[N], the standard deviation over the views of
+        the probability of the grade that the disc is given.
     """
 
-    def one_view(total, view):
+    def one_view(_, view):
         windows = jax.vmap(views.crop, in_axes=(0, None))(volumes, view)
-        scores = model.apply(variables, windows)
-        scores = scores if average_logits else jax.tree.map(jax.nn.softmax, scores)
-        return jax.tree.map(jnp.add, total, scores), None
+        return None, model.apply(variables, windows)
 
-    nothing = {task.name: jnp.zeros((volumes.shape[0], task.num_grades)) for task in model.tasks}
-    total, _ = jax.lax.scan(one_view, nothing, view_set)
-    mean = jax.tree.map(lambda scores: scores / view_set.angle_deg.shape[0], total)
-    return jax.tree.map(jax.nn.softmax, mean) if average_logits else mean
+    _, scores = jax.lax.scan(one_view, None, view_set)
+    each = jax.tree.map(jax.nn.softmax, scores)
+    mean = jax.tree.map(lambda per_view: per_view.mean(0), scores if average_logits else each)
+    probabilities = jax.tree.map(jax.nn.softmax, mean) if average_logits else mean
+
+    def spread(per_view, probabilities):
+        given = probabilities.argmax(1)[:, None]
+        return jnp.take_along_axis(per_view.std(0), given, axis=1)[:, 0]
+
+    return probabilities, jax.tree.map(spread, each, probabilities)
 
 
 def view_set(tta: bool) -> View:
@@ -57,16 +62,18 @@ def predict(
     *,
     tta: bool = False,
     average_logits: bool = False,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """Grade a stream of batches from `pipeline.eval_batches`.
 
     Yields:
-        For each batch the rows of its valid discs, int[M], and their probabilities, task name → float32[M, C].
+        For each batch the rows of its valid discs, int[M], their probabilities, task name → float32[M, C], and the
+        views' spread, task name → float32[M], as `predict_step`.
     """
     variables = put_replicated(variables, mesh)
     chosen = put_replicated(view_set(tta), mesh)
     for batch in batches:
         volumes = put_batch({"volume": batch["volume"]}, mesh)["volume"]
-        probabilities = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits)
+        found = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits)
         valid = batch["valid"]
-        yield batch["row"][valid], {name: np.asarray(scores)[valid] for name, scores in probabilities.items()}
+        probabilities, spread = ({name: np.asarray(each)[valid] for name, each in part.items()} for part in found)
+        yield batch["row"][valid], probabilities, spread

@@ -5,6 +5,9 @@ import pytest
 from scipy.special import softmax
 
 from spinejax import calibration
+from spinejax.tasks import UNLABELLED, Task
+
+TASK = Task("narrowing", ("no", "yes"))
 
 
 def honest(n=20000, grades=4, seed=0):
@@ -61,3 +64,52 @@ def test_a_set_without_a_mistake_makes_nobody_certain():
 def test_referring_the_doubtful():
     doubt, right = np.array([0.9, 0.1, 0.5, 0.2]), np.array([False, True, False, True])
     np.testing.assert_allclose(calibration.accuracy_when_referring(doubt, right), [1, 1, 2 / 3, 1 / 2])
+
+
+@pytest.mark.parametrize("grades", [2, 4])
+def test_reliability_and_brier_are_scikit_learns(grades):
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss
+
+    probabilities, labels = honest(n=3000, grades=grades, seed=1)
+    confidence, accuracy, count = calibration.reliability(probabilities, labels)
+    right = probabilities.argmax(1) == labels
+    theirs = calibration_curve(right, probabilities.max(1), n_bins=calibration.NUM_BINS)
+    np.testing.assert_allclose(accuracy[count > 0], theirs[0])
+    np.testing.assert_allclose(confidence[count > 0], theirs[1])
+    brier = calibration.brier(probabilities, labels).mean()
+    assert brier == pytest.approx(brier_score_loss(labels, probabilities, scale_by_half=False, labels=range(grades)))
+
+
+def test_doubt_of_one_task_worked_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.5, 0.5]])
+    labels, patients = np.array([0, 1, 1, 0, UNLABELLED]), np.array(["a", "a", "b", "b", "c"])
+    spread = np.array([0.2, 0.1, 0.3, 0.0, 0.0])
+    found = calibration.doubt(TASK, labels, probabilities, spread, patients)
+    assert found.n == 4
+    assert found.calibration_error == pytest.approx((0.1 + 0.2 + 0.6 + 0.7) / 4)
+    assert found.brier.value == pytest.approx((0.02 + 0.08 + 0.72 + 0.98) / 4)
+    np.testing.assert_allclose(found.kept["confidence"], [1, 1, 2 / 3, 1 / 2])  # 0.9, 0.8, 0.7, 0.6
+    np.testing.assert_allclose(found.kept["spread"], [0, 1 / 2, 2 / 3, 1 / 2])
+    assert found.accuracy_at["confidence"][0.5].value == 1
+    assert found.accuracy_at["spread"][0.5].value == 0.5
+    at_all = found.accuracy_at["spread"][1.0]
+    assert (at_all.value, at_all.low, at_all.high) == (0.5, 0, 1)  # patient a is all right, b all wrong
+    told = found.to_json()["referring"]
+    assert told["confidence"]["curve"] == [[0.25, 1], [0.5, 1], [0.75, 0.666667], [1, 0.5]]
+    assert told["confidence"]["accuracy_at_coverage"]["0.5"]["value"] == 1
+
+
+def test_without_labels_or_spread_there_is_no_such_figure():
+    probabilities, patients = np.array([[0.9, 0.1]]), np.array(["a"])
+    assert calibration.doubt(TASK, np.array([UNLABELLED]), probabilities, np.zeros(1), patients) is None
+    assert set(calibration.doubt(TASK, np.array([0]), probabilities, np.zeros(1), patients).kept) == {"confidence"}
+
+
+def test_the_curve_of_many_discs_is_thinned_and_keeps_its_ends():
+    probabilities, labels = honest(n=5000, grades=2)
+    found = calibration.doubt(TASK, labels, probabilities, np.zeros(5000), np.arange(5000).astype(str))
+    curve = found.curve("confidence")
+    assert curve.shape == (100, 2)
+    assert curve[0, 0] == 1 / 5000
+    assert tuple(curve[-1]) == (1, found.kept["confidence"][-1])

@@ -14,10 +14,11 @@ import pytest
 
 import evaluate
 import spinejax
-from spinejax import checkpoint, devices, metrics, report, training
+from spinejax import checkpoint, devices, metrics, tables, training
 from spinejax.config import Config
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
+from spinejax.graded import labels_of
 from spinejax.shards import shard_name, write_manifest, write_shard
 from spinejax.tasks import UNLABELLED, Task
 from tests.conftest import TASKS, a_disc, write_tiny
@@ -113,11 +114,11 @@ def test_discs_without_labels_get_predictions_only(run, tmp_path, capsys):
 def test_a_data_set_of_other_tasks_is_matched_by_name(run, tiny):
     data = DataSet(tiny)
     rows = data.rows("test")
-    labels = evaluate.labels_of(data, rows, (Task("absent", ("a", "b")), TASKS[1]))
+    labels = labels_of(data, rows, (Task("absent", ("a", "b")), TASKS[1]))
     assert (labels["absent"] == UNLABELLED).all()
     np.testing.assert_array_equal(labels["side"], data.labels[rows, 1])
     with pytest.raises(SpinejaxError, match="side has the grades front, back; the network learned left, right"):
-        evaluate.labels_of(data, rows, (Task("side", ("left", "right")),))
+        labels_of(data, rows, (Task("side", ("left", "right")),))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_published_figures_stand_beside_tasks_of_the_same_grades_only():
     def row(task):
         labels = np.arange(20) % task.num_grades
         result = metrics.evaluate_task(task, labels, np.eye(task.num_grades)[labels], np.arange(20), num_resamples=5)
-        table = report.accuracy_table([result], "conv5")
+        table = tables.accuracy_table([result], "conv5")
         return [next(column.cells) for column in table.columns]
 
     assert row(Task("narrowing", ("1", "2", "3", "4")))[-2:] == ["73.9 ± 0.7", "72.0"]

@@ -23,7 +23,7 @@ def network(tiny):
 def test_tta_is_the_mean_over_the_papers_54_views(network, average_logits):
     model, variables, data = network
     volumes = jnp.asarray(data.volumes(data.rows("test")[:2]))
-    got = predict.predict_step(variables, volumes, views.grid(), model=model, average_logits=average_logits)
+    got, spread = predict.predict_step(variables, volumes, views.grid(), model=model, average_logits=average_logits)
     windows = jax.vmap(jax.vmap(views.take, (None, 0)), (0, None))(volumes, views.grid())
     logits = jax.vmap(lambda each: model.apply(variables, each))(windows)
     for name, scores in logits.items():
@@ -31,15 +31,19 @@ def test_tta_is_the_mean_over_the_papers_54_views(network, average_logits):
         expected = jax.nn.softmax(scores.mean(1)) if average_logits else jax.nn.softmax(scores).mean(1)
         np.testing.assert_allclose(got[name], expected, atol=1e-5)
         np.testing.assert_allclose(got[name].sum(1), 1, atol=1e-5)
+        deviations = np.std(jax.nn.softmax(scores), axis=1)[np.arange(2), expected.argmax(1)]
+        np.testing.assert_allclose(spread[name], deviations, atol=1e-5)
+        assert (deviations > 0).all()
 
 
 def test_one_view_is_the_plain_network(network):
     model, variables, data = network
     volumes = data.volumes(data.rows("test")[:3])
-    got = predict.predict_step(variables, volumes, predict.view_set(tta=False), model=model)
+    got, spread = predict.predict_step(variables, volumes, predict.view_set(tta=False), model=model)
     windows = jax.vmap(lambda volume: views.take(volume, views.identity()))(volumes)
     expected = jax.tree.map(jax.nn.softmax, model.apply(variables, windows))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+    assert not any(np.any(each) for each in spread.values())
 
 
 def test_every_disc_is_graded_once_in_order_whatever_the_batch(network):
