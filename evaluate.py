@@ -21,6 +21,7 @@ from spinejax import (
     map_files,
     pipeline,
     predict,
+    report,
     tables,
     temperatures,
 )
@@ -29,6 +30,7 @@ from spinejax.errors import SpinejaxError, status_of
 from spinejax.graded import Graded, labels_of
 from spinejax.hotspots import Method
 from spinejax.pointing import Pointing
+from spinejax.report import Report
 from spinejax.showing import Gallery
 from spinejax.tables import Findings
 
@@ -64,6 +66,8 @@ class Arguments:
     """Trace back this grade of a task, as `TASK GRADE` pairs; without one, the grade that each disc is given."""
     seed: int = 0
     """Decides the hotspots' random views."""
+    report: Path | None = None
+    """Write a page to look at into this folder, with every figure and a browser of the discs and their hotspots."""
 
     @property
     def num_views(self) -> int:
@@ -96,7 +100,14 @@ def main(arguments: Arguments) -> None:
     if arguments.calibrate:
         graded, calibrated = calibrate(arguments, model, variables, graded, mesh, console)
     graded.write(out / "predictions.csv")
-    pointing = explain(arguments, model, variables, graded, mesh, out / "hotspots") if arguments.hotspots else {}
+    traced = hotspots.choose_grades(model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
+    page = Report(arguments.report, graded, traced if arguments.hotspots else None) if arguments.report else None
+    pointing: Mapping[str, Pointing] = {}
+    if arguments.hotspots:
+        pointing = explain(arguments, model, variables, graded, traced, mesh, out / "hotspots", page)
+    elif page:
+        for row in graded.rows:
+            page.look(row)
     findings = Findings(about, model.branch_point, graded.results(), graded.doubts(), calibrated, pointing)
     tables.write_results(out / "results.json", findings)
     if findings.results:
@@ -109,6 +120,8 @@ def main(arguments: Arguments) -> None:
     if not about["trained_on_this_data"]:
         console.print("The network was trained on another data set: its splits say nothing about this one's patients.")
     tables.show(console, findings)
+    if page:
+        console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
     console.print(f"{tables.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
 
 
@@ -119,6 +132,8 @@ def check(arguments: Arguments, model, data: DataSet) -> None:
     if arguments.hotspots:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
         map_files.check_nifti(data, rows)
+    if arguments.report:
+        report.prepare_folder(arguments.report)
 
 
 def output_folder(arguments: Arguments) -> Path:
@@ -169,13 +184,20 @@ def calibrate(
 
 
 def explain(
-    arguments: Arguments, model, variables: Mapping, graded: Graded, mesh, folder: Path
+    arguments: Arguments,
+    model,
+    variables: Mapping,
+    graded: Graded,
+    traced: np.ndarray,
+    mesh,
+    folder: Path,
+    page: Report | None,
 ) -> Mapping[str, Pointing]:
     """Write the discs' hotspots into `folder`. Where masks can tell, give how well they point: task name → figures."""
     data, rows, tasks = graded.data, graded.rows, graded.tasks
     (folder / "nifti").mkdir(parents=True, exist_ok=True)
     grades = np.zeros((len(data), len(tasks)), np.int64)
-    grades[rows] = hotspots.choose_grades(tasks, graded.probabilities, dict(arguments.hotspot_grades))
+    grades[rows] = traced
     method, options = arguments.hotspot, arguments.checkpoint / checkpoint.OPTIONS
     if arguments.trained_views and options.is_file():
         method = dataclasses.replace(method, ranges=config.load(options).views)
@@ -190,6 +212,8 @@ def explain(
             for row, maps in zip(batch_rows, batch_maps, strict=True):
                 map_files.write_nifti(folder / "nifti", data, row, tasks, maps)
                 gallery.look(row, np.abs(maps))
+                if page:
+                    page.look(row, maps)
                 yield row, maps
 
     map_files.write_maps(folder / "hotspots.h5", discs(), data, tasks, grades, method)

@@ -17,6 +17,7 @@ from spinejax.pointing import Pointing
 from spinejax.shards import write_atomically
 
 RESEARCH_ONLY = "Research use only: not a medical device, not for diagnosis."
+BESIDE_NOT_AGAINST = "The paper's figures are of its own data set and rater: beside these, not against them."
 
 
 @dataclass(frozen=True)
@@ -60,29 +61,34 @@ def accuracy_table(results: Sequence[TaskResult], branch_point: str | None) -> T
 
     The published figures stand beside tasks of the paper's names and numbers of grades only.
     """
-    published = {
-        name: figures
-        for name, figures in paper.table_2(branch_point).items()
-        for result in results
-        if (result.task.name, result.task.num_grades) == (name, len(paper.TABLE_1[name]))
-    }
+    theirs_of = published(results, branch_point)
     table = Table(title="Mean per-class accuracy, % [95 % interval over patients]", title_justify="left")
     table.add_column("task")
     for name in ("discs", "spinejax", f"paper, {branch_point or 'no'} branch", "paper, intra-rater"):
         table.add_column(name, justify="right")
     for result in results:
         name, estimate = result.task.name, result.estimates["mean_per_class_accuracy"]
-        theirs = "{:.1f} ± {:.1f}".format(*published[name]) if name in published else "–"
-        rater = f"{paper.INTRA_RATER[name]:.1f}" if name in published else "–"
+        theirs = "{:.1f} ± {:.1f}".format(*theirs_of[name]) if name in theirs_of else "–"
+        rater = f"{paper.INTRA_RATER[name]:.1f}" if name in theirs_of else "–"
         table.add_row(name, str(result.n), percent(estimate), theirs, rater)
-    if published:
-        table.caption = "The paper's figures are of its own data set and rater: beside these, not against them."
+    if theirs_of:
+        table.caption = BESIDE_NOT_AGAINST
         table.caption_justify = "left"
     if len(results) > 1:
         mean = np.mean([result.estimates["mean_per_class_accuracy"].value for result in results])
         table.add_section()
         table.add_row("mean over tasks", "", f"{100 * mean:.1f}", "", "")
     return table
+
+
+def published(results: Sequence[TaskResult], branch_point: str | None) -> dict[str, tuple[float, float]]:
+    """Task name → the paper's mean and standard deviation in %, for tasks of its names and numbers of grades only."""
+    return {
+        name: figures
+        for name, figures in paper.table_2(branch_point).items()
+        for result in results
+        if (result.task.name, result.task.num_grades) == (name, len(paper.TABLE_1[name]))
+    }
 
 
 def agreement_table(results: Sequence[TaskResult]) -> Table:
@@ -95,7 +101,7 @@ def agreement_table(results: Sequence[TaskResult]) -> Table:
         found = result.estimates
         table.add_row(
             result.task.name,
-            *(_number(found[name]) for name in ("kappa", "matthews", "auc")),
+            *(number(found[name]) for name in ("kappa", "matthews", "auc")),
             *(percent(found[name]) if name in found else "–" for name in ("within_one", "normal_abnormal_accuracy")),
         )
     return table
@@ -160,7 +166,8 @@ def percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _number(estimate: Estimate) -> str:
+def number(estimate: Estimate) -> str:
+    """`0.87`, or – where it is not defined."""
     return "–" if np.isnan(estimate.value) else f"{estimate.value:.2f}"
 
 

@@ -38,6 +38,7 @@ ROOMS = (
     "figures",
     "showing",
     "tables",
+    "sprites",
     "report",
     "logbook",
 )
