@@ -9,7 +9,8 @@ quickstart: .venv/installed
 	rm -rf runs/quickstart
 	$(BIN)/python -m data_prep phantom --out runs/quickstart/discs --patients 200 --seed 0 --workers 2
 	$(BIN)/python train.py quickstart --data runs/quickstart/discs --workdir runs/quickstart/run
-	$(BIN)/python evaluate.py --checkpoint runs/quickstart/run --data runs/quickstart/discs --split test --tta \
+	$(BIN)/python evaluate.py --checkpoint runs/quickstart/run --data runs/quickstart/discs --split test --tta --calibrate \
+		--hotspots --hotspot.num-views 8 --report runs/quickstart/report \
 		--out runs/quickstart/evaluation
 
 test: .venv/installed-dev lint
@@ -31,7 +32,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[scans]'
 	touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt

@@ -6,9 +6,9 @@ const facts = JSON.parse(element("facts").textContent);
 const [rows, columns, numSlices] = facts.window;
 const state = { disc: 0, task: 0, slice: (numSlices - 1) / 2, shown: [] };
 
-// The inferno palette of Matplotlib at nine places; between them it is all but linear.
-const palette = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10],
-  [249, 201, 50], [252, 255, 164]];
+// The upper part of Matplotlib's inferno; its dark violets would only tint what is bright below them.
+const palette = [[136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
+const faintest = 0.12; // of a map's brightest: what is darker is clear
 
 // Facts about one disc ------------------------------------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ function paint(maps, task) {
     for (let channel = 0; channel < 3; channel++) {
       image.data[place + channel] = below[channel] + (above[channel] - below[channel]) * (at % 1);
     }
-    image.data[place + 3] = 255 * Math.pow(Math.max(0, (value - 0.06) / 0.94), 0.7);
+    image.data[place + 3] = 255 * Math.pow(Math.max(0, (value - faintest) / (1 - faintest)), 0.7);
   }
   context.putImageData(image, 0, 0);
   return canvas;
@@ -123,7 +123,7 @@ function tell() {
     button.addEventListener("click", () => chooseTask(index));
     line.setAttribute("aria-current", String(index === state.task));
     const network = cell(other.grades[gradeOf(disc, index)]);
-    network.append(" ", span(`${percent(confidence(disc, index))} %`, "sure"));
+    network.append(" ", span(`${percent(confidence(disc, index))}\u00a0%`, "sure"));
     const label = isGraded(disc, index) ? other.grades[disc.label[index]] : "–";
     line.append(cell(button, "", "th"), network, cell(label, differs(disc, index) ? "other" : ""));
     return line;
