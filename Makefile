@@ -10,7 +10,7 @@ quickstart: .venv/installed
 	$(BIN)/python -m data_prep phantom --out runs/quickstart/discs --patients 200 --seed 0 --workers 2
 	$(BIN)/python train.py quickstart --data runs/quickstart/discs --workdir runs/quickstart/run
 	$(BIN)/python evaluate.py --checkpoint runs/quickstart/run --data runs/quickstart/discs --split test --tta --calibrate \
-		--hotspots --hotspot.num-views 8 --report runs/quickstart/report \
+		--hotspots --report runs/quickstart/report \
 		--out runs/quickstart/evaluation
 
 test: .venv/installed-dev lint
