@@ -21,6 +21,7 @@ from data_prep.overlay import overlay_sheet
 from data_prep.phantom_files import write_phantoms
 from data_prep.phantom_set import phantom_jobs
 from data_prep.privacy import Pseudonyms, load_or_make_key
+from data_prep.results import results_as_dicom
 from data_prep.scan_jobs import Cutting, scan_jobs
 from data_prep.scans import Found, find_series
 from data_prep.spider import SPIDER_TASKS, spider_jobs
@@ -192,6 +193,31 @@ class Overlay(_Reading):
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Write an evaluation's grades and hotspots as DICOM, beside the series that they are of."""
+
+    evaluation: tyro.conf.Positional[Path]
+    """Folder that `evaluate.py` wrote to."""
+    source: list[Path]
+    """The DICOM series that the data set was made of: files and folders."""
+    key: Path
+    """Secret key of the data set's pseudonyms, by which scans are found again."""
+    out: Path
+    """Folder for the DICOM files. They carry the patients' names: it is made unreadable for others."""
+
+    def run(self) -> int:
+        if not self.key.is_file():
+            raise SpinejaxError(f"--key {self.key}: no such file. It was written when the data set was made.")
+        returned = results_as_dicom(self.evaluation, self.source, load_or_make_key(self.key, self.out), self.out)
+        for note in returned.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for name, reason in returned.failures.items():
+            print(f"failed: {reason if reason.startswith(name) else f'{name}: {reason}'}", file=sys.stderr)
+        print(f"{self.out}: {returned.scans} structured reports, {returned.maps} parametric maps")
+        return 2 if returned.failures else 0
+
+
 @dataclass(frozen=True)
 class Verify:
     """Read a whole data set and list every fault."""
@@ -249,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         | Annotated[Spider, tyro.conf.subcommand("spider")]
         | Annotated[Scans, tyro.conf.subcommand("scans")]
         | Annotated[Overlay, tyro.conf.subcommand("overlay")]
+        | Annotated[Results, tyro.conf.subcommand("results")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")],

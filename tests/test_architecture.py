@@ -51,11 +51,19 @@ ONLY_IN = {
     "orbax": {"spinejax/checkpoint.py"},
     "grain": {"spinejax/pipeline.py"},
     "absl": {"spinejax/pipeline.py"},
-    "h5py": {"spinejax/shards.py", "spinejax/dataset.py", "spinejax/map_files.py"},
+    "h5py": {"spinejax/shards.py", "spinejax/dataset.py", "spinejax/map_files.py", "data_prep/evaluation.py"},
     # One reader a file format, and one library a reader.
     "SimpleITK": {"data_prep/read_mha.py"},
     "nibabel": {"data_prep/read_nifti.py", "spinejax/map_files.py"},
-    "pydicom": {"data_prep/dicom_headers.py", "data_prep/read_dicom.py", "data_prep/write_dicom.py"},
+    "pydicom": {
+        "data_prep/dicom_headers.py",
+        "data_prep/read_dicom.py",
+        "data_prep/write_dicom.py",
+        "data_prep/write_results.py",
+    },
+    "highdicom": {"data_prep/write_results.py"},
+    "jinja2": {"spinejax/report.py"},
+    "PIL": {"spinejax/sprites.py"},
     "distributed": {"data_prep/executors.py"},
     "sklearn": set(),
 }
