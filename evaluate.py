@@ -22,6 +22,7 @@ from spinejax import (
     pipeline,
     predict,
     report,
+    showing,
     tables,
     temperatures,
 )
@@ -31,7 +32,6 @@ from spinejax.graded import Graded, labels_of
 from spinejax.hotspots import Method
 from spinejax.pointing import Pointing
 from spinejax.report import Report
-from spinejax.showing import Gallery
 from spinejax.tables import Findings
 
 
@@ -184,41 +184,22 @@ def calibrate(
 
 
 def explain(
-    arguments: Arguments,
-    model,
-    variables: Mapping,
-    graded: Graded,
-    traced: np.ndarray,
-    mesh,
-    folder: Path,
-    page: Report | None,
+    arguments: Arguments, model, variables: Mapping, graded: Graded, traced, mesh, folder: Path, page: Report | None
 ) -> Mapping[str, Pointing]:
-    """Write the discs' hotspots into `folder`. Where masks can tell, give how well they point: task name → figures."""
-    data, rows, tasks = graded.data, graded.rows, graded.tasks
-    (folder / "nifti").mkdir(parents=True, exist_ok=True)
-    grades = np.zeros((len(data), len(tasks)), np.int64)
-    grades[rows] = traced
+    """Write the discs' hotspots into `folder`, and show them to the page. Where masks can tell, how well they point."""
+    data, rows = graded.data, graded.rows
     method, options = arguments.hotspot, arguments.checkpoint / checkpoint.OPTIONS
     if arguments.trained_views and options.is_file():
         method = dataclasses.replace(method, ranges=config.load(options).views)
-    gallery = Gallery(data, tasks, grades, rows, seed=arguments.seed)
+    grades = np.zeros((len(data), len(model.tasks)), np.int64)
+    grades[rows] = traced
     # Views fill a device as well as discs would: one disc a device leaves `views_at_once` to bound the memory alone.
     batches = pipeline.eval_batches(data, rows, [], batch_size=mesh.size)
     key = jax.random.key(arguments.seed)
     stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=method)
-
-    def discs():
-        for batch_rows, batch_maps in counted(stream, "hotspots", len(rows)):
-            for row, maps in zip(batch_rows, batch_maps, strict=True):
-                map_files.write_nifti(folder / "nifti", data, row, tasks, maps)
-                gallery.look(row, np.abs(maps))
-                if page:
-                    page.look(row, maps)
-                yield row, maps
-
-    map_files.write_maps(folder / "hotspots.h5", discs(), data, tasks, grades, method)
-    gallery.hang(folder)
-    return gallery.pointing()
+    stream = counted(stream, "hotspots", len(rows))
+    also = [page.look] if page else []
+    return showing.keep(stream, folder, data, model.tasks, grades, rows, method, seed=arguments.seed, also=also)
 
 
 def counted(stream: Iterable, what: str, total: int) -> Iterator:

@@ -48,7 +48,7 @@ def results_as_dicom(evaluation: Path, sources: Sequence[Path], pseudonyms: Pseu
     discs: dict[str, list[GradedDisc]] = defaultdict(list)
     for disc in read_predictions(evaluation):
         discs[disc.scan].append(disc)
-    found = find_series(sources, weighting="any")
+    found = find_series(sources, weighting="any", patients_by="folder")
     series = {pseudonyms.scan(one.key): one for one in found.series if is_dicom(one.files[0])}
     known = {scan: series[scan] for scan in discs if scan in series}
     if not known:

@@ -86,7 +86,7 @@ def trust(doubts: Sequence[Doubt], path: Path) -> None:
         for measure in doubt.kept:
             below.plot(*doubt.curve(measure).T, label=measure)
         below.set(xlabel="kept, least doubtful first", ylabel="accuracy", xlim=(0, 1))
-        below.legend(title="doubt by", fontsize="small", loc="lower left")
+    axes[1, 0].legend(title="doubt by", fontsize="small")
     _save(figure, path)
 
 

@@ -1,16 +1,58 @@
 """What an evaluation shows of its hotspots: maps go by once, as a stream, and leave figures and measures behind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from spinejax import figures, pointing
+from spinejax import figures, map_files, pointing
 from spinejax.dataset import DataSet
 from spinejax.figures import Example
+from spinejax.hotspots import Method
 from spinejax.pointing import Pointing
 from spinejax.shards import INTENSITY_STEP, WINDOW_SHAPE, central_window
 from spinejax.tasks import Task
+
+
+def keep(
+    stream: Iterable[tuple[np.ndarray, np.ndarray]],
+    folder: Path,
+    data: DataSet,
+    tasks: Sequence[Task],
+    grades: np.ndarray,
+    rows: np.ndarray,
+    method: Method,
+    *,
+    seed: int = 0,
+    also: Sequence[Callable[[int, np.ndarray], None]] = (),
+) -> Mapping[str, Pointing]:
+    """Write a stream of hotspots into a folder: `hotspots.h5`, `nifti/`, and the gallery's figures.
+
+    Args:
+        stream: from `hotspots.stream`.
+        folder: made if need be.
+        data, tasks, grades, rows, seed: as for `Gallery`.
+        method: how the maps are made.
+        also: others who want to see each disc's row and maps, float32[T, 112, 224, 9].
+
+    Returns:
+        As `Gallery.pointing`.
+    """
+    (folder / "nifti").mkdir(parents=True, exist_ok=True)
+    gallery = Gallery(data, tasks, grades, rows, seed=seed)
+
+    def discs():
+        for batch_rows, batch_maps in stream:
+            for row, maps in zip(batch_rows, batch_maps, strict=True):
+                map_files.write_nifti(folder / "nifti", data, row, tasks, maps)
+                gallery.look(row, np.abs(maps))
+                for look in also:
+                    look(row, maps)
+                yield row, maps
+
+    map_files.write_maps(folder / "hotspots.h5", discs(), data, tasks, grades, method)
+    gallery.hang(folder)
+    return gallery.pointing()
 
 
 class Gallery:

@@ -19,6 +19,7 @@ from spinejax.config import Config
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.graded import labels_of
+from spinejax.hotspots import Method
 from spinejax.shards import shard_name, write_manifest, write_shard
 from spinejax.tasks import UNLABELLED, Task
 from tests.conftest import TASKS, a_disc, write_tiny
@@ -63,6 +64,8 @@ def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, cap
     assert 0 <= brightness["mean_per_class_accuracy"]["value"] <= 1
     assert {"n", "kappa", "matthews", "auc", "within_one", "normal_abnormal_accuracy", "per_class"} <= set(brightness)
     assert "within_one" not in results["tasks"]["side"]
+    assert results["doubt"]["side"]["referring"]["spread"]["accuracy_at_coverage"]["1"]["value"] >= 0
+    assert len(results["doubt"]["brightness"]["referring"]["confidence"]["curve"]) == 6
     assert "normal_abnormal_accuracy" in results["tasks"]["side"]
     assert np.sum(brightness["confusion"]) == brightness["n"] == 6
     assert len(predictions) == 6
@@ -72,8 +75,10 @@ def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, cap
         assert line["brightness_label"] == TASKS[0].grades[data.labels[row, 0]]
         chances = [float(line[f"brightness_p_{grade}"]) for grade in TASKS[0].grades]
         assert sum(chances) == pytest.approx(1, abs=1e-5)
+        assert 0 < float(line["brightness_spread"]) < 0.5
         assert line["brightness_grade"] == TASKS[0].grades[int(np.argmax(chances))]
-    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("confusion.png", "trust.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     for text in ("54 views each", "Mean per-class accuracy", "Matthews", "mean over tasks", "Research use only"):
         assert text in printed
@@ -109,6 +114,46 @@ def test_discs_without_labels_get_predictions_only(run, tmp_path, capsys):
     assert results["tasks"] == {}
     assert [line["brightness_label"] for line in predictions] == ["", "", ""]
     assert "predictions only" in capsys.readouterr().out
+
+
+def test_the_report_shows_what_the_tables_say_and_no_path(run, tiny, tmp_path, capsys):
+    """With hotspots, of a data set that has no masks."""
+    page = tmp_path / "page"
+    options = {"hotspots": True, "hotspot": Method(num_views=2), "hotspot_grades": (("side", "back"),)}
+    results, predictions = grade(run, tiny, tmp_path / "out", report=page, **options)
+    assert f"The page is {page / 'index.html'}" in capsys.readouterr().out
+    text = (page / "index.html").read_text()
+    value = results["tasks"]["side"]["mean_per_class_accuracy"]["value"]
+    assert f"{100 * value:.1f} [" in text
+    facts = json.loads(re.search(r'id="facts">(.*?)</script>', text, re.S).group(1))
+    assert [disc["traced"][1] for disc in facts["discs"]] == [1] * 6
+    assert [disc["level"] for disc in facts["discs"]] == [line["level"] for line in predictions]
+    assert 'id="maps-5"' in text
+    assert "hotspots" not in results  # no mask tells how well they point
+    for path in (run, tiny, tmp_path):
+        assert str(path) not in text
+
+
+def test_the_report_works_without_hotspots_and_its_folder_is_tried_first(run, tiny, tmp_path):
+    grade(run, tiny, tmp_path / "out", report=tmp_path / "page")
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert 'id="window-5"' in text
+    assert 'id="maps-0"' not in text
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpinejaxError, match="no folder can be made there"):
+        grade(run, tiny, tmp_path / "none", report=tmp_path / "file" / "page")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fault"),
+    [(("side", "up"), "side has no grade 'up', only front, back"), (("depth", "1"), "unknown task depth")],
+)
+def test_a_task_or_grade_that_the_network_does_not_know_stops_before_the_report(run, tiny, tmp_path, chosen, fault):
+    options = {"hotspots": True, "hotspot_grades": (chosen,), "report": tmp_path / "page"}
+    with pytest.raises(SpinejaxError, match=fault):
+        grade(run, tiny, tmp_path / "out", **options)
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_data_set_of_other_tasks_is_matched_by_name(run, tiny):

@@ -14,12 +14,16 @@ import pytest
 
 import spinejax.map_files
 from data_prep.__main__ import main
-from data_prep.evaluation import read_maps, read_predictions
+from data_prep.evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
+from data_prep.scan import Scan
+from data_prep.write_results import read_source, write_map, write_report
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.graded import Graded, labels_of
 from spinejax.hotspots import Method
 from spinejax.shards import WINDOW_SHAPE
+from spinejax.tasks import Task
+from tests.dicom_files import enhanced, save, series, small_scan_voxels
 
 DCIODVFY = shutil.which("dciodvfy")
 
@@ -248,3 +252,30 @@ def test_a_damaged_file_of_maps_is_named(hospital, tmp_path, damage, fault):
         damage(file)
     with pytest.raises(SpinejaxError, match=f"hotspots.h5: {fault}"):
         list(read_maps(tmp_path))
+
+
+def test_an_enhanced_file_is_a_source_too(tmp_path):
+    affine = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
+    slices = series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))
+    save(enhanced(slices), tmp_path / "enhanced")
+    images = read_source([tmp_path / "enhanced"], "small")
+    task = Task("side", ("front", "back"))
+    disc = GradedDisc("p", "s", "L5-S1", {"side": {"front": 0.25, "back": 0.75}})
+    maps = DiscMaps((task,), ("back",), np.ones((1, *WINDOW_SHAPE), np.float32), affine)
+    write_report(tmp_path / "grades.dcm", images, [(disc, maps)], ["step 7"])
+    write_map(tmp_path / "map.dcm", images, disc, maps, task, ["step 7"], 1)
+    [group] = highdicom.sr.srread(tmp_path / "grades.dcm").content.get_planar_roi_measurement_groups()
+    assert group.get_qualitative_evaluations()[0].value.meaning == "side: back"
+    volume = highdicom.imread(tmp_path / "map.dcm").get_volume()
+    np.testing.assert_allclose(
+        volume.map_reference_to_indices((affine @ [3, 5, 2, 1])[None, :3]), [[2, 3, 5]], atol=1e-4
+    )
+
+
+def test_a_source_without_identifiers_is_named(tmp_path):
+    affine = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
+    [first, *_] = series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))
+    del first.FrameOfReferenceUID
+    save(first)
+    with pytest.raises(SpinejaxError, match="small: 00000 has no FrameOfReferenceUID"):
+        read_source(sorted((tmp_path / "classic").iterdir()), "small")
