@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.convolution import conv_general_dilated
+from spinejax.convolution import conv_general_dilated, max_pool
 from spinejax.errors import SpinejaxError
 from spinejax.shards import WINDOW_SHAPE
 from spinejax.tasks import Task
@@ -138,7 +138,7 @@ class Stack(nn.Module):
                 kernel = (layer.kernel, layer.kernel)
                 convolve = nn.Conv(features, kernel, layer.stride, layer.padding, **how, name=layer.name)
                 x = nn.relu(convolve(x))
-                x = nn.max_pool(x, (2, 2), strides=(2, 2)) if layer.pool else x
+                x = max_pool(x) if layer.pool else x
             else:
                 x = nn.relu(nn.Dense(features, **options, name=layer.name)(_flat(x)))
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -2,13 +2,14 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from spinejax.convolution import conv_general_dilated, input_gradient
+from spinejax.convolution import conv_general_dilated, input_gradient, max_pool
 
 LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
 
@@ -48,3 +49,23 @@ def test_other_convolutions_are_jaxs():
     grouped = {**LAYOUT, "feature_group_count": 2}
     got = conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped)
     np.testing.assert_array_equal(got, lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped))
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 9)])
+def test_pooling_equals_flaxs_and_so_does_its_gradient(size):
+    x = jnp.round(sample((2, *size, 3), 0))  # some pixels are equal: the first of them is taken
+
+    def theirs(x):
+        return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+    np.testing.assert_array_equal(max_pool(x), theirs(x))
+
+    def gradient(pool):
+        return jax.grad(lambda x: jnp.sin(pool(x)).sum())(x)
+
+    np.testing.assert_allclose(gradient(max_pool), gradient(theirs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_pooling_hides_no_nan(place):
+    assert np.isnan(max_pool(jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1))).all()
