@@ -3,6 +3,7 @@
 Exit status: 0 done; 2 the user can mend it (its message says how); 130 interrupted; 1 a fault of ours.
 """
 
+import json
 import secrets
 import sys
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from data_prep.scans import Found, find_series
 from data_prep.spider import SPIDER_TASKS, spider_jobs
 from spinejax.dataset import DataSet, verify
 from spinejax.errors import SpinejaxError, status_of
-from spinejax.shards import SPLITS
+from spinejax.shards import SPLITS, write_atomically
 from spinejax.tasks import PAPER_TASKS
 
 _PROGRESS = Console(stderr=True)
@@ -119,7 +120,8 @@ class _Reading:
     paths: tyro.conf.Positional[list[Path]]
     """Files and folders. What is no sagittal scan is named and left out."""
     masks: Path | None = None
-    """Folder with a mask a scan, named after the scan: from SPIDER, TotalSpineSeg, SPINEPS or TotalSegmentator."""
+    """Folder with a mask a scan, named after the scan: from SPIDER, TotalSpineSeg, SPINEPS or TotalSegmentator.
+    Without masks and corners, the vertebrae are detected."""
     corners: Path | None = None
     """Corner file (JSON), instead of masks."""
     weighting: Literal["t2", "t1", "any"] = "t2"
@@ -129,12 +131,14 @@ class _Reading:
     convention: Literal["spider", "totalspineseg", "spineps", "totalsegmentator"] | None = None
     """Tool that made the masks. Default: recognised by its labels."""
     lowest_level: str | None = None
-    """Name of each mask's lowest disc, to count the levels from it. Default: the mask's own names."""
+    """Name of each scan's lowest disc, to count the levels from it. Default: the mask's own names, or the sacrum's."""
+    detect_missing: bool = False
+    """Detect the vertebrae of scans that have no mask or corners among those given, instead of failing there."""
     normalise: Literal["slice", "disc"] = "slice"
     """What is scaled to its vertebral bodies' median: each slice by its own, as in the paper, or a disc as a whole."""
 
     def jobs(self, labels: Labels | None, *, seed: int, pseudonyms: Pseudonyms) -> tuple[list[Job], Found]:
-        cutting = Cutting(self.convention, self.lowest_level, self.normalise == "disc")
+        cutting = Cutting(self.convention, self.lowest_level, self.normalise == "disc", self.detect_missing)
         exclude = [self.masks] if self.masks else []
         found = find_series(self.paths, weighting=self.weighting, patients_by=self.patients_by, exclude=exclude)
         jobs, notes = scan_jobs(
@@ -218,6 +222,68 @@ class Results:
         return 2 if returned.failures else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainDetector:
+    """Train the network that finds vertebral bodies, on SPIDER's stacks with masks and on phantoms."""
+
+    out: Path
+    """File of the weights (.npz); a run that was interrupted goes on."""
+    spider: Path | None = None
+    """ROOT: the folder with SPIDER's images/ and masks/. Without it, phantoms alone."""
+    series: str = "t2_SPACE"
+    """Which scans: those named <patient>_<series>.mha."""
+    steps: int = 1500
+    """Of the optimiser."""
+    phantoms: int = 120
+    """How many are drawn."""
+    seed: int = 0
+    """Of weights, phantoms and crops."""
+
+    def run(self) -> int:
+        from data_prep.detector.run import Recipe, train_detector  # loads JAX
+
+        recipe = Recipe(steps=self.steps, phantoms=self.phantoms, seed=self.seed)
+        train_detector(self.spider, self.out, recipe, series=self.series, tell=_PROGRESS.print)
+        print(self.out)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectEval(_Reading):
+    """Detect vertebral bodies in scans that have masks, and say how well."""
+
+    out: Path
+    """The figures (JSON)."""
+    development: bool = False
+    """Only the six patients that never train: of all that have a mask, those whose ids have the smallest SHA-256."""
+    weights: Path | None = None
+    """Weights (.npz) of `train-detector`. Default: those that come with the package."""
+
+    def run(self) -> int:
+        from data_prep.detector.measure import measure, table  # loads JAX
+        from data_prep.detector.truth import development_patients
+        from data_prep.detector.weights import SHIPPED
+
+        if self.masks is None:
+            raise SpinejaxError("detect-eval compares with masks: give --masks DIR.")
+        jobs, found = self.jobs(None, seed=0, pseudonyms=Pseudonyms(secrets.token_bytes(32)))
+        for line in [*found.left_out, *found.failures.values()]:
+            print(f"note: {line}", file=sys.stderr)
+        masked = [
+            (job, series.patient)
+            for job, series in zip(jobs, found.series, strict=True)
+            if len(job.sources) > len(series.files)
+        ]
+        print(f"{len(masked)} of {len(jobs)} scans have a mask", file=sys.stderr)
+        chosen = development_patients(patient for _, patient in masked)
+        jobs = [job for job, patient in masked if patient in chosen or not self.development]
+        figures = measure(jobs, weights=self.weights or SHIPPED, tell=lambda line: print(line, file=sys.stderr))
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n"))
+        Console(width=None if sys.stdout.isatty() else 120).print(table(figures["summary"]))
+        return 0
+
+
 @dataclass(frozen=True)
 class Verify:
     """Read a whole data set and list every fault."""
@@ -276,6 +342,8 @@ def main(arguments: list[str] | None = None) -> int:
         | Annotated[Scans, tyro.conf.subcommand("scans")]
         | Annotated[Overlay, tyro.conf.subcommand("overlay")]
         | Annotated[Results, tyro.conf.subcommand("results")]
+        | Annotated[TrainDetector, tyro.conf.subcommand("train-detector")]
+        | Annotated[DetectEval, tyro.conf.subcommand("detect-eval")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")],

@@ -46,13 +46,19 @@ def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) 
             continue
         ax.set_title(str(number), fontsize=8)
         try:
-            _draw(ax, locate(*job.cut.args))
-            notes.append(f"{number}: {job.name}")
+            found = locate(*job.cut.args)
+            _draw(ax, found)
+            notes.append(f"{number}: {job.name}{_doubts(found)}")
         except SpinejaxError as error:
             notes.append(f"{number}: {error}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda path: figure.savefig(path, dpi=110, format="png"))
     return notes
+
+
+def _doubts(found: Located) -> str:
+    """What a detection itself doubts; of masks, `scans` tells when it makes discs of them."""
+    return f": {' '.join(found.notes)}" if found.confidence else ""
 
 
 def _draw(ax, found: Located) -> None:
@@ -61,14 +67,16 @@ def _draw(ax, found: Located) -> None:
     image = scan.voxels[:, :, middle]
     rows_mm, columns_mm = scan.spacing_mm[:2]
     ax.imshow(image, cmap="gray", vmin=0, vmax=np.percentile(image, 99.5), aspect=rows_mm / columns_mm)
+    sure = found.confidence or {}
     for body, colour in zip(found.bodies, itertools.cycle(_COLOURS), strict=False):
         known = body.corners[np.isfinite(body.corners).all(1)]
         outline = np.concatenate([known, known[:1]])
         ax.plot(outline[:, 1], outline[:, 0], "-", color=colour, linewidth=0.9)
         ax.plot(known[:, 1], known[:, 0], ".", color=colour, markersize=2.5)
-        ax.annotate(body.name, known.mean(0)[::-1], color=colour, fontsize=6, ha="center", va="center")
+        told = f"{body.name} {100 * sure[body.name]:.0f}" if body.name in sure else body.name
+        ax.annotate(told, known.mean(0)[::-1], color=colour, fontsize=6, ha="center", va="center")
     to_scan = np.linalg.inv(scan.affine)
-    for disc in extract_discs(scan, found.bodies):
+    for disc in extract_discs(scan, found.bodies, notes=[]):
         outline = (_window_corners() @ (to_scan @ disc.affine).T)[:, :2]
         ax.plot(outline[:, 1], outline[:, 0], "w--", linewidth=0.4)
 

@@ -1,4 +1,4 @@
-"""A hospital's scans as jobs: series of any format, with masks or corners, and perhaps labels."""
+"""A hospital's scans as jobs: series of any format, perhaps with masks or corners, and perhaps with labels."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.build import Job
 from data_prep.corner_file import bodies_from_corners, read_corners
+from data_prep.detector.weights import weights_sum
 from data_prep.discs import DiscVolume, extract_discs
 from data_prep.labels import Labels
 from data_prep.mask_conventions import CONVENTIONS, to_house
@@ -31,11 +32,13 @@ class Cutting:
         convention: the tool that made the masks, one of `CONVENTIONS`; None to recognise it by its labels.
         lowest_level: name of each scan's lowest disc, if the levels are to be counted from it.
         per_disc: normalise each disc by one median over all of its slices, instead of each slice by its own.
+        detect_missing: detect the bodies of a scan that has no mask, or no corners, though others have.
     """
 
     convention: str | None = None
     lowest_level: str | None = None
     per_disc: bool = False
+    detect_missing: bool = False
 
     def __post_init__(self):
         for option, value, known in (
@@ -58,22 +61,23 @@ def scan_jobs(
 ) -> tuple[list[Job], list[str]]:
     """One job for each series that was found, and notes on labels that fit none of them.
 
-    A series without a mask, or without corners, becomes a job that fails with that reason: a run names it and goes on.
+    Without masks and corners, the detector finds the bodies. With them, a series that has none becomes a job that fails
+    with that reason (a run names it and goes on), for its name may be mistaken; `cutting.detect_missing` detects there.
 
     Args:
         found: the series.
         masks: folder of the masks, each named after its scan's key (`_mask_of`).
-        corners: a corner file. Either it or `masks` is given.
+        corners: a corner file. Not given beside `masks`.
         labels: of the discs.
         cutting: how discs are found and cut out.
         seed: of the split.
         pseudonyms: of patients and scans.
 
     Raises:
-        SpinejaxError: neither or both of masks and corners are given, or they cannot be read; nothing was found.
+        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found.
     """
-    if (masks is None) == (corners is None):
-        raise SpinejaxError("Give either --masks DIR or --corners FILE: they tell where the vertebrae are.")
+    if masks is not None and corners is not None:
+        raise SpinejaxError("Give either --masks DIR or --corners FILE, not both; or neither, to detect the vertebrae.")
     if not found.series:
         reasons = "".join(f"\n  {line}" for line in [*found.left_out, *found.failures.values()][:20])
         raise SpinejaxError(f"No sagittal scan was found.{reasons}")
@@ -87,10 +91,17 @@ def scan_jobs(
         patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
     splits = split_patients(patients, seed=seed)
 
+    detector = weights_sum()
     jobs = []
     keys = {one.key for one in found.series}
     for one in found.series:
-        vertebrae = _mask_of(one, masks, mask_files, keys) if masks else _corners_of(one, bodies)
+        vertebrae: Path | Mapping | str | None = None
+        if masks is not None:
+            vertebrae = _mask_of(one, masks, mask_files, keys)
+        elif corners is not None:
+            vertebrae = _corners_of(one, bodies)
+        if isinstance(vertebrae, str) and cutting.detect_missing:
+            vertebrae = None
         jobs.append(
             Job(
                 name=one.name,
@@ -100,7 +111,7 @@ def scan_jobs(
                 labels=of_scan[one.key],
                 cut=partial(cut_scan, one, vertebrae, cutting),
                 sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
-                recipe=f"{cutting} {json.dumps(bodies.get(one.key), sort_keys=True)}",
+                recipe=f"{cutting} {json.dumps(bodies.get(one.key), sort_keys=True)} {detector}",
             )
         )
     unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
@@ -109,15 +120,21 @@ def scan_jobs(
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """A scan with its vertebral bodies, SPIDER's labels of them if there is a mask, and notes on what is doubtful."""
+    """A scan with its vertebral bodies, SPIDER's labels of them if there is a mask, and notes on what is doubtful.
+
+    `confidence` is each body's by name, of those that were detected; nothing for what a mask or a corner file tells.
+    """
 
     scan: Scan
     bodies: list[VertebralBody]
     regions: Scan | None
     notes: list[str]
+    confidence: Mapping[str, float] | None = None
 
 
-def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> tuple[list[DiscVolume], list[str]]:
+def cut_scan(
+    series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting
+) -> tuple[list[DiscVolume], list[str]]:
     """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`."""
     found = locate(series, vertebrae, cutting)
     notes = list(found.notes)
@@ -125,13 +142,13 @@ def cut_scan(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) 
     return discs, notes
 
 
-def locate(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) -> Located:
+def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting) -> Located:
     """Read a series and find its vertebral bodies.
 
     Args:
         series: the scan.
         vertebrae: its mask's file; its part of a corner file; or why there is neither, which is told only once the
-            series is known to be sagittal, as others need none.
+            series is known to be sagittal, as others need none. None to detect them.
         cutting: how discs are found and cut out.
 
     Raises:
@@ -142,6 +159,11 @@ def locate(series: Series, vertebrae: Path | Mapping | str, cutting: Cutting) ->
         raise SpinejaxError(f"{series.name}: every voxel is {scan.voxels.flat[0]:g}: an empty image. Export it again.")
     if isinstance(vertebrae, str):
         raise SpinejaxError(f"{series.name}: {vertebrae}")
+    if vertebrae is None:
+        from data_prep.detector.detect import detect  # loads JAX, which the other ways do without
+
+        detection = detect(scan, lowest_level=cutting.lowest_level)
+        return Located(scan, detection.bodies, None, notes + detection.notes, detection.confidence)
     if isinstance(vertebrae, Mapping):
         return Located(scan, bodies_from_corners(scan, vertebrae), None, notes)
     mask = read_scan(vertebrae, np.uint8)
