@@ -1,8 +1,11 @@
-"""Grade discs with a trained network and say how well: `python evaluate.py --checkpoint RUN --data DIR [--tta]`."""
+"""Grade discs with a trained network and say how well: `python evaluate.py --checkpoint RUN --data DIR [--tta]`.
+
+With `--scan PATH` instead of `--data`, from a raw scan: its vertebrae are found and its discs cut out first.
+"""
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +15,7 @@ import rich.console
 import rich.progress
 import tyro
 
+from data_prep.ungraded import SPLIT, ungraded_discs
 from spinejax import (
     checkpoint,
     config,
@@ -33,6 +37,7 @@ from spinejax.hotspots import Method
 from spinejax.pointing import Pointing
 from spinejax.report import Report
 from spinejax.tables import Findings
+from spinejax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +46,15 @@ class Arguments:
 
     checkpoint: Path
     """A run of `train.py` (its best step is taken), its `export` folder, or one step's folder."""
-    data: Path
+    data: Path | None = None
     """Data set: a folder that `python -m data_prep` made."""
+    scan: tuple[Path, ...] = ()
+    """Instead of a data set: raw scans, files or folders. Their vertebrae are detected, unless `--masks` tells them;
+    the discs, and a picture of what was found, `levels.png`, go beside the results."""
+    masks: Path | None = None
+    """Of `--scan`: folder with a mask a scan, named after the scan."""
+    lowest_level: str | None = None
+    """Of `--scan`: name of the lowest disc, to count the levels from it."""
     split: Literal["train", "validation", "test"] = "test"
     """Which discs."""
     tta: bool = False
@@ -82,10 +94,10 @@ def main(arguments: Arguments) -> None:
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
     record = checkpoint.read_record(checkpoint.find(arguments.checkpoint))
     model, variables = checkpoint.load(arguments.checkpoint)
-    data = DataSet(arguments.data)
-    check(arguments, model, data)
     out = output_folder(arguments)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    data = prepare(arguments, model.tasks, out, console)
+    check(arguments, model, data)
     about = {
         "split": arguments.split,
         "num_views": arguments.num_views,
@@ -123,6 +135,32 @@ def main(arguments: Arguments) -> None:
     if page:
         console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
     console.print(f"{tables.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def prepare(arguments: Arguments, tasks: Sequence[Task], out: Path, console: rich.console.Console) -> DataSet:
+    """The discs to grade: a data set's, or cut out of raw scans. What is doubtful about these is printed.
+
+    Raises:
+        SpinejaxError: neither or both were given, or no disc was found.
+    """
+    if (arguments.data is None) == (not arguments.scan):
+        raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
+    if arguments.data is not None:
+        return DataSet(arguments.data)
+    if arguments.split != SPLIT:
+        raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
+    progress = rich.console.Console(stderr=True)
+    notes = ungraded_discs(
+        arguments.scan,
+        out,
+        tasks=tasks,
+        masks=arguments.masks,
+        lowest_level=arguments.lowest_level,
+        console=progress,
+    )
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    return DataSet(out / "discs")
 
 
 def check(arguments: Arguments, model, data: DataSet) -> None:

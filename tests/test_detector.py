@@ -228,6 +228,7 @@ def dots():
     return Slice(image, np.zeros(image.shape, np.uint8), kinds, centres, corners)
 
 
+@pytest.mark.slow
 def test_keypoints_move_with_the_image():
     data = training.stack([dots()])
     data = jax.tree.map(lambda array: jnp.asarray(array[0]), data)

@@ -367,7 +367,6 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{images}"], "either --masks DIR or --corners FILE"),
         (["{images}", "--masks", "{masks}", "--corners", "x"], "either --masks DIR or --corners FILE"),
         (["{images}", "--masks", "{masks}/none"], "no such folder"),
         (["{images}/none", "--masks", "{masks}"], "no such file or folder"),

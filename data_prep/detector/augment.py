@@ -4,7 +4,7 @@ The ranges are wide on purpose (domain randomisation): a real scan should look l
 [0, 1.25] before and after.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ class Crops(NamedTuple):
     `size`, float32[N, 2], is the part of a padded image that is image.
     """
 
-    image: jax.Array
-    tissue: jax.Array
-    size: jax.Array
-    kinds: jax.Array
-    centres: jax.Array
-    corners: jax.Array
+    image: Any
+    tissue: Any
+    size: Any
+    kinds: Any
+    centres: Any
+    corners: Any
 
 
 def random_crop(key: jax.Array, slices: Crops, shape: tuple[int, int] = CROP_SHAPE) -> Crops:

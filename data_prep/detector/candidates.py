@@ -114,7 +114,7 @@ def see_images(variables: dict[str, Any], images: Sequence[np.ndarray]) -> list[
 
 
 @partial(jax.jit)
-def _apply(variables: dict[str, Any], images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _apply(variables: dict[str, Any], images: jax.Array) -> tuple[Any, Any]:
     heat, offsets = BodyNet().apply(variables, images, train=False)
     return jax.nn.sigmoid(heat), offsets
 
@@ -123,7 +123,7 @@ def _peaks(heat: np.ndarray, offsets: np.ndarray, shape: np.ndarray) -> list[Can
     """Local maxima of the heat-maps; the corners are where the cells around a peak say, by their heat."""
     rows, columns = -(-shape // CELL_PX)
     heat, offsets = heat[:rows, :columns], offsets[:rows, :columns]
-    cells_mm = (np.stack(np.mgrid[:rows, :columns], axis=-1) + (CELL_PX - 1) / 2 / CELL_PX) * CELL_MM
+    cells_mm = (np.moveaxis(np.mgrid[:rows, :columns], 0, -1) + (CELL_PX - 1) / 2 / CELL_PX) * CELL_MM
     found = []
     for kind in (BODY, SACRUM):
         warm = heat[..., kind]

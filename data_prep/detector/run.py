@@ -200,6 +200,6 @@ def _load(path: Path, like: Any) -> Any:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     def write(part: Path) -> None:
         with open(part, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     write_atomically(path, write)

@@ -96,7 +96,7 @@ def optimiser(num_steps: int, learning_rate: float = 3e-3) -> optax.GradientTran
 
 def init(key: jax.Array, num_steps: int) -> TrainState:
     """A fresh state; a function of the key."""
-    variables = BodyNet().init(key, jnp.zeros((1, 32, 32)), train=False)
+    variables = dict(BodyNet().init(key, jnp.zeros((1, 32, 32)), train=False))
     return TrainState(jnp.zeros((), jnp.int32), variables, optimiser(num_steps).init(variables["params"]))
 
 

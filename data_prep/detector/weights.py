@@ -27,7 +27,7 @@ def save(path: Path, variables: dict[str, Any], provenance: dict[str, Any]) -> N
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     write_atomically(path, write)
     about = {"sha256": _sha256(path), **provenance}
@@ -68,7 +68,7 @@ def weights_sum(path: Path = SHIPPED) -> str:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
     return found
