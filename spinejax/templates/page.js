@@ -186,8 +186,8 @@ function list() {
     line.id = `disc-${index}`;
     line.setAttribute("role", "option");
     const given = span(grades[gradeOf(disc, state.task)], "given");
-    if (differs(disc, state.task)) given.append(" ", span(`rater ${grades[disc.label[state.task]]}`, "other"));
     given.append(" ", span(`${percent(confidence(disc, state.task))} %`, "sure"));
+    if (differs(disc, state.task)) given.append(" ", span(`rater ${grades[disc.label[state.task]]}`, "other"));
     line.append(span(disc.level, ""), span(disc.scan, "who"), given);
     line.addEventListener("click", () => chooseDisc(index));
     return line;
