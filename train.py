@@ -19,6 +19,7 @@ import tyro
 from jax.sharding import Mesh
 
 from spinejax import checkpoint, config, devices, figures, logbook, losses, pipeline, tasks, training
+from spinejax import layout as layouts
 from spinejax.config import Config
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError, status_of
@@ -60,7 +61,10 @@ def main(arguments: Arguments) -> None:
         latest = checkpoints.latest_step()
         if latest is not None:
             state = checkpoint.restore(checkpoints, state, latest, model=model, data_digest=data.digest)
-        state = devices.put_replicated(state, mesh)
+        layout = layouts.make(options.layout, mesh, state.params, batch_size=options.batch_size)
+        for note in layout.notes():
+            print(note)
+        state, model = layout.put(state), layout.on(model)
         done = int(state.step)
         log = logbook.Log(run, step=done, tensorboard=options.tensorboard)
 
@@ -71,6 +75,7 @@ def main(arguments: Arguments) -> None:
             class_weights=devices.put_replicated(weights, mesh),
             model=model,
             config=config.of_a_step(options),
+            layout=layout,
         )
         hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
         batches = pipeline.train_batches(

@@ -68,6 +68,11 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, loss and optimiser stay float32."""
 
+    layout: Literal["auto", "data", "split"] = "auto"
+    """What each device keeps: "data" all parameters, "split" a share of fc6 and fc7; "auto": of which less travels."""
+    cache: Literal["none", "device"] = "none"
+    """"device" reads the discs once and keeps them in the devices' memory, split over them."""
+
     batch_size: int = 256
     """Discs a step, over all devices."""
     epochs: int = 1000
@@ -143,8 +148,9 @@ PRESETS = {
 }
 """Name → (what it is for, the options)."""
 
-CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard")
-"""Options that may differ when a run goes on: none of them changes what a step computes."""
+CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard", "layout", "cache")
+"""Options that may differ when a run goes on: none of them changes what a step computes (another layout, like another
+number of devices, takes sums in another order)."""
 
 
 def of_a_step(config: Config) -> Config:

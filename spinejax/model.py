@@ -4,7 +4,8 @@ The network is a table of layers. Those up to the branch point are applied once;
 one output per grade, once for each task. A variant is another set of arguments, never another class.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -53,6 +54,14 @@ INITIALISERS = {"glorot": nn.initializers.glorot_uniform, "he": nn.initializers.
 """Glorot and Bengio (2010) is the paper's; He et al. (2015) keeps the signal's scale through ReLUs."""
 
 
+def _as_it_lies(x: jax.Array, layer: str) -> jax.Array:
+    return x
+
+
+def _convolve(layer: str, *args, **options) -> jax.Array:
+    return conv_general_dilated(*args, **options)
+
+
 class SpineNet(nn.Module):
     """Grades disc windows on several tasks at once.
 
@@ -64,6 +73,9 @@ class SpineNet(nn.Module):
         num_slices: slices in a window.
         dtype: of the computation; parameters and logits stay float32.
         initialiser: a key of `INITIALISERS`. Biases start at zero.
+        place: called with what each layer makes, after its pool or before a Dense's ReLU, and with the layer's name;
+            gives it back laid out over devices as what follows wants it. `layout.Layout.place` is one.
+        convolve: called with a layer's name and `jax.lax.conv_general_dilated`'s arguments; `layout.Layout.convolve`.
 
     Variables: `params`, with `trunk` and `head_<task>` below it, and `constants`, which holds `slice_mean`,
     float32[num_slices], the mean that is subtracted from each slice. It starts at zero; training sets it from the
@@ -83,6 +95,8 @@ class SpineNet(nn.Module):
     num_slices: int = WINDOW_SHAPE[2]
     dtype: Any = jnp.float32
     initialiser: str = "glorot"
+    place: Callable[[jax.Array, str], jax.Array] = _as_it_lies
+    convolve: Callable[..., jax.Array] = _convolve
 
     @nn.compact
     def __call__(self, windows: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
@@ -108,6 +122,7 @@ class SpineNet(nn.Module):
         num_shared = [None, *(layer.name for layer in LAYERS)].index(self.branch_point)
         shared, branch = LAYERS[:num_shared], LAYERS[num_shared:]
         stack = {"width": self.width, "dropout": self.dropout, "dtype": self.dtype, "initialiser": self.initialiser}
+        stack |= {"place": self.place, "convolve": self.convolve}
         features = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
         features = Stack(shared, **stack, name="trunk")(features, train=train)
         return {
@@ -126,23 +141,28 @@ class Stack(nn.Module):
     dropout: float
     dtype: Any
     initialiser: str
+    place: Callable[[jax.Array, str], jax.Array] = _as_it_lies
+    convolve: Callable[..., jax.Array] = _convolve
     num_outputs: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": INITIALISERS[self.initialiser]()}
-        how = {**options, "conv_general_dilated": conv_general_dilated}
         for layer in self.layers:
             features = max(1, round(layer.features * self.width))
             if isinstance(layer, Conv):
                 kernel = (layer.kernel, layer.kernel)
+                how = {"conv_general_dilated": functools.partial(self.convolve, layer.name), **options}
                 convolve = nn.Conv(features, kernel, layer.stride, layer.padding, **how, name=layer.name)
                 x = nn.relu(convolve(x))
                 x = max_pool(x) if layer.pool else x
+                x = self.place(x, layer.name)
             else:
-                x = nn.relu(nn.Dense(features, **options, name=layer.name)(_flat(x)))
+                x = nn.relu(self.place(nn.Dense(features, **options, name=layer.name)(_flat(x)), layer.name))
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)) if self.num_outputs else x
+        if self.num_outputs:
+            x = self.place(nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)), "fc8")
+        return x
 
 
 def _flat(x: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import optax
 
 from spinejax import losses, views
 from spinejax.config import Config, ViewRanges
+from spinejax.layout import Layout
 from spinejax.model import SpineNet
 from spinejax.shards import WINDOW_SHAPE
 from spinejax.tasks import UNLABELLED, Task
@@ -97,6 +98,7 @@ def train_step(
     *,
     model: SpineNet,
     config: Config,
+    layout: Layout | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on one global batch, views included.
 
@@ -108,15 +110,26 @@ def train_step(
         batch: as `pipeline.Batch`.
         class_weights: by task name, from `losses.class_weights`.
         model, config: the network and the run's options.
+        layout: where the new state lies; `layout.on(model)` is the network to go with it. None leaves both to JAX.
 
     Returns:
         The new state, and float32[] figures of the step: `loss`, `loss/<task>`, `gradient_norm` and `skipped`, the
         number of skipped steps in a row up to this one.
     """
     # Two programs, because XLA for CPUs would fuse the resampling into the convolutions that read its result, and
-    # compute it several times over: one program takes 1.7 times as long as these two.
+    # compute it several times over: one program takes 1.7 times as long as these two. Elsewhere one program spares the
+    # windows' way through memory.
+    step = _in_two_programs if jax.default_backend() == "cpu" else whole_step
+    return step(key, state, batch, class_weights, model=model, config=config, layout=layout)
+
+
+def _in_two_programs(key, state, batch, class_weights, *, config, **options):
     windows = draw_windows(key, state.step, batch["volume"], ranges=config.views)
-    return update(key, state, windows, batch["labels"], class_weights, model=model, config=config)
+    return update(key, state, windows, batch["labels"], class_weights, config=config, **options)
+
+
+whole_step = jax.jit(_in_two_programs, static_argnames=("model", "config", "layout"), donate_argnames="state")
+"""`train_step` as one program."""
 
 
 @functools.partial(jax.jit, static_argnames="ranges")
@@ -137,7 +150,7 @@ def draw_windows(key: jax.Array, step: jax.Array, volumes: jax.Array, *, ranges:
     return jax.vmap(lambda key, volume: views.take(volume, views.sample(key, ranges)))(view_keys, volumes)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("model", "config", "layout"), donate_argnames="state")
 def update(
     key: jax.Array,
     state: TrainState,
@@ -147,13 +160,14 @@ def update(
     *,
     model: SpineNet,
     config: Config,
+    layout: Layout | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on windows: `train_step` without the views.
 
     Args:
         windows: float32[N, 112, 224, 9].
         labels: int32[N, T], `UNLABELLED` where missing.
-        key, state, class_weights, model, config: as for `train_step`.
+        key, state, class_weights, model, config, layout: as for `train_step`.
     """
     _, dropout_key = _keys(key, state.step)
     label = _by_task(labels, model.tasks)
@@ -176,7 +190,8 @@ def update(
     skipped = jnp.where(good, 0, state.skipped + 1)
     figures = {"loss": total, "gradient_norm": norm, "skipped": skipped.astype(jnp.float32)}
     figures |= {f"loss/{name}": value for name, value in by_task.items()}
-    return state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped), figures
+    state = state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped)
+    return layout.keep(state) if layout else state, figures
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -27,6 +27,7 @@ ROOMS = (
     "graded",
     "pipeline",
     "devices",
+    "layout",
     "training",
     "checkpoint",
     "temperatures",
