@@ -16,12 +16,12 @@ from typing import Annotated
 import jax
 import numpy as np
 import tyro
-from jax.sharding import Mesh
 
 from spinejax import checkpoint, config, devices, figures, logbook, losses, pipeline, tasks, training
 from spinejax import layout as layouts
 from spinejax.config import Config
 from spinejax.dataset import DataSet
+from spinejax.device_cache import DeviceCache
 from spinejax.errors import SpinejaxError, status_of
 from spinejax.metrics import mean_per_class_accuracy
 from spinejax.model import SpineNet
@@ -77,14 +77,18 @@ def main(arguments: Arguments) -> None:
             config=config.of_a_step(options),
             layout=layout,
         )
-        hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
-        batches = pipeline.train_batches(
-            data, columns, batch_size=options.batch_size, seed=options.seed, step=done, workers=options.workers, **hosts
-        )
         deciding_rows = data.rows(options.validation_split)
-        validation = functools.partial(
-            pipeline.eval_batches, data, deciding_rows, columns, batch_size=options.batch_size, **hosts
-        )
+        put: Callable = functools.partial(devices.put_batch, mesh=mesh)
+        if options.cache == "device":
+            put = DeviceCache(data, np.concatenate([train_rows, deciding_rows]), mesh).put
+        read = {
+            "batch_size": options.batch_size,
+            "host": jax.process_index(),
+            "num_hosts": jax.process_count(),
+            "volumes": options.cache == "none",
+        }
+        batches = pipeline.train_batches(data, columns, seed=options.seed, step=done, workers=options.workers, **read)
+        validation = functools.partial(pipeline.eval_batches, data, deciding_rows, columns, **read)
         steps_per_epoch = pipeline.num_steps(len(train_rows), options.batch_size)
         total = options.epochs * steps_per_epoch
         with contextlib.closing(batches), logbook.progress(total, done, options.batch_size) as progress:
@@ -93,7 +97,7 @@ def main(arguments: Arguments) -> None:
                     break
                 num_steps = epoch * steps_per_epoch - int(state.step)
                 state, figures_of_stretch, skipped_in_a_row = train(
-                    run_key, state, batches, num_steps, step, mesh, progress
+                    run_key, state, batches, num_steps, step, put, progress
                 )
                 if skipped_in_a_row >= options.max_skipped:
                     checkpoints.close()
@@ -102,7 +106,7 @@ def main(arguments: Arguments) -> None:
                         f"{run}: the loss or a gradient was NaN or infinite in {skipped_in_a_row} steps in a row "
                         f"before epoch {epoch}. {kept}. Train again in another --workdir, with a lower --learning-rate."
                     )
-                accuracies = validate(state, validation(), model, mesh)
+                accuracies = validate(state, validation(), model, put)
                 error = 1 - float(np.mean(list(accuracies.values())))
                 if epoch % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
                     state = training.evaluated(state, error, options)
@@ -149,7 +153,7 @@ def train(
     batches: Iterator[pipeline.Batch],
     num_steps: int,
     step: Callable,
-    mesh: Mesh,
+    put: Callable,
     progress: logbook.Progress,
 ) -> tuple[TrainState, dict[str, float], int]:
     """Take steps; also give what the log says of them (means, speed, waiting), and the most skipped in a row."""
@@ -158,7 +162,7 @@ def train(
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        state, step_figures = step(key, state, devices.put_batch(batch, mesh))
+        state, step_figures = step(key, state, put(batch))
         figures_of_steps.append(step_figures)
         progress.step()
     # Figures are read back once, here: inside the loop the devices never wait for the host.
@@ -172,10 +176,10 @@ def train(
     return state, means | entry, max(skipped)
 
 
-def validate(state: TrainState, batches: Iterator[pipeline.Batch], model: SpineNet, mesh: Mesh) -> dict[str, float]:
+def validate(state: TrainState, batches: Iterator[pipeline.Batch], model: SpineNet, put: Callable) -> dict[str, float]:
     """Task name → mean per-class accuracy on the batches' discs."""
     variables = {"params": state.params, "constants": state.constants}
-    counts = [training.eval_step(variables, devices.put_batch(batch, mesh), model=model) for batch in batches]
+    counts = [training.eval_step(variables, put(batch), model=model) for batch in batches]
     confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(counts))
     return {name: float(mean_per_class_accuracy(confusion)) for name, confusion in confusions.items()}
 

@@ -21,7 +21,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -169,6 +169,18 @@ def make(choice: str, mesh: Mesh, params: Mapping, *, batch_size: int) -> Layout
     if choice == "split" or num_moved(split, shapes, batch_size) < num_moved(Layout(mesh), shapes, batch_size):
         return split
     return Layout(mesh)
+
+
+def for_grading(mesh: Mesh, params: Mapping) -> Layout:
+    """The split layout, with convolutions whole on each device: they are used once a view, and never updated.
+
+    Args:
+        mesh: the devices.
+        params: the network's parameters, or their shapes.
+    """
+    layout = make("split", mesh, params, batch_size=1)
+    convolutions = tuple(pattern for pattern, _ in RULES if "conv" in pattern)
+    return replace(layout, whole=tuple(dict.fromkeys((*layout.whole, *convolutions))))
 
 
 def num_moved(layout: Layout, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> int:

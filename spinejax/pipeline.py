@@ -40,6 +40,7 @@ def train_batches(
     host: int = 0,
     num_hosts: int = 1,
     workers: int = 0,
+    volumes: bool = True,
 ) -> Generator[Batch]:
     """This host's part of every global batch from `step` on, without end.
 
@@ -51,28 +52,36 @@ def train_batches(
         step: the first batch to give. Going on is going on from here: there is no other state.
         host, num_hosts: which part.
         workers: processes that read ahead; 0 reads in threads.
+        volumes: without them batches have everything but `volume`, for `device_cache`.
 
     Raises:
         SpinejaxError: there is no training disc, or the batch does not divide by the hosts.
     """
     rows = data.rows("train")
     order = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat().batch(batch_size)
-    return _read(order.map(_Reader(data, rows, columns, host, num_hosts, batch_size))[step:], workers)
+    return _read(order.map(_Reader(data, rows, columns, host, num_hosts, batch_size, volumes))[step:], workers)
 
 
 def eval_batches(
-    data: DataSet, rows: np.ndarray, columns: list[int], *, batch_size: int, host: int = 0, num_hosts: int = 1
+    data: DataSet,
+    rows: np.ndarray,
+    columns: list[int],
+    *,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    volumes: bool = True,
 ) -> Generator[Batch]:
     """This host's part of the given rows in order, each once, padded with discs that are not `valid`.
 
     Args:
-        data, columns, batch_size, host, num_hosts: as for `train_batches`.
+        data, columns, batch_size, host, num_hosts, volumes: as for `train_batches`.
         rows: int[M]. Positions in the data set.
     """
     padded = np.full(math.ceil(len(rows) / batch_size) * batch_size, _PADDING)
     padded[: len(rows)] = rows
     order = grain.MapDataset.range(len(padded)).batch(batch_size)
-    return _read(order.map(_Reader(data, padded, columns, host, num_hosts, batch_size)), workers=0)
+    return _read(order.map(_Reader(data, padded, columns, host, num_hosts, batch_size, volumes)), workers=0)
 
 
 _PADDING = -1
@@ -81,10 +90,19 @@ _PADDING = -1
 class _Reader:
     """Reads this host's share of a global batch: positions in a list of rows → the discs there."""
 
-    def __init__(self, data: DataSet, rows: np.ndarray, columns: list[int], host: int, num_hosts: int, batch_size: int):
+    def __init__(
+        self,
+        data: DataSet,
+        rows: np.ndarray,
+        columns: list[int],
+        host: int,
+        num_hosts: int,
+        batch_size: int,
+        volumes: bool,
+    ):
         if batch_size % num_hosts:
             raise SpinejaxError(f"The batch size is {batch_size}: expected a multiple of the {num_hosts} hosts.")
-        self._data, self._rows, self._columns = data, rows, columns
+        self._data, self._rows, self._columns, self._volumes = data, rows, columns, volumes
         share = batch_size // num_hosts
         self._share = slice(host * share, (host + 1) * share)
 
@@ -92,8 +110,8 @@ class _Reader:
         rows = self._rows[positions[self._share]]
         valid = rows != _PADDING
         stored = np.where(valid, rows, 0)  # padding repeats a disc, so that it takes the same way through the network
-        return {
-            "volume": self._data.volumes(stored),
+        read = {"volume": self._data.volumes(stored)} if self._volumes else {}
+        return read | {
             "labels": self._data.labels[stored][:, self._columns].astype(np.int32),
             "row": rows.astype(np.int32),
             "valid": valid,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spinejax import layout as layouts
 from spinejax import views
 from spinejax.devices import put_batch, put_replicated
 from spinejax.model import SpineNet
@@ -69,7 +70,8 @@ def predict(
         For each batch the rows of its valid discs, int[M], their probabilities, task name → float32[M, C], and the
         views' spread, task name → float32[M], as `predict_step`.
     """
-    variables = put_replicated(variables, mesh)
+    layout = layouts.for_grading(mesh, variables["params"])
+    variables, model = layout.put(variables), layout.on(model)
     chosen = put_replicated(view_set(tta), mesh)
     for batch in batches:
         volumes = put_batch({"volume": batch["volume"]}, mesh)["volume"]

@@ -27,6 +27,7 @@ ROOMS = (
     "graded",
     "pipeline",
     "devices",
+    "device_cache",
     "layout",
     "training",
     "checkpoint",

@@ -85,3 +85,18 @@ def test_a_batch_that_does_not_divide_by_the_hosts_is_refused(data):
 
 def test_steps_of_an_epoch():
     assert [pipeline.num_steps(n, 32) for n in (1, 31, 32, 63, 64)] == [1, 1, 1, 1, 2]
+
+
+def test_more_hosts_than_discs_still_see_each_once(data):
+    rows = data.rows("validation")
+    parts = [
+        next(pipeline.eval_batches(data, rows, [0], batch_size=16, host=host, num_hosts=16, volumes=False))
+        for host in range(16)
+    ]
+    seen = np.concatenate([part["row"][part["valid"]] for part in parts])
+    np.testing.assert_array_equal(seen, rows)
+    trained = [
+        next(pipeline.train_batches(data, [0], batch_size=32, seed=0, host=host, num_hosts=32, volumes=False))["row"]
+        for host in range(32)
+    ]
+    assert set(np.concatenate(trained)) == set(data.rows("train"))

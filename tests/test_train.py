@@ -192,6 +192,15 @@ def test_an_odd_last_epoch_does_not_count_towards_a_plateau(tiny, tmp_path):
     assert json.loads(records[0])["sha256"] == json.loads(records[1])["sha256"]
 
 
+def test_discs_in_device_memory_make_the_same_run(tiny, tmp_path):
+    for cache in ("none", "device"):
+        main(tiny, tmp_path / cache, cache=cache)
+    found = [
+        (tmp_path / cache / "checkpoints" / "6" / "record" / "metadata").read_text() for cache in ("none", "device")
+    ]
+    assert json.loads(found[0])["sha256"] == json.loads(found[1])["sha256"]
+
+
 def test_a_batch_must_divide_by_the_devices(tiny, tmp_path):
     with pytest.raises(SpinejaxError, match="multiple of the 8 devices"):
         main(tiny, tmp_path / "run", batch_size=12)

@@ -1,0 +1,221 @@
+"""What does one step cost a chip of a pod? Compiled for the pod, on a machine that has none.
+
+    python benchmarks/pod.py --topology v5e:16x16 [--step train] [--layout split] [--json FILE]
+    python benchmarks/pod.py --topology v5e:1x1 v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16 --layout data split --json F --plot F
+
+Needs the extra `tpu`: libtpu holds the compiler of Cloud TPUs, and describes a pod to it. What is compiled is the
+library's own step, with the shardings that a run gives it, at full width. The figures are the compiler's, per chip and
+step: operations; bytes read and written by all of them, in HBM and on the chip; arguments and temporaries in HBM; and
+the collectives of the compiled program, each with the bytes of its result on a chip. A loop counts once: of the predict
+step one view, of the hotspot step one chunk of views.
+
+With several topologies or layouts the JSON is a list. A program takes minutes to compile.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# libtpu looks for a TPU around this machine unless it is told that there is none.
+os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "TPU_STDERR_LOG_LEVEL": "3"})
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+from rich.console import Console
+from rich.table import Table
+
+from spinejax import devices, hotspots, predict, training
+from spinejax import layout as layouts
+from spinejax.config import Config
+from spinejax.layout import Layout
+from spinejax.shards import VOLUME_SHAPE
+from spinejax.tasks import PAPER_TASKS
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compile steps for a pod, and say what they cost each chip."""
+
+    topology: tuple[str, ...] = ("v5e:16x16",)
+    """Pods, as libtpu names them: v5e:1x1, v5e:2x2, … v5e:16x16."""
+    step: Literal["train", "predict", "hotspots"] = "train"
+    """Which step: training, views included; 54 views averaged; hotspots of six tasks over 32 views, a disc a chip."""
+    layout: tuple[Literal["data", "split"], ...] = ("split",)
+    """How parameters lie on the chips; hotspots have all of them on each."""
+    batch_size: int = 256
+    """Discs a step, over all chips."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the computation."""
+    json: Path | None = None
+    """Also write the figures here."""
+    plot: Path | None = None
+    """Draw how they grow with the number of chips."""
+    hlo: Path | None = None
+    """Also write the compiled programs here, for reading."""
+
+
+def main(arguments: Arguments) -> None:
+    """Print a row for each program."""
+    found = []
+    for topology in arguments.topology:
+        for kind in arguments.layout:
+            found.append(figures_of(topology, kind, arguments))
+            if arguments.json:
+                arguments.json.write_text(json.dumps(found if len(found) > 1 else found[0], indent=1) + "\n")
+    Console().print(table_of(found))
+    if arguments.plot:
+        plot(found, arguments.plot)
+
+
+def figures_of(topology: str, kind: str, arguments: Arguments) -> dict[str, Any]:
+    """Compile one program and read off what it costs."""
+    chips = topologies.get_topology_desc(topology, "tpu").devices
+    mesh = Mesh(np.array(chips), (devices.DATA_AXIS,), axis_types=(AxisType.Auto,))
+    devices.check_batch(arguments.batch_size, mesh, "--batch-size")
+    started = time.perf_counter()
+    compiled = STEPS[arguments.step](mesh, kind, arguments).compile()
+    cost, memory, program = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    if arguments.hlo:
+        arguments.hlo.write_text(program)
+    collectives = collectives_of(program)
+    return {
+        "topology": topology,
+        "chips": len(chips),
+        "step": arguments.step,
+        "layout": kind,
+        "batch_size": arguments.batch_size,
+        "dtype": arguments.dtype,
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "collective_bytes": sum(each["bytes"] for each in collectives.values()),
+        "collectives": collectives,
+        "seconds_to_compile": round(time.perf_counter() - started),
+    }
+
+
+def collectives_of(program: str) -> dict[str, dict[str, int]]:
+    """Kind → how many of them a compiled program has, and the bytes of their results on one chip.
+
+    Several arrays that travel together are one collective. An asynchronous one is counted where it ends.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for types, kind in re.findall(rf" = (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-done)?\(", program):
+        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
+            entry["bytes"] += BYTES[dtype] * int(np.prod([int(size) for size in shape.split(",") if size]))
+    return found
+
+
+def train(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
+    """The train step as one program."""
+    config = Config(dtype=arguments.dtype, batch_size=arguments.batch_size)
+    model = training.make_model(config, PAPER_TASKS)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda key: training.init(key, model, config, np.zeros(9, np.float32)), key)
+    layout = layouts.make(kind, mesh, state.params, batch_size=arguments.batch_size)
+    weights = {task.name: jax.ShapeDtypeStruct((task.num_grades,), np.float32) for task in PAPER_TASKS}
+    volumes = jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16)
+    batch = {"volume": volumes, "labels": jax.ShapeDtypeStruct((arguments.batch_size, len(PAPER_TASKS)), np.int32)}
+    return training.whole_step.lower(
+        _lies(key, devices.replicated(mesh)),
+        jax.tree.map(_lies, state, layout.shardings(state)),
+        _lies(batch, devices.by_disc(mesh)),
+        _lies(weights, devices.replicated(mesh)),
+        model=layout.on(model),
+        config=config,
+        layout=layout,
+    )
+
+
+def grade(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
+    """The predict step over the 54 views."""
+    model, variables = _network(arguments)
+    layout = layouts.for_grading(mesh, variables["params"]) if kind == "split" else Layout(mesh)
+    return predict.predict_step.lower(
+        jax.tree.map(_lies, variables, layout.shardings(variables)),
+        _lies(jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16), devices.by_disc(mesh)),
+        _lies(jax.eval_shape(lambda: predict.view_set(tta=True)), devices.replicated(mesh)),
+        model=layout.on(model),
+    )
+
+
+def explain(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
+    """The hotspot step, with the batch that `evaluate.py` gives it: a disc a chip."""
+    model, variables = _network(arguments)
+    batch = {
+        "volume": jax.ShapeDtypeStruct((mesh.size, *VOLUME_SHAPE), np.uint16),
+        "slices": jax.ShapeDtypeStruct((mesh.size, 2), np.int32),
+        "grades": jax.ShapeDtypeStruct((mesh.size, len(PAPER_TASKS)), np.int32),
+        "row": jax.ShapeDtypeStruct((mesh.size,), np.int32),
+    }
+    key, variables = _lies((jax.eval_shape(lambda: jax.random.key(0)), variables), devices.replicated(mesh))
+    return hotspots.hotspot_step.lower(key, variables, _lies(batch, devices.by_disc(mesh)), model=model)
+
+
+STEPS: dict[str, Callable[[Mesh, str, Arguments], jax.stages.Lowered]] = {
+    "train": train,
+    "predict": grade,
+    "hotspots": explain,
+}
+
+
+def _network(arguments: Arguments):
+    model = training.make_model(Config(dtype=arguments.dtype), PAPER_TASKS)
+    return model, jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 112, 224, 9))))
+
+
+def _lies(tree, sharding):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def table_of(found: list[dict[str, Any]]) -> Table:
+    """A row for each program, in MB and millions."""
+    first = found[0]
+    table = Table(title=f"{first['step']} step, batch {first['batch_size']}, {first['dtype']}: per chip")
+    for name in ("chips", "layout", "GFLOP", "MB accessed", "MB arguments", "MB temporaries", "MB collectives"):
+        table.add_column(name, justify="left" if name == "layout" else "right")
+    table.add_column("collectives")
+    for each in found:
+        sizes = (each[name] / 1e6 for name in ("bytes_accessed", "argument_bytes", "temp_bytes", "collective_bytes"))
+        kinds = ", ".join(f"{entry['count']} {kind}" for kind, entry in each["collectives"].items())
+        row = (str(each["chips"]), each["layout"], f"{each['flops'] / 1e9:,.1f}", *(f"{size:,.1f}" for size in sizes))
+        table.add_row(*row, kinds)
+    return table
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Accessed, argument and collective bytes over the number of chips, a line a layout."""
+    names = {"bytes_accessed": "accessed", "argument_bytes": "arguments", "collective_bytes": "collectives"}
+    figure, axes = plt.subplots(1, len(names), figsize=(11, 3.4), layout="constrained")
+    for axis, (key, name) in zip(axes, names.items(), strict=True):
+        for kind in dict.fromkeys(each["layout"] for each in found):
+            points = [(each["chips"], each[key] / 1e6) for each in found if each["layout"] == kind and each[key]]
+            axis.plot(*zip(*points, strict=True), marker="o", label=kind)
+        axis.set(title=f"{name}, MB a chip and step", xlabel="chips", xscale="log", yscale="log")
+        axis.set_xticks(ticks := sorted({each["chips"] for each in found}), [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].legend(title="layout")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
