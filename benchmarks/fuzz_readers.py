@@ -21,7 +21,19 @@ from pathlib import Path
 import numpy as np
 
 MAX_SECONDS, MAX_BYTES = 10, 2 << 30
-FORMATS = ("mha", "mha.zlib", "nii", "nii.gz", "dicom", "rle", "jpeg-ls", "jpeg2000", "deflate", "enhanced")
+FORMATS = (
+    "mha",
+    "mha.zlib",
+    "nii",
+    "nii.gz",
+    "dicom",
+    "rle",
+    "jpeg-ls",
+    "jpeg2000",
+    "jpeg-lossless",
+    "deflate",
+    "enhanced",
+)
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -33,7 +45,7 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
     from data_prep.read_nifti import write_nifti
     from data_prep.scan import Scan
     from tests.block_spine import house_affine
-    from tests.dicom_files import enhanced, save, series
+    from tests.dicom_files import enhanced, pack_as_jpeg_lossless, save, series
 
     voxels = np.random.default_rng(0).permutation(40 * 36 * 4).reshape(40, 36, 4).astype(np.float32)
     scan = Scan(voxels, house_affine((0.8, 0.7, 4.0), (7.0, -5.0)), "scan")
@@ -54,6 +66,9 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
             for one in slices:
                 one.compress(syntaxes[name], generate_instance_uid=False)
                 save(one)
+        elif name == "jpeg-lossless":
+            for one in slices:
+                pack_as_jpeg_lossless(one.filename, pydicom.uid.JPEGLosslessSV1)
         elif name == "deflate":
             for one in slices:
                 one.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian

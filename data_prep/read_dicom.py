@@ -98,6 +98,20 @@ def _refuse_uneven(frames: Sequence[Frame], steps_mm: np.ndarray, name: str) -> 
 # Pixels -------------------------------------------------------------------------------------------------
 
 _START_OF_FRAME = (0xC0, 0xC1, 0xC3, 0xF7)  # baseline, extended, lossless, JPEG-LS
+_END_OF_IMAGE = b"\xff\xd9"
+
+# Which of pydicom's plug-ins unpacks which encoding: chosen, or it would be whichever is installed. For RLE it is
+# pydicom's own, as the faster one panics on damaged data.
+_DECODERS = {
+    "RLELossless": "pydicom",
+    "JPEGBaseline8Bit": "pillow",
+    "JPEGLossless": "gdcm",
+    "JPEGLosslessSV1": "gdcm",
+    "JPEGLSLossless": "pyjpegls",
+    "JPEGLSNearLossless": "pyjpegls",
+    "JPEG2000Lossless": "pylibjpeg",
+    "JPEG2000": "pylibjpeg",
+}
 
 
 def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, list[str]]:
@@ -137,27 +151,40 @@ def _pixels(path: Path, shape: tuple[int, int]) -> np.ndarray:
         dataset = pydicom.dcmread(path)
         syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_compressed and not syntax.is_deflated:
-            if not pydicom.pixels.get_decoder(syntax).is_available:
-                raise SpinejaxError(
-                    f"{path}: its pixels are packed as {syntax.name}, for which no freely licensed decoder is "
-                    "installed. Unpack it first, with `gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."
-                )
+            decoder = _decoder(syntax, path, pydicom)
             _refuse_lying_codestream(dataset, shape, path)
-        if syntax == pydicom.uid.RLELossless:
-            # pydicom's own decoder: the faster plug-in, if it is installed, panics on damaged data.
-            dataset.pixel_array_options(decoding_plugin="pydicom")
+            dataset.pixel_array_options(decoding_plugin=decoder)
         pixels = dataset.pixel_array
     return pixels.reshape(-1, *shape)
 
 
+def _decoder(syntax, path: Path, pydicom) -> str:
+    decoder = _DECODERS.get(syntax.keyword)
+    if decoder is None:
+        raise SpinejaxError(
+            f"{path}: its pixels are packed as {syntax.name}, which is not read. Unpack it first, with "
+            "`gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."
+        )
+    if decoder not in pydicom.pixels.get_decoder(syntax).available_plugins:
+        raise SpinejaxError(
+            f"{path}: its pixels are packed as {syntax.name}, and {decoder}, which unpacks them, is not installed. Run "
+            "`pip install spinejax[scans]`."
+        )
+    return decoder
+
+
 def _refuse_lying_codestream(dataset, shape: tuple[int, int], path: Path) -> None:
-    """Refuse a packed frame whose own header declares another size than DICOM's: a decoder would believe it."""
+    """Refuse a packed frame that a decoder would believe too much: one whose own header declares another size than
+    DICOM's, or a JPEG that ends too early, whose rest would be filled.
+    """
     from pydicom.encaps import generate_frames
 
     for frame in generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)):
         found = _codestream_shape(frame)
         if found not in (None, shape):
             raise SpinejaxError(f"{path}: a packed frame is {found} pixels, its header says {shape}. Export it again.")
+        if frame[:2] == b"\xff\xd8" and _END_OF_IMAGE not in frame[-4:]:  # a byte or two of padding may follow
+            raise SpinejaxError(f"{path}: a packed frame ends too early: truncated. Export it again.")
 
 
 def _codestream_shape(frame: bytes) -> tuple[int, int] | None:

@@ -18,6 +18,22 @@ def save(dataset, path=None):
     dataset.save_as(path or dataset.filename, enforce_file_format=True)
 
 
+def pack_as_jpeg_lossless(path, syntax):
+    """Pack a file's pixels in place, as an archive would (pydicom has no encoder for it)."""
+    import gdcm
+
+    reader, writer, change = gdcm.ImageReader(), gdcm.ImageWriter(), gdcm.ImageChangeTransferSyntax()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(path))
+    assert writer.Write()
+
+
 def enhanced(slices):
     """The slices of a classic series in one enhanced multi-frame dataset, its frames in the order given."""
     first = slices[0]

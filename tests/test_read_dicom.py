@@ -1,8 +1,11 @@
+import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom import uid
 
 from data_prep.dicom_headers import is_dicom, read_header, weighting_in_words
@@ -10,7 +13,7 @@ from data_prep.read_dicom import read_series
 from data_prep.scan import Scan
 from spinejax.errors import SpinejaxError
 from tests.block_spine import house_affine
-from tests.dicom_files import enhanced, save, series, small_scan_voxels
+from tests.dicom_files import enhanced, pack_as_jpeg_lossless, save, series, small_scan_voxels
 
 OBLIQUE = house_affine((0.8, 0.7, 4.0), (7.0, -5.0))
 
@@ -100,6 +103,50 @@ def test_compressed_pixels_come_back_exactly(tmp_path, scan, syntax):
                 one.filename, one, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian
             )
     assert_same(read(tmp_path / "a")[0], scan)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLossless, uid.JPEGLosslessSV1], ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("whole", [False, True], ids=["classic", "enhanced"])
+def test_jpeg_lossless_comes_back_exactly(tmp_path, scan, syntax, whole):
+    """As many archives export. The packed files are made by GDCM, not by what reads them back into pixels."""
+    slices = series(tmp_path / "a", scan)
+    if whole:
+        (tmp_path / "b").mkdir()
+        save(enhanced(slices), tmp_path / "b" / "IM0")
+    folder = tmp_path / ("b" if whole else "a")
+    for path in folder.iterdir():
+        pack_as_jpeg_lossless(path, syntax)
+        assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    assert_same(read(folder)[0], scan)
+
+
+def test_jpeg_baseline_is_read_as_far_as_it_goes(tmp_path):
+    """8 bits, lossy: a secondary copy, but some archives hold nothing else."""
+    smooth = Scan(np.indices((40, 36, 6)).sum(0).astype(np.float32), OBLIQUE, "smooth")
+    for one in series(tmp_path / "a", smooth):
+        eight = (one.pixel_array >> 8).astype(np.uint8)
+        one.BitsAllocated, one.BitsStored, one.HighBit = 8, 8, 7
+        one.RescaleSlope = f"{float(one.RescaleSlope) * 256:.10g}"
+        packed = io.BytesIO()
+        Image.fromarray(eight).save(packed, "JPEG", quality=95)
+        one.PixelData = pydicom.encaps.encapsulate([packed.getvalue()])
+        one["PixelData"].VR = "OB"
+        one.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+        save(one)
+    assert_same(read(tmp_path / "a")[0], smooth, atol=2.0)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_packed_frame_that_ends_too_early_is_refused(tmp_path, scan, share):
+    for one in series(tmp_path / "a", scan):
+        path = Path(one.filename)
+        pack_as_jpeg_lossless(path, uid.JPEGLosslessSV1)
+        packed = pydicom.dcmread(path)
+        (frame,) = pydicom.encaps.generate_frames(packed.PixelData, number_of_frames=1)
+        packed.PixelData = pydicom.encaps.encapsulate([frame[: int(len(frame) * share)]])
+        save(packed, path)
+    with pytest.raises(SpinejaxError, match="ends too early: truncated"):
+        read(tmp_path / "a")
 
 
 def test_one_slice_is_a_scan(tmp_path, scan):
@@ -217,12 +264,20 @@ def test_packed_frame_of_another_size_is_not_decoded(tmp_path, scan, syntax):
         read(tmp_path / "a")
 
 
-def test_encoding_without_a_free_decoder_says_what_to_do(tmp_path, scan):
+def test_encoding_that_is_not_read_says_what_to_do(tmp_path, scan):
     for one in series(tmp_path / "a", scan):
         one.compress(uid.RLELossless, generate_instance_uid=False)
-        one.file_meta.TransferSyntaxUID = uid.JPEGLosslessSV1
+        one.file_meta.TransferSyntaxUID = uid.JPEGExtended12Bit
         save(one)
-    with pytest.raises(SpinejaxError, match=r"packed as JPEG Lossless.*gdcmconv --raw"):
+    with pytest.raises(SpinejaxError, match=r"packed as JPEG Extended.*gdcmconv --raw"):
+        read(tmp_path / "a")
+
+
+def test_missing_decoder_says_how_to_get_it(tmp_path, scan, monkeypatch):
+    for one in series(tmp_path / "a", scan):
+        pack_as_jpeg_lossless(Path(one.filename), uid.JPEGLosslessSV1)
+    monkeypatch.delitem(pydicom.pixels.get_decoder(uid.JPEGLosslessSV1)._available, "gdcm")
+    with pytest.raises(SpinejaxError, match=r"packed as JPEG Lossless.*gdcm.*pip install spinejax\[scans\]"):
         read(tmp_path / "a")
 
 
