@@ -22,17 +22,8 @@ import numpy as np
 
 MAX_SECONDS, MAX_BYTES = 10, 2 << 30
 FORMATS = (
-    "mha",
-    "mha.zlib",
-    "nii",
-    "nii.gz",
-    "dicom",
-    "rle",
-    "jpeg-ls",
-    "jpeg2000",
-    "jpeg-lossless",
-    "deflate",
-    "enhanced",
+    *("mha", "mha.zlib", "nii", "nii.gz"),
+    *("dicom", "rle", "jpeg-ls", "jpeg2000", "jpeg-lossless", "deflate", "enhanced"),
 )
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 

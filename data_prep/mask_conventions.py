@@ -1,7 +1,7 @@
 """Masks of several segmentation tools, brought to one convention: SPIDER's, with a label more for the sacrum.
 
-A tool names each structure by a number of its own. Where it has no label for the spinal canal, the canal is taken to be
-the gap between the vertebral bodies and the posterior elements.
+A tool names each structure by a number of its own. Where it has no label for the spinal canal, posterior elements are
+told from bodies by the shape of each vertebra (`posterior.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.posterior import posterior_elements
 from data_prep.scan import Scan
-from data_prep.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, SACRUM, SPIDER_VERTEBRAE
+from data_prep.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, POSTERIOR, SACRUM, SPIDER_VERTEBRAE
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
@@ -118,7 +119,7 @@ def to_house(mask: Scan, convention: str | None, lowest_level: str | None) -> tu
     if lowest_level is not None:
         house = _count_from(house, lowest_level, mask.name)
     if not (house == CANAL).any():
-        house = np.where((house == 0) & canal_gap(house, mask.spacing_mm), np.uint8(CANAL), house)
+        house = np.where(posterior_elements(house, mask.spacing_mm), np.uint8(POSTERIOR), house)
     return Scan(house, mask.affine, mask.name), notes
 
 
@@ -179,26 +180,6 @@ def _count_from(house: np.ndarray, lowest_level: str, name: str) -> np.ndarray:
             "option out, or remove the sacrum from the mask."
         )
     return table.astype(np.uint8)[house]
-
-
-_BODY_MM = 8.0  # the least that a row crosses of a body
-_CANAL_MM = (4.0, 40.0)
-
-
-def canal_gap(house: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """bool[H, W, S]. In each row of each slice the gap behind the first run of bone and disc, where bone follows.
-
-    Rows without posterior elements, and those through a pedicle, show none: what needs the canal infers it there.
-    """
-    solid = (house > 0) & (house != CANAL)
-    entered = np.maximum.accumulate(solid, axis=1)
-    left = np.maximum.accumulate(entered & ~solid, axis=1)
-    again = np.maximum.accumulate(left & solid, axis=1)
-    gap = left & ~again
-    run_mm = (entered & ~left).sum(1, keepdims=True) * spacing_mm[1]
-    gap_mm = gap.sum(1, keepdims=True) * spacing_mm[1]
-    plausible = (run_mm >= _BODY_MM) & (gap_mm >= _CANAL_MM[0]) & (gap_mm <= _CANAL_MM[1])
-    return gap & plausible & again.any(1, keepdims=True)
 
 
 def _some(labels: set[int]) -> str:

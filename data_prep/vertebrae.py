@@ -40,7 +40,8 @@ SPIDER_VERTEBRAE = {
 LAST_VERTEBRA = 25
 CANAL = 100
 DISC_BELOW = 200
-SACRUM = 150  # a label of the house: SPIDER has none, other tools do
+SACRUM = 150  # labels of the house: SPIDER has none of a sacrum, other tools do
+POSTERIOR = 151  # posterior elements, where there is no canal to tell them by
 _PARTIAL = range(101, 126)
 
 # Of a structure's largest area in a slice: what its sides, and the rest of a pedicle, fall short of. A lower bar would
@@ -100,8 +101,9 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
 def body_labels(mask: Scan) -> np.ndarray:
     """The mask's voxels with the posterior elements of every vertebra set to zero.
 
-    A vertebra's body is what lies in front of the spinal canal. Where a slice shows no canal at some height (beside the
-    midline the pedicles close it off), the nearest slice's is taken; where no slice does, the nearest heights'.
+    They are labelled so (`POSTERIOR`), or a vertebra's body is what lies in front of the spinal canal. Where a slice
+    shows no canal at some height (beside the midline the pedicles close it off), the nearest slice's is taken; where no
+    slice does, the nearest heights'.
 
     Returns:
         Same shape and dtype as `mask.voxels`; canal and discs are kept.
@@ -109,8 +111,11 @@ def body_labels(mask: Scan) -> np.ndarray:
     Raises:
         SpinejaxError: the mask has no canal.
     """
-    front = _canal_front(mask)
     voxels = mask.voxels.copy()
+    if (told := voxels == POSTERIOR).any():
+        voxels[told] = 0
+        return voxels
+    front = _canal_front(mask)
     columns = np.arange(voxels.shape[1])
     for label, box in _boxes(voxels):
         if label <= LAST_VERTEBRA or label in _PARTIAL or label == SACRUM:
@@ -266,7 +271,8 @@ def _stunted(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]
 
 def _bodiless(voxels: np.ndarray, middles: dict[int, _Middle]) -> dict[str, str]:
     """Name → reason, for vertebrae of which the mask holds posterior elements only."""
-    lost = [label for label, _ in _boxes(voxels) if label < DISC_BELOW and label not in middles and label != CANAL]
+    known = {*middles, CANAL, POSTERIOR}
+    lost = [label for label, _ in _boxes(voxels) if label < DISC_BELOW and label not in known]
     return {_name(label): "nothing of it lies in front of the canal" for label in lost}
 
 

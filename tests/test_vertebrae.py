@@ -77,6 +77,38 @@ def test_wedge_fracture_keeps_its_own_corners():
     assert np.nanmax(errors_mm(spine, bodies)["L3"]) < 1.0
 
 
+def test_a_body_that_slips_forward_keeps_its_own_corners():
+    """Listhesis: L4, all of it, 12 mm in front of L5."""
+    spine = block_spine(tilt_deg=0, spacing_mm=(0.5, 0.5, 4.0))
+
+    def slip(voxels):
+        above = voxels[: int(spine.corners["L5"][0, 0]) - 2]
+        above[:, :-24] = above[:, 24:].copy()
+
+    bodies, _ = bodies_from_spider_mask(changed(spine, slip))
+    for name in ("L2", "L3", "L4"):
+        spine.corners[name][:, 1] -= 24
+    for name, error in errors_mm(spine, bodies).items():
+        assert np.nanmax(error) < 1.5, (name, error)
+
+
+def test_bodies_to_the_side_are_found_where_their_own_middle_is():
+    """Scoliosis: each vertebra lies further to one side than the one below."""
+    spine = block_spine(num_slices=25, spacing_mm=(0.8, 0.8, 3.0))
+
+    def bend(voxels):
+        straight = voxels.copy()
+        for label, shift in ((1, 0), (2, 2), (3, 4), (4, 5)):
+            for part in (label, 200 + label):
+                voxels[straight == part] = 0
+                voxels[np.roll(straight == part, shift, axis=2)] = part
+
+    bodies, _ = bodies_from_spider_mask(changed(spine, bend))
+    assert [body.mid_slice for body in bodies] == [17, 16, 14, 12, 12]
+    for name, error in errors_mm(spine, bodies).items():
+        assert np.nanmax(error) < 1.0, (name, error)
+
+
 def test_posterior_elements_are_no_part_of_the_body():
     mask = block_spine().mask
 
