@@ -13,6 +13,7 @@ differ by. Then all are timed in turn, round after round in one process, and med
 is given too: where other programs share the machine, it is the steadier figure. Needs the extra `bench`.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -94,13 +95,11 @@ def timed(arguments: Arguments) -> dict:
     there, back = (torch.tensor(warp) for warp in warps(jax.tree.map(np.asarray, chosen)))
     slice_of, inside = slices_of(jax.tree.map(np.asarray, chosen))
 
-    def spinejax():
-        return hotspots.evidence(
-            keys[0], on_device, jnp.asarray(volume), jnp.array([0, 15]), jnp.asarray(grades), chosen,
-            model=model, method=method,
-        )  # fmt: skip
+    evidence = jax.jit(functools.partial(hotspots.evidence, model=model, method=method))
+    discs = keys[0], on_device, jnp.asarray(volume), jnp.array([0, 15]), jnp.asarray(grades), chosen
 
-    compiled = jax.jit(spinejax)
+    def spinejax():
+        return np.asarray(evidence(*discs))
 
     def take():
         stacks = in_torch[torch.tensor(np.clip(slice_of + np.asarray(chosen.shift_slices)[:, None] + 3, 0, 14))]
@@ -137,7 +136,7 @@ def timed(arguments: Arguments) -> dict:
 
     windows = jax.jit(jax.vmap(views.take, in_axes=(None, 0)))(volume, chosen)
     agree(model, variables, network, windows, windows_of(windows), names, grades)
-    ways: dict[str, Callable] = {"spinejax": lambda: np.asarray(compiled()), "captum": captum, "torch": by_hand}
+    ways: dict[str, Callable] = {"spinejax": spinejax, "captum": captum, "torch": by_hand}
     maps = {name: np.asarray(way()) for name, way in ways.items()}
     likeness = {}
     for name in ("captum", "torch"):
@@ -223,8 +222,6 @@ def returns_of(chosen) -> np.ndarray:
 
 def peak_mb(arguments: Arguments) -> int:
     """The most memory that this process held while it made maps, `measure` views at once; without maps if that is 0."""
-    import resource
-
     import jax
 
     from spinejax import checkpoint, hotspots
@@ -244,7 +241,9 @@ def peak_mb(arguments: Arguments) -> int:
         method = Method(num_views=arguments.num_views, views_at_once=arguments.measure)
         for _ in range(3):
             hotspots.hotspot_step(jax.random.key(0), variables, batch, model=model, method=method).block_until_ready()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    # Not `getrusage`, whose peak a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 if __name__ == "__main__":
