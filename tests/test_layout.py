@@ -199,3 +199,22 @@ def test_one_program_computes_what_two_do(batch, weights):
         for step in (training.train_step, training.whole_step)
     ]
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *map(devices.to_host, states))
+
+
+def test_bfloat16_computes_and_float32_remembers(batch, weights):
+    """Parameters, momentum, loss and logits stay float32; the loss is the float32 one to bfloat16's three digits."""
+    figures, states = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        config = Config(**{**CONFIG.__dict__, "dtype": dtype, "dropout": 0.0})
+        model = training.make_model(config, TASKS)
+        state = jax.device_put(initial(CONFIG))
+        variables = {"params": state.params, "constants": state.constants}
+        logits = jax.eval_shape(model.apply, variables, jnp.zeros((1, 112, 224, 9)))
+        assert {leaf.dtype for leaf in jax.tree.leaves(logits)} == {jnp.dtype("float32")}
+        states[dtype], figures[dtype] = training.update(
+            KEY, state, batch["window"], batch["labels"], weights, model=model, config=config
+        )
+    kept = jax.tree.leaves((states["bfloat16"].params, states["bfloat16"].momentum, figures["bfloat16"]))
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(figures["bfloat16"]["loss"], figures["float32"]["loss"], rtol=0.02)
+    np.testing.assert_allclose(figures["bfloat16"]["gradient_norm"], figures["float32"]["gradient_norm"], rtol=0.1)
