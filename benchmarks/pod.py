@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 # libtpu looks for a TPU around this machine unless it is told that there is none.
-os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "TPU_STDERR_LOG_LEVEL": "3"})
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 

@@ -1,0 +1,24 @@
+"""What is read off a compiled program, on lines as the compiler writes them."""
+
+from benchmarks import pod
+
+PROGRAM = """
+  %all-reduce.92 = (bf16[3,3,512]{2,1,0:T(8,128)S(1)}, f32[]{:T(128)}, /*index=2*/f32[96]{0}) all-reduce(%a, %b, %c)
+  %all-gather.1 = bf16[256,3,6,512]{3,2,1,0} all-gather(%x), dimensions={0}
+  %all-gather-start.2 = (u32[2]{0}, u32[8]{0}) all-gather-start(%y), dimensions={0}
+  %all-gather-done.2 = u32[8]{0} all-gather-done(%all-gather-start.2)
+  %fusion.3 = f32[1024]{0} fusion(%all-reduce.92), calls=%add
+  %get-tuple-element.4 = f32[96]{0} get-tuple-element(%all-reduce.92), index=2
+"""
+
+
+def test_each_collective_is_counted_once_with_the_bytes_of_its_result():
+    found = pod.collectives_of(PROGRAM)
+    assert found == {
+        "all-reduce": {"count": 1, "bytes": 2 * 3 * 3 * 512 + 4 + 4 * 96},
+        "all-gather": {"count": 2, "bytes": 2 * 256 * 3 * 6 * 512 + 4 * 8},
+    }
+
+
+def test_a_program_for_one_chip_has_none():
+    assert pod.collectives_of("%fusion.3 = f32[1024]{0} fusion(%a), calls=%add") == {}
