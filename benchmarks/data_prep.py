@@ -1,12 +1,13 @@
 """How fast are discs cut, and in how much memory? Scans of a hospital's size, with masks, in one process.
 
-    python -m benchmarks.data_prep [--scans 20] [--rows 512 --columns 512 --slices 20]
+    python -m benchmarks.data_prep [--scans 20] [--rows 512 --columns 512 --slices 20] [--out data_prep.json]
 
 Prints, a format: seconds a scan (reading, finding corners, cutting), scans a minute and core, and the peak memory of
 the process after the first scan and after the last: equal, if memory does not grow with the number of scans.
 """
 
 import argparse
+import json
 import resource
 import tempfile
 import time
@@ -42,7 +43,9 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=20)
     for name, size in (("rows", 512), ("columns", 512), ("slices", 20)):
         parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--out", type=Path, help="figures as JSON")
     options = parser.parse_args()
+    figures = {}
     drawn = phantom(0, 0)
     shape = (options.rows, options.columns, options.slices)
     scan, mask = resampled(drawn.scan, shape, 1), resampled(drawn.mask, shape, 0)
@@ -58,15 +61,28 @@ def main() -> None:
         for name in ("mha", "nifti", "dicom"):
             work = partial(one_scan, root / name, root / "masks" / "mask.mha")
             num_discs = work()
-            first_mib, start = peak_mib(), time.perf_counter()
+            first_mib, start, cpu_start = peak_mib(), time.perf_counter(), time.process_time()
             for _ in range(options.scans):
                 work()
             seconds = (time.perf_counter() - start) / options.scans
+            cpu_seconds = (time.process_time() - cpu_start) / options.scans
+            figures[name] = {
+                "shape": shape,
+                "scans": options.scans,
+                "seconds_per_scan": seconds,
+                "cpu_seconds_per_scan": cpu_seconds,
+                "scans_per_minute_and_core": 60 / seconds,
+                "peak_mib_after_first": first_mib,
+                "peak_mib_after_last": peak_mib(),
+            }
             console.print(
-                f"{name:6} {shape}: {seconds:.2f} s a scan of {num_discs} discs, {60 / seconds:.0f} scans a minute and "
+                f"{name:6} {shape}: {seconds:.2f} s ({cpu_seconds:.2f} of one core's) a scan of {num_discs} discs, "
+                f"{60 / seconds:.0f} scans a minute and "
                 f"core; peak {first_mib:.0f} MiB after one scan, {peak_mib():.0f} MiB after {options.scans + 1}",
                 highlight=False,
             )
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def one_scan(folder: Path, mask: Path) -> int:
