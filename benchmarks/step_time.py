@@ -70,7 +70,7 @@ def main(arguments: Arguments) -> None:
         "views": lambda: take(batch["volume"], drawn),
         "forward": lambda: forward(variables, windows),
         "train step, views included": train_step,
-        "54-view average": lambda: predict.predict_step(variables, batch["volume"], grid, model=model),
+        "54-view average": lambda: predict.predict_step(variables, batch["volume"], grid, model=model, grid=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(arguments.rounds + 1):

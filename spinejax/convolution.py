@@ -1,9 +1,14 @@
-"""Strided convolution and pooling that are quick on CPUs, their gradients too; hotspots spend their time there.
+"""Convolution and pooling as CPUs do them quickly. Every backend computes the same numbers; only the way
+there is chosen, here alone.
 
-XLA has one form of the gradient with respect to a convolution's input: spread the output's gradient out with zeros
-between, and convolve. On CPUs the zeros cost as much as numbers. Each phase of the input, its pixels at (r, r') modulo
-the stride, takes part in the output through its own pixels of the kernel, and so its gradient is a dense convolution
-with them. All phases are one convolution, with phases for channels.
+XLA for CPUs has two kernels. A convolution over two axes goes to the one that takes three to five times as long on
+conv1, and twice as long for the kernels' gradients; one over three axes goes to the other, so a third of size one makes
+the choice.
+
+XLA has one form of the gradient with respect to the input: spread the output's gradient out with zeros between, and
+convolve. On CPUs the zeros cost as much as numbers. Each phase of the input, its pixels at (r, r') modulo the stride,
+takes part in the output through its own pixels of the kernel, and so its gradient is a dense convolution with them. All
+phases are one convolution, with phases for channels.
 """
 
 import functools
@@ -13,20 +18,25 @@ import jax.numpy as jnp
 from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+_NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
 
 def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
-    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers, another way to the input's gradient.
+    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers, another way to them and to gradients.
 
-    Only convolutions over (N, H, W, C) of equal strides above 1 take that way, and only in reverse mode.
+    Only plain convolutions over (N, H, W, C) take those ways; that to the input's gradient also needs equal strides
+    above 1, and reverse mode.
     """
-    strides = set(window_strides)
     plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
-    if len(strides) > 1 or strides == {1} or not plain or options.get("feature_group_count", 1) != 1:
+    if not plain or options.get("feature_group_count", 1) != 1 or x.ndim != 4:
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+    precision, strides = options.get("precision"), set(window_strides)
 
     def convolve(x, kernel):
-        return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+        return _convolve(x, kernel, window_strides, padding, precision)
+
+    if len(strides) > 1 or strides == {1}:
+        return convolve(x, kernel)
 
     def forward(x, kernel):
         return convolve(x, kernel), (x, kernel)
@@ -37,7 +47,7 @@ def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.A
         (stride,) = strides
 
         def by_phases(gradient, kernel):
-            return input_gradient(gradient, kernel, x.shape, stride, padding, precision=options.get("precision"))
+            return input_gradient(gradient, kernel, x.shape, stride, padding, precision=precision)
 
         def by_zeros(gradient, kernel):
             return jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)[0]
@@ -74,9 +84,7 @@ def input_gradient(
     padded = [size + sum(pads) for size, pads in zip(shape[1:3], padding, strict=True)]
     blocks = [-(-size // stride) for size in padded]
     around = [(count - 1, block - out) for count, block, out in zip(taps, blocks, gradient.shape[1:3], strict=True)]
-    by_phase = lax.conv_general_dilated(
-        gradient, phases, (1, 1), around, dimension_numbers=_NHWC, precision=precision
-    ).reshape(-1, *blocks, stride, stride, shape[3])
+    by_phase = _convolve(gradient, phases, (1, 1), around, precision).reshape(-1, *blocks, stride, stride, shape[3])
     pixels = by_phase.transpose(0, 1, 3, 2, 4, 5).reshape(-1, stride * blocks[0], stride * blocks[1], shape[3])
     (top, _), (left, _) = padding
     return pixels[:, top : top + shape[1], left : left + shape[2]]
@@ -99,3 +107,14 @@ def max_pool(x: jax.Array) -> jax.Array:
         return jnp.where((one >= other) | jnp.isnan(one), one, other)
 
     return functools.reduce(larger, [x[:, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)])
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, strides, padding, precision) -> jax.Array:
+    def plain(x, kernel):
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision)
+
+    def with_depth(x, kernel):
+        window = {"window_strides": (1, *strides), "padding": ((0, 0), *padding), "precision": precision}
+        return lax.conv_general_dilated(x[:, None], kernel[None], dimension_numbers=_NDHWC, **window)[:, 0]
+
+    return lax.platform_dependent(x, kernel, cpu=with_depth, default=plain)

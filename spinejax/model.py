@@ -47,6 +47,9 @@ LAYERS = (
 )
 """The VGG-M-1024 of Chatfield et al. (2014) as the paper changes it: 2×2 pools, no response normalisation."""
 
+SHARED_STRIDE = 4
+"""Pixels of the window that one pixel of conv1's pooled output steps over."""
+
 BRANCH_POINTS = (None, "conv3", "conv4", "conv5", "fc6", "fc7")
 """The last shared layer, for each network of the paper's Table 2; None is one network a task."""
 
@@ -99,30 +102,38 @@ class SpineNet(nn.Module):
     convolve: Callable[..., jax.Array] = _convolve
 
     @nn.compact
-    def __call__(self, windows: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, windows: jax.Array, *, train: bool = False, places: Sequence[tuple[int, int]] = ((0, 0),)
+    ) -> dict[str, jax.Array]:
         """Unnormalised grade scores (fc8) of each window.
 
         Args:
             windows: float[N, 112, 224, num_slices], intensities in [0, 1]. Other heights and widths work too, if the
                 parameters were initialised with them.
             train: apply dropout; needs the key "dropout".
+            places: rows and columns, multiples of `SHARED_STRIDE`, of several windows inside each of `windows`, which
+                are then larger than a window by the greatest of them. conv1 and pool1 have no padding, and are
+                computed once for all.
 
         Returns:
-            task name → float32[N, grades of the task].
+            task name → float32[N · places, grades of the task]; the places of one of `windows` lie side by side.
 
         Raises:
-            SpinejaxError: the branch point is unknown, or the windows' shape does not fit.
+            SpinejaxError: the branch point is unknown, the windows' shape does not fit, or a place is none.
         """
         if self.branch_point not in BRANCH_POINTS:
             raise SpinejaxError(f"branch_point {self.branch_point!r}: expected one of {BRANCH_POINTS}.")
         if windows.ndim != 4 or windows.shape[-1] != self.num_slices:
             raise SpinejaxError(f"windows{list(windows.shape)}: expected [N, height, width, {self.num_slices}].")
+        if any(shift < 0 or shift % SHARED_STRIDE for place in places for shift in place):
+            raise SpinejaxError(f"places {places}: expected rows and columns in multiples of {SHARED_STRIDE} px.")
         slice_mean = self.variable("constants", "slice_mean", jnp.zeros, (self.num_slices,), jnp.float32)
 
         num_shared = [None, *(layer.name for layer in LAYERS)].index(self.branch_point)
         shared, branch = LAYERS[:num_shared], LAYERS[num_shared:]
         stack = {"width": self.width, "dropout": self.dropout, "dtype": self.dtype, "initialiser": self.initialiser}
         stack |= {"place": self.place, "convolve": self.convolve}
+        stack["places"] = tuple(places)
         features = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
         features = Stack(shared, **stack, name="trunk")(features, train=train)
         return {
@@ -144,6 +155,7 @@ class Stack(nn.Module):
     place: Callable[[jax.Array, str], jax.Array] = _as_it_lies
     convolve: Callable[..., jax.Array] = _convolve
     num_outputs: int = 0
+    places: Sequence[tuple[int, int]] = ((0, 0),)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -157,12 +169,23 @@ class Stack(nn.Module):
                 x = nn.relu(convolve(x))
                 x = max_pool(x) if layer.pool else x
                 x = self.place(x, layer.name)
+                x = _at_places(x, self.places) if layer == LAYERS[0] else x
             else:
                 x = nn.relu(self.place(nn.Dense(features, **options, name=layer.name)(_flat(x)), layer.name))
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if self.num_outputs:
             x = self.place(nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)), "fc8")
         return x
+
+
+def _at_places(x: jax.Array, places: Sequence[tuple[int, int]]) -> jax.Array:
+    """What each place's own window would have given; (N, H, W, C) → (N · places, h, w, C)."""
+    if len(places) == 1:
+        return x
+    steps = [(row // SHARED_STRIDE, column // SHARED_STRIDE) for row, column in places]
+    height, width = (x.shape[axis + 1] - max(step[axis] for step in steps) for axis in (0, 1))
+    each = [x[:, row : row + height, column : column + width] for row, column in steps]
+    return jnp.stack(each, axis=1).reshape(-1, height, width, x.shape[-1])
 
 
 def _flat(x: jax.Array) -> jax.Array:

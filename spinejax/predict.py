@@ -14,10 +14,19 @@ from spinejax.devices import put_batch, put_replicated
 from spinejax.model import SpineNet
 from spinejax.views import View
 
+IN_PLANE_VIEWS = 9
+"""Views of the grid that differ in their rows and columns only, and lie side by side in it."""
 
-@functools.partial(jax.jit, static_argnames=("model", "average_logits"))
+
+@functools.partial(jax.jit, static_argnames=("model", "average_logits", "grid"))
 def predict_step(
-    variables: Mapping, volumes: jax.Array, view_set: View, *, model: SpineNet, average_logits: bool = False
+    variables: Mapping,
+    volumes: jax.Array,
+    view_set: View,
+    *,
+    model: SpineNet,
+    average_logits: bool = False,
+    grid: bool = False,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Grade probabilities of disc volumes, averaged over a set of views, and how far the views disagree.
 
@@ -28,6 +37,8 @@ def predict_step(
             flip only, as those of `view_set` do.
         model: the network.
         average_logits: average the scores before the softmax instead of the probabilities after it.
+        grid: `view_set` is `views.grid()`. Its nine in-plane positions then go through the network at once, and share
+            conv1 and pool1, to the same scores; nine views of each disc are in memory.
 
     Returns:
         Task name → float32[N, C], rows sum to 1; and task name → float32[N], the standard deviation over the views of
@@ -38,7 +49,10 @@ def predict_step(
         windows = jax.vmap(views.crop, in_axes=(0, None))(volumes, view)
         return None, model.apply(variables, windows)
 
-    _, scores = jax.lax.scan(one_view, None, view_set)
+    if grid:
+        scores = _grid_scores(variables, volumes, view_set, model)
+    else:
+        _, scores = jax.lax.scan(one_view, None, view_set)
     each = jax.tree.map(jax.nn.softmax, scores)
     mean = jax.tree.map(lambda per_view: per_view.mean(0), scores if average_logits else each)
     probabilities = jax.tree.map(jax.nn.softmax, mean) if average_logits else mean
@@ -48,6 +62,25 @@ def predict_step(
         return jnp.take_along_axis(per_view.std(0), given, axis=1)[:, 0]
 
     return probabilities, jax.tree.map(spread, each, probabilities)
+
+
+def _grid_scores(variables: Mapping, volumes: jax.Array, grid: View, model: SpineNet) -> dict[str, jax.Array]:
+    """Task name → float32[54, N, C]: the scores of every view of the grid, nine at a time."""
+    positions = jax.tree.map(lambda leaf: leaf.reshape(-1, IN_PLANE_VIEWS, *leaf.shape[1:])[:, 0], grid)
+    shifts = range(0, 2 * views.TTA_SHIFT_PX + 1, views.TTA_SHIFT_PX)
+    places = tuple((row, column) for row in shifts for column in shifts)
+
+    def nine_views(_, position):
+        windows = jax.vmap(views.crop_around, in_axes=(0, None))(volumes, position)
+        return None, model.apply(variables, windows, places=places)
+
+    _, scores = jax.lax.scan(nine_views, None, positions)
+
+    def by_view(each):
+        each = each.reshape(len(each), volumes.shape[0], IN_PLANE_VIEWS, -1)
+        return each.swapaxes(1, 2).reshape(views.NUM_TTA_VIEWS, volumes.shape[0], -1)
+
+    return jax.tree.map(by_view, scores)
 
 
 def view_set(tta: bool) -> View:
@@ -75,7 +108,7 @@ def predict(
     chosen = put_replicated(view_set(tta), mesh)
     for batch in batches:
         volumes = put_batch({"volume": batch["volume"]}, mesh)["volume"]
-        found = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits)
+        found = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits, grid=tta)
         valid = batch["valid"]
         probabilities, spread = ({name: np.asarray(each)[valid] for name, each in part.items()} for part in found)
         yield batch["row"][valid], probabilities, spread

@@ -116,6 +116,23 @@ def crop(volume: jax.Array, view: View) -> jax.Array:
     return jnp.where(view.flip, window[:, :, ::-1], window)
 
 
+def crop_around(volume: jax.Array, view: View) -> jax.Array:
+    """The slices that a view of the grid shows, wide enough in plane for all nine of its in-plane positions.
+
+    Args:
+        volume: as for `take`.
+        view: one that shifts by whole slices and flips; its other fields play no part.
+
+    Returns:
+        float32[144, 256, 9]. The window at (0, 0) in it is that of the view at -16 rows and -16 columns.
+    """
+    shape = (WINDOW_SHAPE[0] + 2 * TTA_SHIFT_PX, WINDOW_SHAPE[1] + 2 * TTA_SHIFT_PX, WINDOW_SHAPE[2])
+    margins = (jnp.array(VOLUME_SHAPE) - jnp.array(shape)) // 2
+    shift = jnp.append(jnp.zeros(2, jnp.int32), view.shift_slices)
+    around = _intensities(jax.lax.dynamic_slice(volume, margins + shift, shape))
+    return jnp.where(view.flip, around[:, :, ::-1], around)
+
+
 def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
     """Carry a map over a view's window back to the identity window, through the inverse view.
 

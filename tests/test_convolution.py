@@ -69,3 +69,21 @@ def test_pooling_equals_flaxs_and_so_does_its_gradient(size):
 @pytest.mark.parametrize("place", range(4))
 def test_pooling_hides_no_nan(place):
     assert np.isnan(max_pool(jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1))).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_forward_mode_vmap_and_layers_of_stride_one_equal_jaxs(stride):
+    x, kernel = sample((3, 9, 12, 2), 0), sample((3, 3, 2, 4), 1)
+    window = ((stride, stride), [(1, 1)] * 2)
+    expected = lax.conv_general_dilated(x, kernel, *window, **LAYOUT)
+    one_by_one = jax.vmap(lambda one: conv_general_dilated(one[None], kernel, *window, **LAYOUT)[0])(x)
+    np.testing.assert_allclose(one_by_one, expected, atol=1e-5)
+    cotangent = sample(expected.shape, 2)
+    for convolve in (lax.conv_general_dilated, conv_general_dilated):
+        out, backwards = jax.vjp(lambda x, k, convolve=convolve: convolve(x, k, *window, **LAYOUT), x, kernel)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+        gradients = backwards(cotangent)
+        if convolve is lax.conv_general_dilated:
+            reference = gradients
+    for one, other in zip(gradients, reference, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)

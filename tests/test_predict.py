@@ -8,6 +8,7 @@ import pytest
 from spinejax import devices, pipeline, predict, training, views
 from spinejax.config import Config
 from spinejax.dataset import DataSet
+from spinejax.errors import SpinejaxError
 from tests.conftest import TASKS
 
 
@@ -58,3 +59,25 @@ def test_every_disc_is_graded_once_in_order_whatever_the_batch(network):
         found[batch_size] = np.concatenate([part[1]["side"] for part in parts])
     assert found[8].shape == (11, 2)
     np.testing.assert_allclose(found[8], found[16], atol=1e-6)
+
+
+def test_the_nine_in_plane_views_share_conv1_to_the_same_scores(network):
+    model, variables, data = network
+    variables = variables | {"constants": {"slice_mean": jnp.linspace(0.1, 0.5, 9)}}  # a flip must not pass unseen
+    volumes = jnp.asarray(data.volumes(np.arange(2)))
+    plain, shared = (
+        predict.predict_step(variables, volumes, views.grid(), model=model, grid=grid) for grid in (False, True)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), shared, plain)
+
+
+def test_a_place_gives_what_its_own_window_gives(network):
+    model, variables, _ = network
+    around = jax.random.uniform(jax.random.key(1), (2, 144, 256, 9))
+    places = ((0, 0), (16, 4), (32, 32))
+    together = model.apply(variables, around, places=places)["side"].reshape(2, len(places), 2)
+    for number, (row, column) in enumerate(places):
+        alone = model.apply(variables, around[:, row : row + 112, column : column + 224])["side"]
+        np.testing.assert_allclose(together[:, number], alone, atol=1e-6)
+    with pytest.raises(SpinejaxError, match="multiples of 4 px"):
+        model.apply(variables, around, places=((0, 2), (4, 4)))

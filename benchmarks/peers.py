@@ -1,0 +1,268 @@
+"""Is spinejax ever slower than PyTorch? The same network and weights in both, in one process, turn by turn.
+
+    python -m benchmarks.peers [--width 1.0] [--batch-sizes 1 8 32] [--parts forward train tta hotspots] [--json FILE]
+
+PyTorch is `benchmarks/torch_twin.py` in channels_last, eager and through `torch.compile`; each row holds spinejax
+against the quicker of the two. Outputs must agree to 1e-4 before anything is timed. Turns are interleaved: both see
+the same machine, whatever else it does. A figure is the median of its turns; a ratio is the median of the turns'
+ratios, with the least and the greatest of them. Needs the extra `bench`.
+
+    forward     windows → scores
+    train       SGD with momentum and weight decay on windows, dropout on; PyTorch's fused SGD
+    tta         the mean over 54 views; PyTorch takes as many views of its discs at once as spinejax does
+    hotspots    6 tasks × 32 views: windows → input gradients, without the warps, which PyTorch has no counterpart of
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.torch_twin import Twin, windows_of
+from spinejax import losses, predict, training, views
+from spinejax.config import Config
+from spinejax.model import SpineNet
+from spinejax.shards import VOLUME_SHAPE
+from spinejax.tasks import PAPER_TASKS
+
+Part = Literal["forward", "train", "tta", "hotspots"]
+NUM_VIEWS = 32
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time spinejax and PyTorch side by side."""
+
+    width: float = 1.0
+    """Of every layer; 1 is the paper's network."""
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    """Discs at once."""
+    parts: tuple[Part, ...] = ("forward", "train", "tta", "hotspots")
+    """Which rows."""
+    rounds: int = 5
+    """Turns that each takes."""
+    compile: bool = True
+    """Time `torch.compile` beside eager PyTorch."""
+    json: Path | None = None
+    """Also write the rows here: a list of name, ours, theirs (discs/s) and ratio (ours/theirs)."""
+
+
+def main(arguments: Arguments) -> None:
+    """Print a row per part and batch size, and write it as soon as it stands."""
+    model = SpineNet(PAPER_TASKS, width=arguments.width)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
+    twin = Twin(model, variables).to(memory_format=torch.channels_last)
+    rows = []
+    table = Table(title=f"discs/s at width {arguments.width:g}, {torch.get_num_threads()} threads")
+    for header in ("part", "spinejax", "PyTorch", "ratio", "least to greatest"):
+        table.add_column(header)
+    for part in arguments.parts:
+        for size in arguments.batch_sizes:
+            ours, theirs = PARTS[part](model, variables, twin, size, arguments.compile)
+            times = interleaved([ours, *theirs], arguments.rounds)
+            best = min(range(1, len(times)), key=lambda peer: np.median(times[peer]))
+            ratios = np.array(times[best]) / np.array(times[0])
+            row = {
+                "name": f"{part}, batch {size}",
+                "ours": size / float(np.median(times[0])),
+                "theirs": size / float(np.median(times[best])),
+                "ratio": float(np.median(ratios)),
+            }
+            rows.append(row)
+            cells = [f"{row[key]:.2f}" for key in ("ours", "theirs", "ratio")]
+            table.add_row(row["name"], *cells, f"{ratios.min():.2f} to {ratios.max():.2f}")
+            print(f"{row['name']}: {', '.join(cells)}, {('eager', 'compiled')[best - 1]}", flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    Console().print(table)
+
+
+def interleaved(calls: Sequence[Callable], rounds: int) -> list[list[float]]:
+    """Seconds of each call in each turn; a first turn, which compiles, is not counted."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for call, times in zip(calls, seconds, strict=True):
+            started = time.perf_counter()
+            call()
+            if turn:
+                times.append(time.perf_counter() - started)
+    return seconds
+
+
+def forward(model, variables, twin, size, compiled):
+    """Windows → scores."""
+    windows = _windows(size)
+    theirs = _channels_last(windows)
+    apply = jax.jit(model.apply)
+    twin.eval()
+    with torch.no_grad():
+        for name, scores in twin(theirs).items():
+            agree(apply(variables, windows)[name], scores, f"forward, {name}")
+
+    def run(module):
+        def call():
+            with torch.no_grad():
+                module(theirs)
+
+        return call
+
+    return lambda: jax.block_until_ready(apply(variables, windows)), _eager_and_compiled(run, twin, compiled)
+
+
+def train(model, variables, twin, size, compiled):
+    """One step of SGD on windows; the loss without dropout must agree first."""
+    options = Config(width=model.width)
+    state = training.init(jax.random.key(0), model, options, np.zeros(9, np.float32))
+    state = state.replace(params=jax.tree.map(jnp.array, variables["params"]))
+    windows, theirs = _windows(size), None
+    labels = np.random.default_rng(1).integers(0, 2, (size, len(model.tasks))).astype(np.int32)
+    weights = losses.class_weights(np.tile(labels, (2, 1)), model.tasks)
+    theirs, targets = _channels_last(windows), torch.tensor(labels).long()
+    class_weights = {name: torch.tensor(np.asarray(each), dtype=torch.float32) for name, each in weights.items()}
+
+    def loss_of(scores):
+        total = torch.zeros(())
+        for column, task in enumerate(model.tasks):
+            each = torch.nn.functional.cross_entropy(scores[task.name], targets[:, column], reduction="none")
+            total = total + (each * class_weights[task.name][targets[:, column]]).mean()
+        return total
+
+    by_name = {task.name: labels[:, column] for column, task in enumerate(model.tasks)}
+    ours, _ = losses.multi_task_loss(jax.jit(model.apply)(variables, windows), by_name, weights, {})
+    twin.eval()
+    agree(ours, loss_of(twin(theirs)), "train, loss")
+    learner = Twin(model, variables).to(memory_format=torch.channels_last).train()
+    named = list(learner.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if name.endswith("weight")], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, fused=True)
+
+    def run(module):
+        def call():
+            optimiser.zero_grad(set_to_none=True)
+            loss_of(module(theirs)).backward()
+            optimiser.step()
+
+        return call
+
+    def step():
+        nonlocal state
+        state, figures = training.update(
+            jax.random.key(0), state, windows, labels, weights, model=model, config=options
+        )
+        jax.block_until_ready((state, figures))
+
+    return step, _eager_and_compiled(run, learner, compiled)
+
+
+def tta(model, variables, twin, size, compiled):
+    """The mean over 54 views of stored discs, crops included."""
+    volumes = np.random.default_rng(0).integers(0, 65536, (size, *VOLUME_SHAPE), dtype=np.uint16)
+    grid = views.grid()
+    # float32 on their side, once and untimed: PyTorch has little support for uint16.
+    theirs = torch.tensor(np.moveaxis(volumes, -1, 1).astype(np.float32) / 65535)
+    shifts = np.column_stack([np.asarray(grid.shift_px, int), np.asarray(grid.shift_slices), np.asarray(grid.flip)])
+
+    def average(module):
+        total = None
+        with torch.no_grad():
+            for turn in range(0, len(shifts), predict.IN_PLANE_VIEWS):
+                taken = []
+                for row, column, slices, flip in shifts[turn : turn + predict.IN_PLANE_VIEWS]:
+                    window = theirs[:, 3 + slices : 12 + slices, 40 + row : 152 + row, 48 + column : 272 + column]
+                    taken.append(window.flip(1) if flip else window)
+                batch = torch.cat(taken).to(memory_format=torch.channels_last)
+                scores = module(batch)
+                each = {n: s.softmax(1).unflatten(0, (len(taken), -1)).sum(0) for n, s in scores.items()}
+                total = each if total is None else {name: total[name] + each[name] for name in total}
+        return {name: each / len(shifts) for name, each in cast(dict, total).items()}
+
+    def ours():
+        return jax.block_until_ready(predict.predict_step(variables, volumes, grid, model=model, grid=True))
+
+    twin.eval()
+    expected = average(twin)
+    for name, probabilities in ours()[0].items():
+        agree(probabilities, expected[name], f"tta, {name}")
+    return ours, _eager_and_compiled(lambda module: lambda: average(module), twin, compiled)
+
+
+def hotspots(model, variables, twin, size, compiled):
+    """Input gradients of one score a task, over 32 views of each disc: one forward pass, a backward pass a task."""
+    windows = _windows(NUM_VIEWS)
+
+    @jax.jit
+    def gradients(variables, windows):
+        def scores(windows):
+            found = cast(dict, model.apply(variables, windows))
+            return [found[task.name][:, 0].sum() for task in model.tasks]
+
+        _, backwards = jax.vjp(scores, windows)
+        chosen = np.eye(len(model.tasks), dtype=np.float32)
+        return jnp.stack([backwards(list(one))[0] for one in chosen])
+
+    theirs = _channels_last(windows)
+    twin.eval()
+
+    def run(module):
+        def call():
+            for _ in range(size):
+                leaf = theirs.detach().requires_grad_()
+                found = module(leaf)
+                last = len(model.tasks) - 1
+                maps = [
+                    torch.autograd.grad(found[task.name][:, 0].sum(), leaf, retain_graph=number < last)[0]
+                    for number, task in enumerate(model.tasks)
+                ]
+            return maps
+
+        return call
+
+    expected = torch.stack(run(twin)()).movedim(2, -1)
+    agree(gradients(variables, windows), expected, "hotspots")
+
+    def ours():
+        for _ in range(size):
+            jax.block_until_ready(gradients(variables, windows))
+
+    return ours, _eager_and_compiled(run, twin, compiled)
+
+
+PARTS = {"forward": forward, "train": train, "tta": tta, "hotspots": hotspots}
+
+
+def agree(ours, theirs: torch.Tensor, where: str) -> None:
+    """Raises SystemExit if the two differ by more than `TOLERANCE` of the greatest value."""
+    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    off = float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
+    if not off <= TOLERANCE:
+        raise SystemExit(f"{where}: spinejax and PyTorch differ by {off:.1e}, more than {TOLERANCE:.0e}.")
+
+
+def _windows(size: int) -> jax.Array:
+    return jax.random.uniform(jax.random.key(0), (size, 112, 224, 9))
+
+
+def _channels_last(windows) -> torch.Tensor:
+    return windows_of(windows).contiguous(memory_format=torch.channels_last)
+
+
+def _eager_and_compiled(run, module, compiled: bool) -> list[Callable]:
+    return [run(module), *([run(torch.compile(module))] if compiled else [])]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
