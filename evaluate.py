@@ -98,6 +98,7 @@ def main(arguments: Arguments) -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     data = prepare(arguments, model.tasks, out, console)
     check(arguments, model, data)
+    out.mkdir(parents=True, exist_ok=True)
     about = {
         "split": arguments.split,
         "num_views": arguments.num_views,
@@ -149,6 +150,7 @@ def prepare(arguments: Arguments, tasks: Sequence[Task], out: Path, console: ric
         return DataSet(arguments.data)
     if arguments.split != SPLIT:
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
+    out.mkdir(parents=True, exist_ok=True)
     progress = rich.console.Console(stderr=True)
     notes = ungraded_discs(
         arguments.scan,
@@ -175,7 +177,7 @@ def check(arguments: Arguments, model, data: DataSet) -> None:
 
 
 def output_folder(arguments: Arguments) -> Path:
-    """Where results go, made if need be.
+    """Where results go.
 
     Raises:
         SpinejaxError: no folder was named, and the checkpoint is not a run, which could hold one.
@@ -183,9 +185,7 @@ def output_folder(arguments: Arguments) -> Path:
     if arguments.out is None and not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
         raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
     name = f"evaluation-{arguments.split}-{arguments.num_views}-view{'s' if arguments.num_views > 1 else ''}"
-    out = arguments.out or arguments.checkpoint / name
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+    return arguments.out or arguments.checkpoint / name
 
 
 def grade(arguments: Arguments, model, variables: Mapping, data: DataSet, split: str, mesh) -> Graded:
