@@ -25,6 +25,7 @@ from spinejax import (
     map_files,
     pipeline,
     predict,
+    processes,
     report,
     showing,
     tables,
@@ -78,6 +79,8 @@ class Arguments:
     """Trace back this grade of a task, as `TASK GRADE` pairs; without one, the grade that each disc is given."""
     seed: int = 0
     """Decides the hotspots' random views."""
+    distributed: bool = False
+    """One of several processes that grade together, as for `train.py --distributed`; the first one writes."""
     report: Path | None = None
     """Write a page to look at into this folder, with every figure and a browser of the discs and their hotspots."""
 
@@ -88,15 +91,22 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """One evaluation, from the checkpoint to the tables."""
+    """One evaluation, by one process or by several."""
     devices.keep_compiled()
+    with processes.started(arguments.distributed):
+        evaluate(arguments)
+
+
+def evaluate(arguments: Arguments) -> None:
+    """One evaluation, from the checkpoint to the tables."""
     mesh = devices.make_mesh()
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
     record = checkpoint.read_record(checkpoint.find(arguments.checkpoint))
     model, variables = checkpoint.load(arguments.checkpoint)
-    out = output_folder(arguments)
+    out = Path(processes.by_first(lambda: str(output_folder(arguments))))
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     data = prepare(arguments, model.tasks, out, console)
+    processes.refuse_difference("data", data.digest)
     check(arguments, model, data)
     out.mkdir(parents=True, exist_ok=True)
     about = {
@@ -109,6 +119,12 @@ def main(arguments: Arguments) -> None:
     }
 
     graded = grade(arguments, model, variables, data, arguments.split, mesh)
+    processes.by_first(lambda: conclude(arguments, model, variables, graded, mesh, about, out))
+
+
+def conclude(arguments: Arguments, model, variables: Mapping, graded: Graded, mesh, about: dict, out: Path) -> None:
+    """Everything that is made of the graded discs."""
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     calibrated: dict = {}
     if arguments.calibrate:
         graded, calibrated = calibrate(arguments, model, variables, graded, mesh, console)
@@ -144,6 +160,8 @@ def prepare(arguments: Arguments, tasks: Sequence[Task], out: Path, console: ric
     Raises:
         SpinejaxError: neither or both were given, or no disc was found.
     """
+    if arguments.distributed and arguments.scan:
+        raise SpinejaxError("--scan is for one process: evaluate again without --distributed.")
     if (arguments.data is None) == (not arguments.scan):
         raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
     if arguments.data is not None:
@@ -167,6 +185,8 @@ def prepare(arguments: Arguments, tasks: Sequence[Task], out: Path, console: ric
 
 def check(arguments: Arguments, model, data: DataSet) -> None:
     """Faults come before the work: raises SpinejaxError for whatever would stop it later."""
+    if arguments.distributed and (arguments.hotspots or arguments.calibrate):
+        raise SpinejaxError("--hotspots and --calibrate are for one process: evaluate again without --distributed.")
     rows = data.rows(arguments.split)
     labels_of(data, rows, model.tasks)
     if arguments.hotspots:
@@ -191,7 +211,8 @@ def output_folder(arguments: Arguments) -> Path:
 def grade(arguments: Arguments, model, variables: Mapping, data: DataSet, split: str, mesh) -> Graded:
     """A split's discs with their grades."""
     rows = data.rows(split)
-    batches = pipeline.eval_batches(data, rows, [], batch_size=arguments.batch_size)
+    hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
+    batches = pipeline.eval_batches(data, rows, [], batch_size=arguments.batch_size, **hosts)
     stream = predict.predict(
         model, variables, batches, mesh, tta=arguments.tta, average_logits=arguments.average == "logits"
     )

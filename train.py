@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import tyro
 
-from spinejax import checkpoint, config, devices, figures, logbook, losses, pipeline, tasks, training
+from spinejax import checkpoint, config, devices, figures, lock, logbook, losses, pipeline, processes, tasks, training
 from spinejax import layout as layouts
 from spinejax.config import Config
 from spinejax.dataset import DataSet
@@ -25,7 +25,6 @@ from spinejax.device_cache import DeviceCache
 from spinejax.errors import SpinejaxError, status_of
 from spinejax.metrics import mean_per_class_accuracy
 from spinejax.model import SpineNet
-from spinejax.tasks import UNLABELLED, Task
 from spinejax.training import TrainState
 
 
@@ -38,40 +37,58 @@ class Arguments:
     workdir: Path
     """The run's folder. If it holds a run of the same options, that run goes on."""
     options: Annotated[Config, tyro.conf.arg(name="")]
+    distributed: bool = False
+    """One of several processes of this run, as SLURM, MPI, GKE or Cloud TPU start them, or as JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say."""
+    start_seconds: int = 300
+    """With --distributed: how long to wait for the others."""
 
 
 def main(arguments: Arguments) -> None:
-    """One run, from the data set to the exported network."""
-    options, run = arguments.options, arguments.workdir
+    """One run, on one process or as one of several."""
     devices.keep_compiled()
+    with (
+        processes.started(arguments.distributed, start_seconds=arguments.start_seconds),
+        processes.stop_notices() as told_to_stop,
+    ):
+        message = run(arguments.options, DataSet(arguments.data), arguments.workdir, told_to_stop)
+        if processes.is_first():
+            print(message)
+
+
+def run(options: Config, data: DataSet, folder: Path, told_to_stop: Callable[[int], bool]) -> str:
+    """A run, from the data set to the exported network, or to where it is told to stop. How it ended, in a sentence."""
     mesh = devices.make_mesh()
     devices.check_batch(options.batch_size, mesh, "--batch-size")
-    data = DataSet(arguments.data)
+    processes.refuse_difference("options", repr(options))
+    processes.refuse_difference("data", data.digest)
     chosen = tasks.select(data.tasks, options.tasks)
-    refuse_unlabelled(data, chosen, ("train", options.validation_split))
+    pipeline.refuse_unlabelled(data, chosen, ("train", options.validation_split))
     tasks.select(chosen, [name for name, _ in options.task_weights])  # refuse a weight for a task that is not learned
     columns = [data.tasks.index(task) for task in chosen]
 
-    with checkpoint.locked(run):
-        checkpoint.settle(options, run)
+    with contextlib.ExitStack() as held:
+        processes.by_first(lambda: held.enter_context(lock.locked(folder)))
+        processes.by_first(lambda: checkpoint.settle(options, folder))
+        checkpoints = checkpoint.open_checkpoints(folder, read_only=not processes.is_first())
+        held.enter_context(contextlib.closing(checkpoints))  # waits for the last save
         model = training.make_model(options, chosen)
         init_key, run_key = jax.random.split(jax.random.key(options.seed))
         state = training.init(init_key, model, options, data.slice_mean)
-        checkpoints = checkpoint.open_checkpoints(run)
-        latest = checkpoints.latest_step()
-        if latest is not None:
-            state = checkpoint.restore(checkpoints, state, latest, model=model, data_digest=data.digest)
+        state, unlogged = checkpoint.resume(checkpoints, state, model=model, data_digest=data.digest)
         layout = layouts.make(options.layout, mesh, state.params, batch_size=options.batch_size)
-        for note in layout.notes():
+        for note in layout.notes() if processes.is_first() else ():
             print(note)
         state, model = layout.put(state), layout.on(model)
+        save = functools.partial(checkpoint.save, checkpoints, model=model, data_digest=data.digest)
         done = int(state.step)
-        log = logbook.Log(run, step=done, tensorboard=options.tensorboard)
+        log = logbook.Log(folder, step=done, tensorboard=options.tensorboard, write=processes.is_first())
 
         train_rows = data.rows("train")
         weights = losses.class_weights(data.labels[train_rows][:, columns], chosen)
         step = functools.partial(
             training.train_step,
+            devices.put_replicated(run_key, mesh),
             class_weights=devices.put_replicated(weights, mesh),
             model=model,
             config=config.of_a_step(options),
@@ -88,56 +105,58 @@ def main(arguments: Arguments) -> None:
             "volumes": options.cache == "none",
         }
         batches = pipeline.train_batches(data, columns, seed=options.seed, step=done, workers=options.workers, **read)
+        held.enter_context(contextlib.closing(batches))
         validation = functools.partial(pipeline.eval_batches, data, deciding_rows, columns, **read)
         steps_per_epoch = pipeline.num_steps(len(train_rows), options.batch_size)
         total = options.epochs * steps_per_epoch
-        with contextlib.closing(batches), logbook.progress(total, done, options.batch_size) as progress:
-            for epoch in next_epochs(done // steps_per_epoch, options):
-                if training.is_over(state, options):
-                    break
-                num_steps = epoch * steps_per_epoch - int(state.step)
-                state, figures_of_stretch, skipped_in_a_row = train(
-                    run_key, state, batches, num_steps, step, put, progress
-                )
-                if skipped_in_a_row >= options.max_skipped:
-                    checkpoints.close()
-                    kept = "The last good checkpoint is kept" if checkpoints.all_steps() else "Nothing was saved yet"
-                    raise SpinejaxError(
-                        f"{run}: the loss or a gradient was NaN or infinite in {skipped_in_a_row} steps in a row "
-                        f"before epoch {epoch}. {kept}. Train again in another --workdir, with a lower --learning-rate."
-                    )
-                accuracies = validate(state, validation(), model, put)
-                error = 1 - float(np.mean(list(accuracies.values())))
-                if epoch % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
-                    state = training.evaluated(state, error, options)
-                entry = {
-                    "step": int(state.step),
-                    "epoch": epoch,
-                    "learning_rate": options.learning_rate * float(state.plateau.scale),
-                    "validation_error": error,
-                    **figures_of_stretch,
-                    **{f"validation_accuracy/{name}": value for name, value in accuracies.items()},
-                }
-                # The log comes first: a run that goes on cuts it back to the checkpoint, but could not fill a gap.
-                log.write(entry)
-                progress.evaluated(entry)
-                checkpoint.save(checkpoints, state, model, data_digest=data.digest, error=error)
-        checkpoints.close()  # waits for the last save
-        exported = checkpoint.export(run)
-        figures.learning_curves(log.entries, run / "curves.png")
-        best = checkpoint.best_step(run)
-        print(f"{run} is finished: step {int(state.step)}, best step {best}, exported to {exported}.")
-
-
-def refuse_unlabelled(data: DataSet, chosen: Sequence[Task], splits: Sequence[str]) -> None:
-    """Raises SpinejaxError if a task cannot be learned or validated: a split has no disc with a label for it."""
-    for split in splits:
-        labels = data.labels[data.rows(split)]
-        for task in chosen:
-            if (labels[:, data.tasks.index(task)] == UNLABELLED).all():
+        showing = logbook.progress(total, done, options.batch_size, show=processes.is_first())
+        progress = held.enter_context(showing)
+        for epoch in next_epochs(done // steps_per_epoch, options):
+            if training.is_over(state, options):
+                break
+            until = epoch * steps_per_epoch
+            state, stretch, seconds, waited = train(state, batches, until, step, put, progress, told_to_stop)
+            speed = {"seconds": seconds, "waited": waited, "discs": len(stretch) * options.batch_size}
+            unlogged += stretch
+            if int(state.step) < until:  # told to stop
+                save(state, error=None, unlogged=unlogged)
+                processes.by_first(checkpoints.wait)
+                return f"{folder} was told to stop. It is saved at step {int(state.step)}: start it again to go on."
+            figures_of_stretch, skipped_in_a_row = logbook.entry_of(unlogged, **speed)
+            if skipped_in_a_row >= options.max_skipped:
+                checkpoints.wait()
                 raise SpinejaxError(
-                    f"{data.folder}: no disc of split {split!r} has a label for {task.name}. Leave it out with --tasks."
+                    f"{folder}: the loss or a gradient was NaN or infinite in {skipped_in_a_row} steps in a row before "
+                    f"epoch {epoch}. The last good checkpoint is kept (step {checkpoints.latest_step()}). Train again "
+                    "in another --workdir, with a lower --learning-rate."
                 )
+            unlogged = []
+            accuracies = validate(state, validation(), model, put)
+            error = 1 - float(np.mean(list(accuracies.values())))
+            if epoch % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
+                state = training.evaluated(state, error, options)
+                state = state.replace(plateau=devices.put_replicated(state.plateau, mesh))
+            entry = {
+                "step": int(state.step),
+                "epoch": epoch,
+                "learning_rate": options.learning_rate * float(state.plateau.scale),
+                "validation_error": error,
+                **figures_of_stretch,
+                **{f"validation_accuracy/{name}": value for name, value in accuracies.items()},
+            }
+            # The log comes first: a run that goes on cuts it back to the checkpoint, but could not fill a gap.
+            log.write(entry)
+            progress.evaluated(entry)
+            save(state, error=error)
+
+        def export() -> str:
+            checkpoints.wait()
+            exported = checkpoint.export(folder)
+            figures.learning_curves(log.entries, folder / "curves.png")
+            best = checkpoint.best_step(folder)
+            return f"{folder} is finished: step {int(state.step)}, best step {best}, exported to {exported}."
+
+        return processes.by_first(export)
 
 
 def next_epochs(done: int, options: Config) -> list[int]:
@@ -148,39 +167,39 @@ def next_epochs(done: int, options: Config) -> list[int]:
 
 
 def train(
-    key: jax.Array,
     state: TrainState,
     batches: Iterator[pipeline.Batch],
-    num_steps: int,
+    until: int,
     step: Callable,
     put: Callable,
     progress: logbook.Progress,
-) -> tuple[TrainState, dict[str, float], int]:
-    """Take steps; also give what the log says of them (means, speed, waiting), and the most skipped in a row."""
+    told_to_stop: Callable[[int], bool],
+) -> tuple[TrainState, list[dict[str, float]], float, float]:
+    """Take steps until there are so many, or until told to stop.
+
+    Returns:
+        The new state, the steps' figures, the seconds that it took, and how many of them were spent waiting for data.
+    """
     figures_of_steps, waited, started = [], 0.0, time.perf_counter()
-    for _ in range(num_steps):
+    for number in range(int(state.step), until):
+        if told_to_stop(number):
+            break
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        state, step_figures = step(key, state, put(batch))
+        state, step_figures = step(state, put(batch))
         figures_of_steps.append(step_figures)
         progress.step()
     # Figures are read back once, here: inside the loop the devices never wait for the host.
-    figures_of_steps = jax.device_get(figures_of_steps)
-    seconds = time.perf_counter() - started
-    skipped = [int(each.pop("skipped")) for each in figures_of_steps]
-    taken = [each for each, skips in zip(figures_of_steps, skipped, strict=True) if not skips]
-    means = {name: float(np.mean([each[name] for each in taken] or np.nan)) for name in figures_of_steps[0]}
-    speed = num_steps * progress.batch_size / seconds
-    entry = {"skipped_steps": num_steps - len(taken), "discs_per_second": speed, "waiting_for_data": waited / seconds}
-    return state, means | entry, max(skipped)
+    stretch = [{name: float(value) for name, value in each.items()} for each in devices.to_host(figures_of_steps)]
+    return state, stretch, time.perf_counter() - started, waited
 
 
 def validate(state: TrainState, batches: Iterator[pipeline.Batch], model: SpineNet, put: Callable) -> dict[str, float]:
     """Task name → mean per-class accuracy on the batches' discs."""
     variables = {"params": state.params, "constants": state.constants}
     counts = [training.eval_step(variables, put(batch), model=model) for batch in batches]
-    confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(counts))
+    confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *devices.to_host(counts))
     return {name: float(mean_per_class_accuracy(confusion)) for name, confusion in confusions.items()}
 
 

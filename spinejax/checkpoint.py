@@ -1,118 +1,142 @@
 """Checkpoints: what a run has learned, kept so that it can be trusted and read without this library.
 
-A run keeps its latest and its best step, each a folder of three Orbax items:
-
-    variables/   params and constants: what `SpineNet.apply` takes, and all that other code needs
-    optimiser/   the rest of the training state
-    record/      JSON: the network, the task table, what data it learned from, its error, a sha256 per array
-
-All arrays are saved as numpy, so that a checkpoint from any number of devices loads on any other. Orbax keeps no
-checksum of what it stores, and a flipped byte would come back as a wrong weight: every array is checked against the
-record when it is read.
+A run keeps its latest two steps and its best (`steps` says what one is): two, so that there is one to go back to. A
+step is made in a temporary folder, flushed to disk, and only then named. All arrays are saved as numpy, so that a
+checkpoint from any number of devices loads on any other.
 """
 
-import contextlib
+import concurrent.futures
 import dataclasses
-import fcntl
-import hashlib
-import os
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import flax.serialization
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
-import pydantic
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from typing_extensions import TypedDict
 
-from spinejax import config
+from spinejax import config, lock, processes, steps, sums
 from spinejax import tasks as task_tables
 from spinejax.config import Config
 from spinejax.devices import to_host
 from spinejax.errors import SpinejaxError
 from spinejax.model import SpineNet
 from spinejax.shards import WINDOW_SHAPE
+from spinejax.steps import (
+    CHECKPOINTS,
+    Model,
+    Record,
+    Unlogged,
+    best_step,
+    check_arrays,
+    checked_record,
+    digests,
+    read_item,
+    read_record,
+    steps_of,
+)
 from spinejax.training import TrainState
 
-CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 CALIBRATION = "calibration.json"
-LOCK = ".lock"
 OPTIONS = "config.json"
 
-_ITEMS = ("variables", "optimiser", "record")
 
-
-class _Model(TypedDict):
-    """`SpineNet`'s arguments but for the tasks."""
-
-    branch_point: str | None
-    width: Annotated[float, pydantic.Field(gt=0, le=64)]
-    dropout: float
-    num_slices: Annotated[int, pydantic.Field(gt=0)]
-    initialiser: str
-    dtype: Literal["float32", "bfloat16", "float16"]
-
-
-class Record(TypedDict):
-    """The JSON beside a checkpoint's arrays.
+class Checkpoints:
+    """A run's saved steps, of which one process writes and deletes: the latest two and the best stay.
 
     Args:
-        version: of this form.
-        model: the network's arguments.
-        tasks: its task table, as `tasks.to_json` gives it.
-        data: digest of the data set that it learns from.
-        step: steps taken.
-        error: validation error.
-        sha256: a digest for each array, by its path in the tree.
+        run: its folder.
+        read_only: change nothing there.
+
+    Attributes:
+        directory: where the steps stand, each in a folder that is named by its number.
     """
 
-    version: Literal[1]
-    model: _Model
-    tasks: list[dict[str, Any]]
-    data: str
-    step: int
-    error: float
-    sha256: dict[str, str]
+    def __init__(self, run: str | Path, *, read_only: bool = False):
+        self.run = Path(run).absolute()
+        self.directory = self.run / CHECKPOINTS
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._saving: concurrent.futures.Future | None = None
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.iterdir():  # of a save or a deletion that a kill cut short
+                if not leftover.name.isdigit():
+                    shutil.rmtree(leftover, ignore_errors=True)
 
+    def all_steps(self) -> list[int]:
+        """The saved steps, oldest first."""
+        return list(steps_of(self.directory))
 
-@contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold a run's folder, made if need be, so that no second trainer writes into it.
+    def latest_step(self) -> int | None:
+        """The last saved step."""
+        return max(self.all_steps(), default=None)
 
-    Raises:
-        SpinejaxError: another process holds it.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / LOCK, "w") as file:
+    def write(self, variables: Mapping, optimiser: Mapping, record: Record) -> None:
+        """Save one step in the background, and delete those that need not be kept.
+
+        Raises:
+            SpinejaxError: the disk is too full; an earlier save failed; or another trainer has taken the folder.
+        """
+        self.wait()
+        if record["step"] in self.all_steps():
+            return  # told to stop right after a save: what stands there is this state, to the bit
+        lock.refuse_if_lost(self.run)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimiser)))
+        if _free(self.directory) < _needed(size):
+            raise SpinejaxError(self._no_room(record["step"], size, "the disk is too full"))
+        self._saving = self._thread.submit(self._write, variables, optimiser, record, size)
+
+    def _write(self, variables: Mapping, optimiser: Mapping, record: Record, size: int) -> None:
+        target = self.directory / str(record["step"])
+        temporary = target.with_name(target.name + sums.TEMPORARY)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however the process ends
-        except BlockingIOError as error:
-            raise SpinejaxError(
-                f"{run}: another trainer is writing into this folder. Choose another --workdir."
-            ) from error
-        yield
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            steps.write(temporary, variables, optimiser, record)
+            sums.commit(temporary, target)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise SpinejaxError(self._no_room(record["step"], size, error.strerror or str(error))) from error
+        for step in set(self.all_steps()[:-2]) - {best_step(self.run)}:
+            sums.discard(self.directory / str(step))
+
+    def _no_room(self, step: int, size: int, reason: str) -> str:
+        latest = self.latest_step()
+        kept = f"Step {latest} is kept" if latest is not None else "Nothing was saved before it"
+        return (
+            f"{self.directory}: step {step} could not be saved: {reason}. A step needs {_needed(size) / 1e6:.0f} MB, "
+            f"and {_free(self.directory) / 1e6:.0f} MB are free. {kept}: make room, and start again to go on."
+        )
+
+    def wait(self) -> None:
+        """Wait for the save under way. Raises SpinejaxError if it fails."""
+        if self._saving:
+            saving, self._saving = self._saving, None
+            saving.result()
+
+    def close(self) -> None:
+        """Wait for the save under way, and end its thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
 
-def open_checkpoints(run: str | Path, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints of a run folder: saving into them keeps the latest and the one of least validation error."""
-    best = BestN(get_metric_fn=_error, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
-        best_fn=_error,
-        best_mode="min",
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        create=not read_only,
-    )
-    root = Path(run).absolute() / CHECKPOINTS
-    return ocp.CheckpointManager(root, options=options, item_names=_ITEMS)
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _needed(size: int) -> int:
+    return math.ceil(1.01 * size) + 2**20  # for the files beside the arrays
+
+
+def open_checkpoints(run: str | Path, *, read_only: bool = False) -> Checkpoints:
+    """The checkpoints of a run folder: saving into them keeps the latest two and the one of least validation error."""
+    return Checkpoints(run, read_only=read_only)
 
 
 def settle(options: Config, run: Path) -> None:
@@ -132,43 +156,82 @@ def settle(options: Config, run: Path) -> None:
         ]
         if changed:
             raise SpinejaxError(f"{run} holds a run of other options ({'; '.join(changed)}). Choose another --workdir.")
-    elif _steps(run / CHECKPOINTS):
+    elif steps_of(run / CHECKPOINTS):
         raise SpinejaxError(f"{run} holds checkpoints, but not the options they were made with ({OPTIONS} is missing).")
     config.save(options, path)
 
 
 def save(
-    checkpoints: ocp.CheckpointManager, state: TrainState, model: SpineNet, *, data_digest: str, error: float
+    checkpoints: Checkpoints,
+    state: TrainState,
+    model: SpineNet,
+    *,
+    data_digest: str,
+    error: float | None,
+    unlogged: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """Save a state under its step. The call returns while the files are still being written.
+
+    All processes of a run call it together, and the first one writes.
 
     Args:
         checkpoints: from `open_checkpoints`.
         state: what to save.
         model: goes into the record, so that a reader can build the network.
         data_digest: `DataSet.digest` of the data that it learns from.
-        error: the validation error, by which the best step is chosen.
+        error: the validation error, by which the best step is chosen; None for a step that was not evaluated.
+        unlogged: figures of the steps that no line of the log tells of yet.
+
+    Raises:
+        SpinejaxError: the disk is too full; or the save before this one failed.
     """
-    variables, optimiser = _split(to_host(state))
-    record: Record = {
-        "version": 1,
-        "model": _arguments(model),
-        "tasks": task_tables.to_json(model.tasks),
-        "data": data_digest,
-        "step": int(state.step),
-        "error": error,
-        "sha256": _digests({"variables": variables, "optimiser": optimiser}),
-    }
-    items = ocp.args.Composite(
-        variables=ocp.args.StandardSave(variables),
-        optimiser=ocp.args.StandardSave(optimiser),
-        record=ocp.args.JsonSave(record),
-    )
-    checkpoints.save(int(state.step), args=items, metrics={"error": error})
+    state = to_host(state)
+
+    def write() -> None:
+        variables, optimiser = _split(state)
+        record: Record = {
+            "version": 2,
+            "model": _arguments(model),
+            "tasks": task_tables.to_json(model.tasks),
+            "data": data_digest,
+            "step": int(state.step),
+            "error": error,
+            "unlogged": [dict(figures) for figures in unlogged],
+            "sha256": digests({"variables": variables, "optimiser": optimiser}),
+        }
+        checkpoints.write(variables, optimiser, record)
+
+    processes.by_first(write)
+
+
+def resume(
+    checkpoints: Checkpoints, template: TrainState, *, model: SpineNet, data_digest: str
+) -> tuple[TrainState, Unlogged]:
+    """The state to go on from, and what the log does not say yet of the steps before it.
+
+    All processes of a run call it together; the first one reads.
+
+    Args:
+        checkpoints, template, model, data_digest: as for `restore`. The template is also where a new run begins.
+    """
+    found = template = to_host(template)
+
+    def read() -> Unlogged | None:
+        nonlocal found
+        latest = checkpoints.latest_step()
+        if latest is None:
+            return None
+        found = restore(checkpoints, template, latest, model=model, data_digest=data_digest)
+        return read_record(checkpoints.directory / str(latest)).get("unlogged", [])
+
+    unlogged = processes.by_first(read)
+    if unlogged is None:
+        return template, []
+    return processes.from_first(found, like=template), unlogged
 
 
 def restore(
-    checkpoints: ocp.CheckpointManager, template: TrainState, step: int, *, model: SpineNet, data_digest: str
+    checkpoints: Checkpoints, template: TrainState, step: int, *, model: SpineNet, data_digest: str
 ) -> TrainState:
     """Read a state back to go on from, every array checked.
 
@@ -184,15 +247,15 @@ def restore(
     Raises:
         SpinejaxError: a file is damaged or missing, or the checkpoint is of another network or data set.
     """
-    folder = Path(checkpoints.directory) / str(step)
-    record = read_record(folder)
+    folder = checkpoints.directory / str(step)
+    record = checked_record(folder)
     if record["data"] != data_digest:
         raise SpinejaxError(
             f"{folder}: this run learned from another data set than the one given, or that has changed since. Going on "
             "would mix the two, and could train on test patients. Give the same --data, or another --workdir."
         )
-    parts = {name: _read_item(folder, name) for name in ("variables", "optimiser")}
-    _check(folder, record, parts)
+    parts = {name: read_item(folder, name) for name in ("variables", "optimiser")}
+    check_arrays(folder, record, parts)
     found = parts["optimiser"] | parts["variables"]
     template = to_host(template)
     _check_same_shapes(folder, found, flax.serialization.to_state_dict(template))
@@ -218,9 +281,9 @@ def load(path: str | Path) -> tuple[SpineNet, dict]:
         >>> logits = model.apply(variables, windows)  # doctest: +SKIP
     """
     folder = find(path)
-    record = read_record(folder)
-    variables = _read_item(folder, "variables")
-    _check(folder, record, {"variables": variables})
+    record = checked_record(folder)
+    variables = read_item(folder, "variables")
+    check_arrays(folder, record, {"variables": variables})
     arguments: dict[str, Any] = {**record["model"], "dtype": jnp.dtype(record["model"]["dtype"])}
     model = SpineNet(tasks=task_tables.from_json(record["tasks"]), **arguments)
     windows = jnp.zeros((1, *WINDOW_SHAPE[:2], model.num_slices))
@@ -234,22 +297,18 @@ def export(run: str | Path) -> Path:
     `export/variables` is a plain Orbax checkpoint of numpy arrays.
     """
     source = find(run)
+    checked_record(source)
     target = Path(run).absolute() / EXPORT
-    temporary = target.with_name(EXPORT + ".tmp")
+    temporary = target.with_name(f"{EXPORT}-new{sums.TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)
     for item in ("variables", "record"):
         shutil.copytree(source / item, temporary / item)
     if (source / CALIBRATION).is_file():
         shutil.copy(source / CALIBRATION, temporary / CALIBRATION)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    sums.seal(temporary)
+    sums.discard(target)
+    sums.commit(temporary, target)
     return target
-
-
-def best_step(run: str | Path) -> int | None:
-    """The saved step of least validation error, the latest of equals; None if nothing is saved."""
-    steps = _steps(Path(run).absolute() / CHECKPOINTS)
-    return min(reversed(steps), key=lambda step: read_record(steps[step])["error"], default=None)
 
 
 def find(path: str | Path) -> Path:
@@ -267,50 +326,6 @@ def find(path: str | Path) -> Path:
     raise SpinejaxError(f"{path}: no checkpoint there. Expected a run of `python train.py`, or its `{EXPORT}` folder.")
 
 
-def _steps(root: Path) -> dict[int, Path]:
-    """The finished steps, oldest first: Orbax gives a folder its plain number only when it is whole."""
-    folders = {int(p.name): p for p in root.glob("[0-9]*") if p.name.isdigit() and (p / "record").is_dir()}
-    return dict(sorted(folders.items()))
-
-
-def read_record(folder: Path) -> Record:
-    """The record of one checkpoint's folder.
-
-    Raises:
-        SpinejaxError: it is missing or damaged, or of a later version.
-    """
-    path = folder / "record" / "metadata"
-    try:
-        return pydantic.TypeAdapter(Record).validate_json(path.read_bytes())
-    except OSError as error:
-        raise SpinejaxError(f"{path}: missing ({error.strerror}), so this checkpoint cannot be trusted.") from error
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise SpinejaxError(f"{path}: damaged, or of a later version: {where}: {fault['msg']}.") from error
-
-
-def _read_item(folder: Path, item: str) -> dict:
-    try:
-        with ocp.StandardCheckpointer() as reader:
-            return reader.restore(folder / item)
-    except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-        raise SpinejaxError(f"{folder / item}: damaged or incomplete ({type(error).__name__}). {_WAY_BACK}") from error
-
-
-def _check(folder: Path, record: Record, parts: Mapping) -> None:
-    found = _digests(parts)
-    expected = {name: digest for name, digest in record["sha256"].items() if name.split("/")[0] in parts}
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise SpinejaxError(f"{folder}: {name} is not what was saved: its sha256 differs. {_WAY_BACK}")
-
-
-_WAY_BACK = (
-    "Restore it from a copy; or delete this folder, if it is one of a run's steps, to go back to the other saved step."
-)
-
-
 def _check_same_shapes(folder: Path, found: dict, expected: dict) -> None:
     found, expected = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (found, expected))
     for name in sorted(set(found) | set(expected)):
@@ -326,7 +341,7 @@ def _split(state: TrainState) -> tuple[dict, dict]:
     return {name: optimiser.pop(name) for name in ("params", "constants")}, optimiser
 
 
-def _arguments(model: SpineNet) -> _Model:
+def _arguments(model: SpineNet) -> Model:
     return {
         "branch_point": model.branch_point,
         "width": model.width,
@@ -335,12 +350,3 @@ def _arguments(model: SpineNet) -> _Model:
         "initialiser": model.initialiser,
         "dtype": jnp.dtype(model.dtype).name,
     }
-
-
-def _digests(tree: Mapping) -> dict[str, str]:
-    leaves = flax.traverse_util.flatten_dict(tree, sep="/")
-    return {name: hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest() for name, leaf in leaves.items()}
-
-
-def _error(metrics: Mapping[str, float]) -> float:
-    return metrics["error"]

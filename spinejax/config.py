@@ -155,8 +155,8 @@ number of devices, takes sums in another order)."""
 
 def of_a_step(config: Config) -> Config:
     """The options with everything at its default that no step depends on, so that changing it compiles nothing anew."""
-    left_out = (*CHANGEABLE_ON_RESUME, "seed", "eval_epochs", "plateau_patience", "plateau_factor", "num_decays")
-    return replace(config, **{name: getattr(Config(), name) for name in left_out})
+    of_the_loop = ("seed", "validation_split", "eval_epochs", "plateau_patience", "plateau_factor", "num_decays")
+    return replace(config, **{name: getattr(Config(), name) for name in (*CHANGEABLE_ON_RESUME, *of_the_loop)})
 
 
 def save(config: Config, path: Path) -> None:

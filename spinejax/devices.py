@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spinejax.errors import SpinejaxError
@@ -40,8 +41,24 @@ def by_disc(mesh: Mesh) -> NamedSharding:
 
 
 def put_replicated(tree, mesh: Mesh):
-    """Copy every leaf to every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """Copy every leaf to every device; every process holds all of it."""
+    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put(tree, shardings):
+    """Lay out a tree of arrays, a sharding for each; every process holds all of it."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    # With several processes `device_put` would first gather every array from each of them, to compare.
+    return jax.tree.map(_put_own, tree, shardings)
+
+
+def _put_own(leaf, sharding: NamedSharding) -> jax.Array:
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+        data = _put_own(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -50,5 +67,11 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def to_host(tree):
-    """Every leaf as a numpy array, the same on each host."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
+    """Every leaf as a numpy array, whole and the same on each host. All processes must call it together."""
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(leaf) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)

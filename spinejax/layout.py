@@ -27,6 +27,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spinejax import devices
 from spinejax.convolution import conv_general_dilated
 from spinejax.devices import DATA_AXIS
 from spinejax.model import SpineNet
@@ -86,7 +87,7 @@ class Layout:
 
     def put(self, tree):
         """Lay a tree of arrays out; each host gives all of it."""
-        return jax.device_put(tree, self.shardings(tree))
+        return devices.put(tree, self.shardings(tree))
 
     def keep(self, tree):
         """Inside jit: leave the tree as `put` lays it out."""

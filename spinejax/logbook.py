@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pydantic
 import rich.console
 import rich.progress
@@ -38,23 +40,29 @@ class Log:
         run: the run's folder.
         step: the step that the run goes on from. Later lines are cut: they tell of work that was lost and comes again.
         tensorboard: also write event files into the run's folder.
+        write: if not, keep the entries in memory alone: another process writes them.
 
     Raises:
         SpinejaxError: TensorBoard was asked for, but the extra is not installed.
     """
 
-    def __init__(self, run: Path, *, step: int, tensorboard: bool = False):
-        self._path = run / LOG
-        self.entries = [entry for entry in read(self._path) if entry["step"] <= step]
-        text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
-        write_atomically(self._path, lambda path: path.write_text(text))
-        self._writer = _tensorboard_writer(run, step) if tensorboard else None
+    def __init__(self, run: Path, *, step: int, tensorboard: bool = False, write: bool = True):
+        self._path = run / LOG if write else None
+        self.entries: list[dict] = []
+        if self._path:
+            self.entries = [entry for entry in read(self._path) if entry["step"] <= step]
+            text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+            write_atomically(self._path, lambda path: path.write_text(text))
+        self._writer = _tensorboard_writer(run, step) if tensorboard and write else None
 
     def write(self, entry: dict) -> None:
         """Append an entry; it holds at least `step`."""
         self.entries.append(entry)
-        with open(self._path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self._path:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         if self._writer:
             for name in entry.keys() - {"step"}:
                 self._writer.add_scalar(name, entry[name], entry["step"])
@@ -72,6 +80,22 @@ def read(path: Path) -> list[dict]:
             if number < len(lines):
                 raise SpinejaxError(f"{path}: line {number} is no entry of a log. Delete that line.") from error
     return entries
+
+
+def entry_of(stretch: list[dict[str, float]], *, seconds: float, waited: float, discs: float) -> tuple[dict, int]:
+    """What the log says of a stretch of steps, and how many of them in a row were skipped at the most.
+
+    Args:
+        stretch: `training.train_step`'s figures, a dictionary a step. Their means leave skipped steps out.
+        seconds, waited: how long it took this process, and how long of that it waited for data.
+        discs: that it saw in that time.
+    """
+    taken = [figures for figures in stretch if not figures["skipped"]]
+    names = [name for name in stretch[0] if name != "skipped"]
+    means = {name: float(np.mean([figures[name] for figures in taken] or np.nan)) for name in names}
+    speed = {"discs_per_second": discs / seconds, "waiting_for_data": waited / seconds}
+    most = int(max(figures["skipped"] for figures in stretch))
+    return means | {"skipped_steps": len(stretch) - len(taken)} | speed, most
 
 
 class Progress:
@@ -97,7 +121,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def progress(num_steps: int, done: int, batch_size: int) -> Iterator[Progress]:
+def progress(num_steps: int, done: int, batch_size: int, *, show: bool = True) -> Iterator[Progress]:
     """Show progress while the block runs."""
     columns = (
         rich.progress.TextColumn("training"),
@@ -106,7 +130,7 @@ def progress(num_steps: int, done: int, batch_size: int) -> Iterator[Progress]:
         rich.progress.TextColumn("{task.fields[speed]}"),
         rich.progress.TimeRemainingColumn(),
     )
-    console = rich.console.Console(soft_wrap=True)
+    console = rich.console.Console(soft_wrap=True, quiet=not show)
     with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         yield Progress(bar, bar.add_task("", total=num_steps, completed=done, speed=""), batch_size)
 

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import math
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import absl.flags
 import grain
@@ -18,6 +18,7 @@ import numpy as np
 
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
+from spinejax.tasks import UNLABELLED, Task
 
 Batch = dict[str, np.ndarray]
 """volume uint16[B, 192, 320, 15], labels int32[B, T], row int32[B] (place in the data set), valid bool[B]."""
@@ -28,6 +29,17 @@ NUM_BATCHES_AHEAD = 2  # each read by a thread of its own
 def num_steps(num_discs: int, batch_size: int) -> int:
     """Steps that make up an epoch of training: whole batches, at least one."""
     return max(1, num_discs // batch_size)
+
+
+def refuse_unlabelled(data: DataSet, chosen: Sequence[Task], splits: Sequence[str]) -> None:
+    """Raises SpinejaxError if a task cannot be learned or validated: a split has no disc with a label for it."""
+    for split in splits:
+        labels = data.labels[data.rows(split)]
+        for task in chosen:
+            if (labels[:, data.tasks.index(task)] == UNLABELLED).all():
+                raise SpinejaxError(
+                    f"{data.folder}: no disc of split {split!r} has a label for {task.name}. Leave it out with --tasks."
+                )
 
 
 def train_batches(
@@ -124,13 +136,19 @@ def _read(batches: grain.MapDataset, workers: int) -> Generator[Batch]:
     if workers:
         # Grain's workers parse absl's flags, which nobody did in a program that has none.
         absl.flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_die_with_parent)
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_live_with_parent)
     with contextlib.closing(iter(ahead)) as batches_ahead:  # ends threads and processes with the generator
         yield from batches_ahead
 
 
-def _die_with_parent(worker: int, num_workers: int) -> None:
-    """Ask Linux to end this worker when the trainer dies, even by SIGKILL; elsewhere workers may outlive it."""
+def _live_with_parent(worker: int, num_workers: int) -> None:
+    """Have this worker end with the trainer, and not before it.
+
+    Schedulers send SIGTERM, and terminals SIGINT, to all processes of a job: the trainer still needs batches then, to
+    come to its next save. Linux ends the worker when the trainer dies, even by SIGKILL; elsewhere it may outlive it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pr_set_pdeathsig = 1
     try:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

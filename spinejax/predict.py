@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from spinejax import layout as layouts
 from spinejax import views
-from spinejax.devices import put_batch, put_replicated
+from spinejax.devices import put_batch, put_replicated, to_host
 from spinejax.model import SpineNet
 from spinejax.views import View
 
@@ -107,8 +107,10 @@ def predict(
     variables, model = layout.put(variables), layout.on(model)
     chosen = put_replicated(view_set(tta), mesh)
     for batch in batches:
-        volumes = put_batch({"volume": batch["volume"]}, mesh)["volume"]
+        laid_out = put_batch({name: batch[name] for name in ("volume", "row", "valid")}, mesh)
+        volumes = laid_out["volume"]
         found = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits, grid=tta)
-        valid = batch["valid"]
-        probabilities, spread = ({name: np.asarray(each)[valid] for name, each in part.items()} for part in found)
-        yield batch["row"][valid], probabilities, spread
+        # Every process gets the discs of all, so that the one that writes has them.
+        rows, valid, found = to_host((laid_out["row"], laid_out["valid"], found))
+        probabilities, spread = ({name: each[valid] for name, each in part.items()} for part in found)
+        yield rows[valid], probabilities, spread

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Imports flow down this list only: a room may use the rooms above it.
 ROOMS = (
     "errors",
+    "processes",
     "tasks",
     "paper",
     "sink",
@@ -30,6 +31,9 @@ ROOMS = (
     "device_cache",
     "layout",
     "training",
+    "lock",
+    "sums",
+    "steps",
     "checkpoint",
     "temperatures",
     "predict",
@@ -53,7 +57,7 @@ DETECTOR = "data_prep/detector"
 
 # Libraries that only some files may import; a change of library is then a change of one file.
 ONLY_IN = {
-    "orbax": {"spinejax/checkpoint.py"},
+    "orbax": {"spinejax/steps.py"},
     "grain": {"spinejax/pipeline.py"},
     "absl": {"spinejax/pipeline.py"},
     "h5py": {"spinejax/shards.py", "spinejax/dataset.py", "spinejax/map_files.py", "data_prep/evaluation.py"},

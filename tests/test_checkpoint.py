@@ -1,15 +1,20 @@
 """A checkpoint comes back to the bit, loads anywhere, and is refused if one byte of it changed."""
 
+import errno
+import fcntl
 import functools
 import json
+import os
 import shutil
+import socket
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 
 import spinejax
-from spinejax import checkpoint, devices, training
+from spinejax import checkpoint, devices, lock, sums, training
 from spinejax.config import Config
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import Task
@@ -56,15 +61,7 @@ def restored(checkpoints, step, tasks=TASKS, config=CONFIG, data_digest="abc"):
     return checkpoint.restore(checkpoints, template, step, model=model, data_digest=data_digest)
 
 
-def damage(folder):
-    """Flip one bit of the largest file below a folder: of the arrays' data."""
-    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def test_the_latest_and_the_best_are_kept_and_come_back_to_the_bit(run):
+def test_the_latest_two_and_the_best_are_kept_and_come_back_to_the_bit(run):
     folder, _, states = run
     checkpoints = checkpoint.open_checkpoints(folder, read_only=True)
     assert sorted(checkpoints.all_steps()) == [20, 30]
@@ -84,22 +81,123 @@ def test_load_gives_the_best_steps_network(run):
     assert loaded.apply(variables, windows)["brightness"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("item", ["variables", "optimiser"])
-def test_one_flipped_bit_is_found_and_the_way_back_is_named(run, tmp_path, item):
-    copy = shutil.copytree(run[0], tmp_path / "run")
-    damage(copy / "checkpoints" / "30" / item)
+def files_of(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [flip_a_byte, cut_short, remove, empty])
+def test_harm_to_any_file_is_found_in_one_line_that_names_the_way_back(run, tmp_path, harm):
+    """Every file there is: arrays, Orbax's and OCDBT's own, the record, the list of sums."""
+    original = run[0] / "checkpoints" / "30"
+    names = files_of(original)
+    assert {"SHA256SUMS", "record/metadata", "variables/manifest.ocdbt", "optimiser/_METADATA"} <= set(map(str, names))
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
     checkpoints = checkpoint.open_checkpoints(copy, read_only=True)
-    with pytest.raises(SpinejaxError, match=r"30.*go back to the other saved step"):
-        restored(checkpoints, 30)
+    for name in names:
+        path = copy / "checkpoints" / "30" / name
+        if not path.stat().st_size and harm is not remove:
+            continue
+        before = path.read_bytes()
+        harm(path)
+        for read in (lambda: restored(checkpoints, 30), lambda: spinejax.load(copy / "checkpoints" / "30")):
+            with pytest.raises(SpinejaxError, match=r"go back to step 20\.") as caught:
+                read()
+            assert "30" in str(caught.value)
+            assert "\n" not in str(caught.value)
+        path.write_bytes(before)
+    restored(checkpoints, 30)
 
 
-def test_a_missing_file_is_found(run, tmp_path):
+def test_every_single_bit_of_the_list_of_sums_counts(run, tmp_path):
+    folder = shutil.copytree(run[0] / "export", tmp_path / "export")
+    path = folder / "SHA256SUMS"
+    before = path.read_bytes()
+    for place in range(0, len(before), 7):
+        path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+        assert sums.fault_of(folder)
+    for stop in range(0, len(before), 50):
+        path.write_bytes(before[:stop])
+        assert sums.fault_of(folder)
+    path.write_bytes(before)
+    assert sums.fault_of(folder) is None
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=False).returncode == 0
+
+
+def test_the_way_back_is_a_step_that_is_whole(run, tmp_path):
     copy = shutil.copytree(run[0], tmp_path / "run")
-    shutil.rmtree(copy / "checkpoints" / "20" / "variables" / "d", ignore_errors=True)
-    for path in (copy / "checkpoints" / "20" / "variables").rglob("manifest*"):
-        path.unlink()
-    with pytest.raises(SpinejaxError, match="damaged or incomplete"):
-        spinejax.load(copy)
+    for step in ("20", "30"):
+        flip_a_byte(copy / "checkpoints" / step / "variables" / "manifest.ocdbt")
+    with pytest.raises(SpinejaxError, match="No other saved step is whole"):
+        restored(checkpoint.open_checkpoints(copy, read_only=True), 30)
+
+
+def test_a_full_disk_is_noticed_before_a_save_and_says_how_much_is_needed(tmp_path, monkeypatch):
+    checkpoints = checkpoint.open_checkpoints(tmp_path)
+    model, state = state_on_eight_devices(1)
+    checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
+    checkpoints.wait()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    model, state = state_on_eight_devices(2)
+    with pytest.raises(SpinejaxError, match=r"too full.* needs \d+ MB, and 1 MB are free. Step 10 is kept"):
+        checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
+    checkpoints.close()
+    assert checkpoints.all_steps() == [10]
+
+
+@pytest.mark.parametrize("call", range(1, 12))
+def test_a_disk_that_fills_up_during_a_save_keeps_the_last_good_step(run, tmp_path, monkeypatch, call):
+    """The error comes at one flush after the other: nothing half-written stands, and it is one line."""
+    checkpoints = checkpoint.open_checkpoints(tmp_path)
+    model, state = run[1], run[2][20]
+    checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
+    checkpoints.wait()
+    flush, calls = sums.flush, iter(range(1, 1000))
+
+    def full(path):
+        if next(calls) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        flush(path)
+
+    monkeypatch.setattr(sums, "flush", full)
+    checkpoint.save(checkpoints, run[2][30], model, data_digest="abc", error=0.3)
+    with pytest.raises(SpinejaxError, match=r"step 30 could not be saved: .*No space left.*Step 20 is kept"):
+        checkpoints.close()
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["20"]
+    same(restored(checkpoint.open_checkpoints(tmp_path), 20), run[2][20])
+
+
+def test_a_step_of_a_run_told_to_stop_is_the_best_only_if_there_is_no_other(run, tmp_path):
+    checkpoints = checkpoint.open_checkpoints(tmp_path)
+    model, states = run[1], run[2]
+    checkpoint.save(checkpoints, states[10], model, data_digest="abc", error=None, unlogged=[{"loss": 1 / 3}])
+    checkpoints.wait()
+    assert checkpoint.best_step(tmp_path) == 10
+    _, unlogged = checkpoint.resume(checkpoints, states[10], model=model, data_digest="abc")
+    assert unlogged == [{"loss": 1 / 3}]
+    checkpoint.save(checkpoints, states[20], model, data_digest="abc", error=0.9)
+    checkpoint.save(checkpoints, states[30], model, data_digest="abc", error=None)
+    checkpoints.close()
+    assert checkpoint.best_step(tmp_path) == 20
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 99}', "[]", None])
@@ -130,6 +228,7 @@ def test_an_edited_record_is_refused(run, tmp_path, changes, fault):
     for name, change in changes.items():
         record[name] = record[name] | change if isinstance(change, dict) else change
     path.write_text(json.dumps(record))
+    sums.seal(copy)  # by somebody who knows how
     with pytest.raises(SpinejaxError, match=fault):
         spinejax.load(copy)
 
@@ -160,6 +259,7 @@ def test_a_record_that_lacks_an_array_is_refused(run, tmp_path):
     record = json.loads(path.read_text())
     del record["sha256"]["variables/params/trunk/conv1/kernel"]
     path.write_text(json.dumps(record))
+    sums.seal(copy)  # by somebody who knows how
     with pytest.raises(SpinejaxError, match="conv1/kernel is not what was saved"):
         spinejax.load(copy)
 
@@ -183,21 +283,40 @@ def test_no_checkpoint_is_said_so(tmp_path):
         spinejax.load(tmp_path)
 
 
-def test_a_second_trainer_is_refused(tmp_path):
+def test_a_second_trainer_is_refused_and_told_who_holds_the_folder(tmp_path):
     with (
-        checkpoint.locked(tmp_path / "run"),
-        pytest.raises(SpinejaxError, match="another trainer"),
-        checkpoint.locked(tmp_path / "run"),
+        lock.locked(tmp_path / "run"),
+        pytest.raises(SpinejaxError, match=rf"another trainer \(host .*, process {os.getpid()}\)"),
+        lock.locked(tmp_path / "run"),
     ):
         pass
-    with checkpoint.locked(tmp_path / "run"):
+    with lock.locked(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
+
+
+def test_where_locks_do_not_hold_the_trainer_that_lost_the_folder_stops_before_it_saves(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    model, state = state_on_eight_devices(1)
+    with lock.locked(tmp_path):
+        checkpoints = checkpoint.open_checkpoints(tmp_path)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(socket, "gethostname", lambda: "other-host")
+            held_elsewhere = lock.locked(tmp_path)
+            held_elsewhere.__enter__()
+        with pytest.raises(SpinejaxError, match=r"another trainer \(host other-host, process \d+\) has taken"):
+            checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
+        checkpoints.close()
+    assert checkpoints.all_steps() == []
 
 
 def test_a_half_written_save_is_not_seen(run, tmp_path):
     copy = shutil.copytree(run[0], tmp_path / "run")
-    (copy / "checkpoints" / "40.orbax-checkpoint-tmp-123").mkdir()
+    half = shutil.copytree(copy / "checkpoints" / "30", copy / "checkpoints" / "40.tmp")
     assert checkpoint.best_step(copy) == 20
-    checkpoints = checkpoint.open_checkpoints(copy)
-    assert checkpoints.latest_step() == 30
-    checkpoints.close()
+    assert checkpoint.open_checkpoints(copy, read_only=True).latest_step() == 30
+    assert half.is_dir()
+    assert checkpoint.open_checkpoints(copy).latest_step() == 30
+    assert not half.exists()

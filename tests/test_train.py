@@ -1,14 +1,8 @@
-"""The command as its users run it: it learns, it survives kill -9 to the bit, and it says what is wrong."""
+"""The command as its users run it: it learns, and it says what is wrong."""
 
 import dataclasses
 import itertools
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +14,8 @@ from spinejax.config import Config, ViewRanges
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from tests.conftest import write_tiny
+from tests.running import Launcher, train_command
 
-ROOT = Path(__file__).parent.parent
 OPTIONS = Config(
     width=0.02, batch_size=8, epochs=2, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1, 0.05, 0.05)
 )
@@ -34,21 +28,14 @@ def no_compilation_cache(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One device, and one cache of compiled programs for all the processes of these tests."""
-    changes = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    return os.environ | changes | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
 
 
-def command(data, run, *options):
-    flags = ["--width", "0.02", "--batch-size", "8", "--eval-epochs", "1", "--epochs", "5", *options]
-    return [sys.executable, "train.py", "quickstart", "--data", str(data), "--workdir", str(run), *flags]
-
-
-def run_train(environment, data, run, *options):
-    return subprocess.run(
-        command(data, run, *options), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+def run_train(launcher, data, run, *options):
+    return launcher.run(train_command(data, run, "--epochs", 5, *options))
 
 
 def digests(run):
@@ -57,10 +44,10 @@ def digests(run):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tiny, environment, tmp_path_factory):
+def uninterrupted(tiny, launcher, tmp_path_factory):
     run = tmp_path_factory.mktemp("straight") / "run"
-    result = run_train(environment, tiny, run)
-    assert result.returncode == 0, result.stderr
+    result = run_train(launcher, tiny, run)
+    assert result.status == 0, result.stderr
     return run, result
 
 
@@ -75,42 +62,14 @@ def test_a_run_leaves_what_the_design_promises(uninterrupted):
     assert "validation error" in result.stdout
 
 
-def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, environment, tiny):
+def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tiny):
     run, _ = uninterrupted
     before = digests(run)
-    again = run_train(environment, tiny, run)
-    assert again.returncode == 0, again.stderr
+    again = run_train(launcher, tiny, run)
+    assert again.status == 0, again.stderr
     assert "is finished: step 15" in again.stdout
     assert digests(run) == before
     assert len(logbook.read(run / "log.jsonl")) == 5
-
-
-def test_killed_at_three_random_moments_it_ends_with_the_same_parameters(uninterrupted, environment, tiny, tmp_path):
-    moments = random.Random(0)
-    run = tmp_path / "run"
-    ends = []
-    for _ in range(3):
-        process = subprocess.Popen(command(tiny, run), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        log = run / "log.jsonl"
-        # From the first new line of the log on, a step, an evaluation or a save may be under way.
-        start = len(logbook.read(log))
-        deadline = time.monotonic() + 120
-        while process.poll() is None and len(logbook.read(log)) <= start and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        ends.append(process.returncode)
-    assert set(ends) <= {-signal.SIGKILL, 0}
-    assert -signal.SIGKILL in ends
-    result = run_train(environment, tiny, run)
-    assert result.returncode == 0, result.stderr
-    assert digests(run) == digests(uninterrupted[0])
-    keys = ("step", "loss", "validation_error", "learning_rate")
-    lines = [
-        [{key: entry[key] for key in keys} for entry in logbook.read(r / "log.jsonl")] for r in (run, uninterrupted[0])
-    ]
-    assert lines[0] == lines[1]
 
 
 @pytest.mark.parametrize(
@@ -124,19 +83,17 @@ def test_killed_at_three_random_moments_it_ends_with_the_same_parameters(uninter
         (["--width", "0.03"], "width was 0.02, now 0.03"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_status_2(uninterrupted, environment, tiny, options, fault):
-    result = run_train(environment, tiny, uninterrupted[0], *options)
-    assert result.returncode == 2
+def test_what_the_user_can_mend_is_one_line_and_status_2(uninterrupted, launcher, tiny, options, fault):
+    result = run_train(launcher, tiny, uninterrupted[0], *options)
+    assert result.status == 2
     assert fault in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.strip().count("\n") == 0
 
 
-def test_help_shows_every_option_and_preset(environment):
-    result = subprocess.run(
-        [sys.executable, "train.py", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0
+def test_help_shows_every_option_and_preset(launcher):
+    result = launcher.run(["train.py", "--help"])
+    assert result.status == 0
     for name in config.PRESETS:
         assert name in result.stdout
     names = {f.name for f in dataclasses.fields(Config)} | {f"views.{f.name}" for f in dataclasses.fields(ViewRanges)}
@@ -211,7 +168,7 @@ def test_a_task_without_a_label_is_refused_before_anything_is_computed(tmp_path)
     labels = DataSet(data)
     labels.labels[:, 1] = -1
     with pytest.raises(SpinejaxError, match="no disc of split 'train' has a label for side"):
-        train.refuse_unlabelled(labels, labels.tasks, ("train", "validation"))
+        pipeline.refuse_unlabelled(labels, labels.tasks, ("train", "validation"))
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

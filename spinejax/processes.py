@@ -1,0 +1,201 @@
+"""One run on many processes: how they find each other, agree, stop together, and notice that one of them is gone.
+
+Every process runs the same program on its own devices. Only the first one touches the run's folder; what it finds
+there, or its fault, it tells the others. `jax.distributed` is used here alone.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from spinejax.errors import SpinejaxError, status_of
+
+HEARTBEAT_SECONDS = 20
+"""A process from which nothing was heard for so long is taken for dead, and the others end."""
+
+
+@contextlib.contextmanager
+def started(distributed: bool, *, start_seconds: int = 300) -> Iterator[None]:
+    """Join the other processes for the length of the block. Call before anything asks for a device.
+
+    Who the others are says the environment: SLURM, Open MPI, GKE and Cloud TPU are known to JAX; anywhere else the
+    variables `JAX_COORDINATOR_ADDRESS` (host:port of the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` do.
+
+    If the block raises, this process ends at once, without a good-bye: the others wait for it in a collective
+    operation, and only its end lets them know.
+
+    Args:
+        distributed: if not, nothing is done, and this process is alone.
+        start_seconds: how long to wait for the others.
+
+    Raises:
+        SpinejaxError: the environment does not say who the others are.
+    """
+    if not distributed:
+        yield
+        return
+    try:
+        _join(start_seconds)
+        yield
+    except BaseException as error:
+        status = _status(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    jax.distributed.shutdown()
+
+
+def _join(start_seconds: int) -> None:
+    # JAX ends a process that waits in vain with a stack trace and no word about the network. So the clock is kept here.
+    clock = threading.Timer(start_seconds, _end_waiting, [start_seconds])
+    clock.daemon = True
+    clock.start()
+    try:
+        jax.distributed.initialize(
+            num_processes=_whole_number("JAX_NUM_PROCESSES"),
+            process_id=_whole_number("JAX_PROCESS_ID"),
+            initialization_timeout=2 * start_seconds,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SpinejaxError(
+            f"Option --distributed: the environment does not say who takes part ({error}). Start it with srun, mpirun, "
+            "on GKE or Cloud TPU; or set JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID."
+        ) from error
+    finally:
+        clock.cancel()
+
+
+def _whole_number(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    return None if value is None else int(value)
+
+
+def _end_waiting(seconds: int) -> None:
+    where = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that the environment names")
+    sys.stderr.write(
+        f"error: --distributed: not all processes met within {seconds} seconds. Each must be running, and reach the "
+        f"first one at {where}: check host name, port and firewalls; or give them longer with --start-seconds.\n"
+    )
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def _named(error: BaseException) -> BaseException:
+    """What a broken collective operation says, in the words of this house; any other error as it is."""
+    if isinstance(error, (ValueError, RuntimeError)) and any(
+        word in str(error) for word in ("Gloo", "NCCL", "coordination")
+    ):
+        return SpinejaxError(
+            "Another process of this run ended, or cannot be reached any more; its own messages say why. What was "
+            f"saved stands: start all processes again to go on. ({str(error).splitlines()[0][:160]})"
+        )
+    return error
+
+
+def _status(error: BaseException) -> int:
+    """Say what went wrong, and give the exit status."""
+    if isinstance(error, SystemExit):  # the first process has said it
+        return int(error.code or 0)
+
+    def again() -> None:
+        raise _named(error)
+
+    try:
+        return status_of(again)
+    except Exception as fault:
+        traceback.print_exception(fault)
+        return 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def by_first(make: Callable[[], Any]) -> Any:
+    """What a function gives on the first process, on every process; it is called there alone.
+
+    Args:
+        make: gives something that JSON can hold.
+
+    Raises:
+        SpinejaxError: raised there. The other processes then end with the same status, and leave the message to it.
+    """
+    if jax.process_count() == 1:
+        return make()
+    outcome, fault = None, None
+    if is_first():
+        try:
+            outcome = make()
+        except (SpinejaxError, OSError) as error:
+            fault = error
+    text = json.dumps([fault is None, outcome]).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    buffer = np.zeros(length, np.uint8)
+    if is_first():
+        buffer[:] = np.frombuffer(text, np.uint8)
+    good, outcome = json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
+    if fault is not None:
+        raise fault
+    if not good:
+        raise SystemExit(2)
+    return outcome
+
+
+def from_first(tree, like):
+    """The first process's tree of arrays, on every process.
+
+    Args:
+        tree: it; what the other processes pass is not looked at.
+        like: numpy arrays of the same structure, shapes and dtypes.
+    """
+    if jax.process_count() == 1:
+        return tree
+    # Leaf by leaf, so that no device holds more than one of them.
+    given = jax.tree.leaves(tree) if is_first() else jax.tree.leaves(like)
+    told = [multihost_utils.broadcast_one_to_all(leaf) for leaf in given]
+    return jax.tree.unflatten(jax.tree.structure(like), told)
+
+
+def refuse_difference(what: str, value: str) -> None:
+    """Raises SpinejaxError on a process whose value is not the first one's: a stale copy of the data, other options."""
+    expected = by_first(lambda: value)
+    if value != expected:
+        raise SpinejaxError(
+            f"Process {jax.process_index()} has other {what} than the first process: {value}, not {expected}. "
+            "Every process needs the same command, and the same data set."
+        )
+
+
+@contextlib.contextmanager
+def stop_notices() -> Iterator[Callable[[int], bool]]:
+    """Turn SIGTERM, the notice that schedulers send ahead of a preemption, into a question: `told_to_stop(step)`.
+
+    It is asked before each step, with the number of steps taken, by every process; all get yes at the same step,
+    whichever of them the notice reached.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point  # JAX has taken SIGTERM over
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # Python gives signals to the main thread alone
+        return
+    noticed = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+    try:
+        yield lambda step: noticed.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)

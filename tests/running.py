@@ -1,0 +1,153 @@
+"""Starting `train.py` and `evaluate.py` as their users do, as one process or as several that work together."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from spinejax import logbook
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("--width", "0.02", "--batch-size", "8", "--eval-epochs", "1")
+
+
+def train_command(data, run, *options):
+    """Training of a tiny network on the tiny data set: an epoch is three steps."""
+    return ["train.py", "quickstart", "--data", str(data), "--workdir", str(run), *SMALL, *options]
+
+
+def environment(cache):
+    """One device a process, and one cache of compiled programs for all of them."""
+    fixed = {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return os.environ | fixed | {"PYTHONPATH": str(ROOT)}
+
+
+class Launcher:
+    """Starts commands as forks of a process that has imported everything (`tests.forking`)."""
+
+    def __init__(self, folder):
+        self._folder, self._number = folder, 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forking"],
+            cwd=ROOT,
+            env=environment(folder / "cache"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, command, *, limit=None, **env):
+        """Start a command; `limit` bytes is how large its files may grow."""
+        self._number += 1
+        out = self._folder / f"out-{self._number}"
+        order = {"command": [str(word) for word in command], "env": env, "out": str(out), "limit": limit}
+        return Started(self, self.ask(order), out)
+
+    def run(self, command, **options):
+        """Start a command and wait for its end."""
+        return self.start(command, **options).end()
+
+    @contextlib.contextmanager
+    def together(self, *commands):
+        """Start one process a command, as processes 0, 1, … of one run. None outlives the block."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
+        started = [
+            self.start([*command, "--distributed"], JAX_PROCESS_ID=str(place), **shared)
+            for place, command in enumerate(commands)
+        ]
+        try:
+            yield started
+        finally:
+            for process in started:
+                process.kill()
+
+    def ask(self, order):
+        """Give an order, and its answer."""
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+@dataclasses.dataclass
+class Ended:
+    """How a process ended: its exit status, or minus the signal; what it wrote, and of that what was its own."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def printed(self):
+        """Lines on the standard output, without Gloo's greeting."""
+        return [line for line in self.stdout.splitlines() if not line.startswith("[Gloo]")]
+
+    @property
+    def said(self):
+        """Lines on the standard error, without the libraries' log."""
+        return [line for line in self.stderr.splitlines() if line and not re.match(r"[IWEF]\d{4} ", line)]
+
+
+class Started:
+    """A process that a launcher started."""
+
+    def __init__(self, launcher, pid, out):
+        self._launcher, self.pid, self._out, self._status = launcher, pid, out, None
+
+    def is_running(self):
+        if self._status is None:
+            self._status = self._launcher.ask({"wait": self.pid, "seconds": 0.001})
+        return self._status is None
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        if self.is_running():
+            self.send(signal.SIGKILL)
+        return self.end()
+
+    def end(self, seconds=900):
+        """Wait for its end; a process that takes longer is killed, and that is its status."""
+        if self._status is None:
+            self._status = self._launcher.ask({"wait": self.pid, "seconds": seconds})
+        if self._status is None:
+            self.send(signal.SIGKILL)
+            self._status = self._launcher.ask({"wait": self.pid, "seconds": 60})
+        return Ended(self._status, self._out.read_text(), Path(f"{self._out}.err").read_text())
+
+    def wait_until(self, condition, seconds=900):
+        """Wait until something is so. Raises AssertionError if the process ended before, or the time is up."""
+        deadline = time.monotonic() + seconds
+        checked = 0.0
+        while not condition():
+            now = time.monotonic()
+            if now - checked > 0.5:
+                assert self.is_running(), self.end()
+                checked = now
+            assert now < deadline
+            time.sleep(0.001)
+
+
+def figures(run):
+    """The log without what a clock decides; empty before there is one."""
+    clock = ("discs_per_second", "waiting_for_data")
+    return [{k: v for k, v in entry.items() if k not in clock} for entry in logbook.read(Path(run) / "log.jsonl")]

@@ -1,0 +1,164 @@
+"""Several processes, over the loopback device, are one run: same curve, same discs, and they end together."""
+
+import csv
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import spinejax
+from spinejax import checkpoint
+from tests.conftest import write_tiny
+from tests.running import Launcher, figures, train_command
+
+pytestmark = pytest.mark.slow
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, launcher, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    end = launcher.run(train_command(tiny, run, "--epochs", EPOCHS))
+    assert end.status == 0, end
+    return run
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, launcher, tmp_path_factory):
+    """A run of two processes of which the second, and it alone, was told to stop after the first epoch."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    with launcher.together(*[train_command(tiny, run, "--epochs", EPOCHS)] * 2) as processes:
+        processes[0].wait_until(lambda: figures(run))
+        processes[1].send(signal.SIGTERM)
+        ends = [process.end() for process in processes]
+    return run, ends
+
+
+def same_curve(run, other):
+    for one, two in zip(figures(run), figures(other), strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_stop_notice_to_one_process_saves_and_ends_all_with_status_0(stopped):
+    run, ends = stopped
+    assert [end.status for end in ends] == [0, 0], ends
+    step = checkpoint.open_checkpoints(run, read_only=True).latest_step()
+    assert f"is saved at step {step}: start it again to go on" in ends[0].stdout
+    assert ends[1].printed == []
+    assert step < 3 * EPOCHS
+
+
+@pytest.mark.parametrize("num_processes", [1, 4])
+def test_a_run_of_two_processes_goes_on_with_other_numbers_and_has_the_curve_of_one(
+    stopped, alone, tiny, launcher, tmp_path, num_processes
+):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    command = train_command(tiny, run, "--epochs", EPOCHS)
+    if num_processes == 1:
+        ends = [launcher.run(command)]
+    else:
+        with launcher.together(*[command] * num_processes) as processes:
+            ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0] * num_processes, ends
+    same_curve(run, alone)
+    networks = [spinejax.load(folder / "checkpoints" / str(3 * EPOCHS))[1] for folder in (run, alone)]
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
+
+
+def test_evaluation_grades_every_disc_once_at_any_number_of_processes(alone, tiny, launcher, tmp_path):
+    tables = []
+    for num_processes in (1, 4):  # six discs in batches of four: the last batch is half padding
+        out = tmp_path / str(num_processes)
+        options = ["--checkpoint", alone, "--data", tiny, "--split", "test", "--out", out, "--batch-size", "4"]
+        with launcher.together(*[["evaluate.py", *options]] * num_processes) as processes:
+            ends = [process.end() for process in processes]
+        assert [end.status for end in ends] == [0] * num_processes, ends
+        assert [bool(end.printed) for end in ends] == [True] + [False] * (num_processes - 1)
+        with open(out / "predictions.csv") as file:
+            tables.append(list(csv.DictReader(file)))
+    assert len(tables[0]) == len({(row["scan"], row["level"]) for row in tables[0]}) == 6
+    for one, two in zip(*tables, strict=True):
+        for name, value in one.items():
+            try:
+                np.testing.assert_allclose(float(value), float(two[name]), atol=1e-5, err_msg=name)
+            except ValueError:
+                assert value == two[name], name
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_within_30_seconds(tiny, launcher, tmp_path, victim):
+    run = tmp_path / "run"
+    with launcher.together(*[train_command(tiny, run, "--epochs", 500)] * 2) as processes:
+        processes[0].wait_until(lambda: figures(run))
+        processes[victim].kill()
+        start = time.monotonic()
+        end = processes[1 - victim].end()
+        assert time.monotonic() - start < 30
+    assert end.status != 0
+    assert "Traceback" not in end.stderr
+    # When the first process is gone, JAX's own end of the others may come before ours.
+    by_us = len(end.said) == 1 and "Another process of this run ended" in end.said[0]
+    assert by_us or (victim == 0 and "another task died" in end.stderr), end.stderr
+
+
+def test_when_one_process_meets_a_damaged_shard_it_says_so_and_the_other_ends_too(tiny, launcher, tmp_path):
+    harmed = shutil.copytree(tiny, tmp_path / "harmed")
+    shard = max(harmed.glob("*.h5"))
+    data = bytearray(shard.read_bytes())
+    for place in range(len(data) // 3, len(data), len(data) // 50):
+        data[place] ^= 255
+    shard.write_bytes(data)
+    commands = [train_command(folder, tmp_path / "run", "--epochs", 500) for folder in (tiny, harmed)]
+    with launcher.together(*commands) as processes:
+        ends = [process.end() for process in processes]
+    assert ends[1].status == 2
+    assert any("damaged" in line and shard.name in line for line in ends[1].said), ends
+    assert ends[0].status != 0
+    assert "Traceback" not in ends[0].stderr + ends[1].stderr
+
+
+def test_another_data_set_on_one_process_is_refused(tiny, launcher, tmp_path):
+    other = write_tiny(tmp_path / "other", seed=5)
+    with launcher.together(*[train_command(folder, tmp_path / "run") for folder in (tiny, other)]) as processes:
+        ends = [process.end() for process in processes]
+    assert ends[1].status == 2
+    assert "Process 1 has other data than the first process" in ends[1].said[-1]
+    assert ends[0].status != 0
+
+
+def test_more_processes_than_discs_to_validate_work(launcher, tmp_path):
+    data = write_tiny(tmp_path / "data", num_patients=(4, 2, 1), levels=("L4-L5",))
+    with launcher.together(*[train_command(data, tmp_path / "run", "--epochs", 1)] * 4) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0] * 4, ends
+    assert len(figures(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("place", ["0", "1"])
+def test_without_a_network_between_them_each_process_says_so_and_ends(tiny, launcher, tmp_path, place):
+    command = train_command(tiny, tmp_path / "run", "--distributed", "--start-seconds", 2)
+    lost = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:1987{place}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": place}
+    end = launcher.run(command, **lost)
+    assert end.status == 2
+    assert len(end.said) == 1
+    assert "not all processes met within 2 seconds" in end.said[0]
+    assert lost["JAX_COORDINATOR_ADDRESS"] in end.said[0]
+
+
+def test_an_environment_that_names_nobody_is_said_so(tiny, launcher, tmp_path):
+    end = launcher.run(train_command(tiny, tmp_path / "run", "--distributed"))
+    assert end.status == 2
+    assert len(end.said) == 1
+    assert "JAX_COORDINATOR_ADDRESS" in end.said[0]
