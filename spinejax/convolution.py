@@ -1,9 +1,4 @@
-"""Convolution and pooling as CPUs do them quickly. Every backend computes the same numbers; only the way
-there is chosen, here alone.
-
-XLA for CPUs has two kernels. A convolution over two axes goes to the one that takes three to five times as long on
-conv1, and twice as long for the kernels' gradients; one over three axes goes to the other, so a third of size one makes
-the choice.
+"""Strided convolution and pooling that are quick on CPUs, their gradients too; hotspots spend their time there.
 
 XLA has one form of the gradient with respect to the input: spread the output's gradient out with zeros between, and
 convolve. On CPUs the zeros cost as much as numbers. Each phase of the input, its pixels at (r, r') modulo the stride,
@@ -18,14 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
 
 def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
-    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers, another way to them and to gradients.
+    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers, another way to the input's gradient.
 
-    Only plain convolutions over (N, H, W, C) take those ways; that to the input's gradient also needs equal strides
-    above 1, and reverse mode.
+    Only plain convolutions over (N, H, W, C) of equal strides above 1 take that way, and only in reverse mode.
     """
     plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
     if not plain or options.get("feature_group_count", 1) != 1 or x.ndim != 4:
@@ -110,11 +103,4 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides, padding, precision) -> jax.Array:
-    def plain(x, kernel):
-        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision)
-
-    def with_depth(x, kernel):
-        window = {"window_strides": (1, *strides), "padding": ((0, 0), *padding), "precision": precision}
-        return lax.conv_general_dilated(x[:, None], kernel[None], dimension_numbers=_NDHWC, **window)[:, 0]
-
-    return lax.platform_dependent(x, kernel, cpu=with_depth, default=plain)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision)

@@ -72,7 +72,7 @@ def test_pooling_hides_no_nan(place):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_forward_mode_vmap_and_layers_of_stride_one_equal_jaxs(stride):
+def test_vmap_and_both_gradients_equal_jaxs_at_either_stride(stride):
     x, kernel = sample((3, 9, 12, 2), 0), sample((3, 3, 2, 4), 1)
     window = ((stride, stride), [(1, 1)] * 2)
     expected = lax.conv_general_dilated(x, kernel, *window, **LAYOUT)
