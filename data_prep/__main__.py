@@ -232,8 +232,12 @@ class TrainDetector:
     """ROOT: the folder with SPIDER's images/ and masks/. Without it, phantoms alone."""
     series: str = "t2_SPACE"
     """Which scans: those named <patient>_<series>.mha."""
+    begin: Path | None = None
+    """Weights (.npz) to go on from. Default: random ones."""
     steps: int = 1500
     """Of the optimiser."""
+    learning_rate: float = 3e-3
+    """At its peak, after 15 % of the steps."""
     phantoms: int = 120
     """How many are drawn."""
     seed: int = 0
@@ -242,8 +246,8 @@ class TrainDetector:
     def run(self) -> int:
         from data_prep.detector.run import Recipe, train_detector  # loads JAX
 
-        recipe = Recipe(steps=self.steps, phantoms=self.phantoms, seed=self.seed)
-        train_detector(self.spider, self.out, recipe, series=self.series, tell=_PROGRESS.print)
+        recipe = Recipe(steps=self.steps, learning_rate=self.learning_rate, phantoms=self.phantoms, seed=self.seed)
+        train_detector(self.spider, self.out, recipe, begin=self.begin, series=self.series, tell=_PROGRESS.print)
         print(self.out)
         return 0
 

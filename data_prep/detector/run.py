@@ -55,7 +55,13 @@ class Recipe:
 
 
 def train_detector(
-    spider: Path | None, out: Path, recipe: Recipe, *, series: str = "t2_SPACE", tell: Callable[[str], None]
+    spider: Path | None,
+    out: Path,
+    recipe: Recipe,
+    *,
+    begin: Path | None = None,
+    series: str = "t2_SPACE",
+    tell: Callable[[str], None],
 ) -> None:
     """Train and write the weights.
 
@@ -64,6 +70,7 @@ def train_detector(
             (`development_patients`) are left out.
         out: of the weights, in .npz. What an interrupted run leaves is in the folder `<out>.training`.
         recipe: the settings.
+        begin: weights to go on from, by a learning rate that rises and falls again; None for random ones.
         series: of the real scans.
         tell: is given a line now and then.
 
@@ -72,15 +79,24 @@ def train_detector(
     """
     work = out.with_suffix(".training")
     work.mkdir(parents=True, exist_ok=True)
-    _same_settings(work / "recipe.json", {**asdict(recipe), "spider": spider is not None, "series": series})
+    _same_settings(
+        work / "recipe.json",
+        {
+            **asdict(recipe),
+            "spider": spider is not None,
+            "series": series,
+            "begin": begin and weights.weights_sum(begin),
+        },
+    )
     real, left_out = (None, []) if spider is None else _cached(work / "real.npz", lambda: _real(spider, series, tell))
     drawn = None
     if recipe.phantoms:
         drawn, _ = _cached(work / "phantoms.npz", lambda: _phantoms(recipe, tell))
     data, shares = _together(real, drawn, recipe.real_share)
-    average = _go(data, shares, recipe, work / "state.npz", tell)
+    average = _go(data, shares, recipe, begin, work / "state.npz", tell)
     provenance = {
         "recipe": asdict(recipe),
+        "began_from": None if begin is None else json.loads(begin.with_suffix(".json").read_text()),
         "real_slices": 0 if real is None else len(real.kinds),
         "phantom_slices": 0 if drawn is None else len(drawn.kinds),
         "development_patients_left_out": len(left_out),
@@ -89,10 +105,12 @@ def train_detector(
     weights.save(out, jax.tree.map(np.asarray, average), provenance)
 
 
-def _go(data: Crops, shares: np.ndarray, recipe: Recipe, path: Path, tell) -> dict[str, Any]:
+def _go(data: Crops, shares: np.ndarray, recipe: Recipe, begin: Path | None, path: Path, tell) -> dict[str, Any]:
     """Every step; gives the running average of the variables, which is steadier than the last of them."""
     key = jax.random.key(recipe.seed)
     state = training.init(key, recipe.steps)
+    if begin is not None:
+        state = state._replace(variables=jax.tree.map(jnp.asarray, weights.load(begin)))
     average = jax.tree.map(jnp.copy, state.variables)  # the state itself is donated
     if path.exists():
         state, average = _load(path, (state, average))
@@ -101,7 +119,13 @@ def _go(data: Crops, shares: np.ndarray, recipe: Recipe, path: Path, tell) -> di
     start, first, parts = time.perf_counter(), int(state.step), []
     for step in range(first + 1, recipe.steps + 1):
         state, told = training.train_step(
-            key, state, data, weight, num_steps=recipe.steps, batch_size=recipe.batch_size
+            key,
+            state,
+            data,
+            weight,
+            num_steps=recipe.steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
         )
         average = _averaged(average, state.variables, jnp.minimum(_MEMORY, step / (step + 10.0)))
         parts.append(told)

@@ -100,8 +100,17 @@ def init(key: jax.Array, num_steps: int) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), variables, optimiser(num_steps).init(variables["params"]))
 
 
-@partial(jax.jit, static_argnames=("num_steps", "batch_size"), donate_argnums=(1,))
-def train_step(key: jax.Array, state: TrainState, data: Crops, weights: jax.Array, *, num_steps: int, batch_size: int):
+@partial(jax.jit, static_argnames=("num_steps", "batch_size", "learning_rate"), donate_argnums=(1,))
+def train_step(
+    key: jax.Array,
+    state: TrainState,
+    data: Crops,
+    weights: jax.Array,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float = 3e-3,
+):
     """One step on random crops of random slices; which ones depends on the key and the step alone.
 
     Args:
@@ -111,6 +120,7 @@ def train_step(key: jax.Array, state: TrainState, data: Crops, weights: jax.Arra
         weights: float32[slices]. How often each is drawn.
         num_steps: of the whole run; it shapes the learning rate.
         batch_size: crops.
+        learning_rate: at its peak.
 
     Returns:
         The next state, and the loss with its parts.
@@ -128,6 +138,6 @@ def train_step(key: jax.Array, state: TrainState, data: Crops, weights: jax.Arra
         return loss, (new, parts)
 
     (loss, (new, parts)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
-    updates, moments = optimiser(num_steps).update(gradient, state.optimiser, state.variables["params"])
+    updates, moments = optimiser(num_steps, learning_rate).update(gradient, state.optimiser, state.variables["params"])
     params = optax.apply_updates(state.variables["params"], updates)
     return TrainState(state.step + 1, {"params": params} | new, moments), {"loss": loss} | parts
