@@ -15,7 +15,6 @@ from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.shards import INTENSITY_ONE
 
-
 pytestmark = pytest.mark.slow
 
 
