@@ -60,8 +60,8 @@ def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPP
     groups = group(see(variables, scan, indices), indices)
     column = best_column(groups)
     _refuse_turned(variables, scan)
-    sure = 0 if column is None else sum(one is not None and one.score >= _SURE for one in column.groups)
-    if column is None or sure < _LEAST_BODIES or column.score < 0:
+    num_sure = 0 if column is None else sum(one is not None and one.score >= _SURE for one in column.groups)
+    if column is None or num_sure < _LEAST_BODIES or column.score < 0:
         raise SpinejaxError(
             f"{scan.name}: no column of vertebral bodies was found. Is it a sagittal lumbar scan? If so, mark its "
             "bodies in a corner file (--corners)."
