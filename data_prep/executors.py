@@ -2,14 +2,17 @@
 
 import contextlib
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 from spinejax.errors import SpinejaxError
 
 _CONNECT_SECONDS = 10
+_LOOK_SECONDS = 10  # how often it is looked whether a result can still come
+_WORKERLESS_SECONDS = 300  # nannies restart workers in seconds, batch systems in minutes
 
 
 def run_all(work: Callable, *arguments: Sequence, num_workers: int, scheduler: str | None) -> Iterator:
@@ -22,16 +25,17 @@ def run_all(work: Callable, *arguments: Sequence, num_workers: int, scheduler: s
         scheduler: address of a Dask scheduler, which goes before `num_workers`.
 
     Raises:
-        SpinejaxError: the cluster cannot be reached; a worker died; whatever `work` raises.
+        SpinejaxError: the cluster cannot be reached, or has no workers for five minutes; a worker died; whatever
+            `work` raises.
     """
     if scheduler is None and num_workers == 1:
         yield from map(work, *arguments)
         return
-    with _submitting(min(num_workers, max(len(arguments[0]), 1)), scheduler) as submit:
+    with _submitting(min(num_workers, max(len(arguments[0]), 1)), scheduler) as (submit, result):
         futures = [submit(work, *each) for each in zip(*arguments, strict=True)]
         try:
             for future in futures:
-                yield future.result()
+                yield result(future)
         except _lost_workers(scheduler) as error:
             raise SpinejaxError(
                 "A worker process died, perhaps for want of memory. Run the same command again with fewer --workers: "
@@ -53,12 +57,12 @@ def _lost_workers(scheduler: str | None) -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def _submitting(num_workers: int, scheduler: str | None) -> Iterator[Callable]:
-    """`submit(work, *arguments)` of an executor, which gives a future."""
+def _submitting(num_workers: int, scheduler: str | None) -> Iterator[tuple[Callable, Callable]]:
+    """`submit(work, *arguments)` of an executor, which gives a future, and `result(future)`."""
     if scheduler is None:
         # Processes are spawned, not forked: a fork would copy HDF5's and numpy's threads in whatever state they are.
         with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool.submit
+            yield pool.submit, Future.result
         return
     try:
         from distributed import Client
@@ -70,4 +74,28 @@ def _submitting(num_workers: int, scheduler: str | None) -> Iterator[Callable]:
         raise SpinejaxError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}).") from error
     with client:
         # Not `client.get_executor()`: its futures never end if a result is lost with its worker.
-        yield partial(client.submit, pure=False)
+        yield partial(client.submit, pure=False), partial(_dask_result, client)
+
+
+def _dask_result(client, future):
+    """A Dask future's result, waited for as long as there is somebody to make it.
+
+    Dask itself computes again what was lost with a worker; but it waits for ever if no worker is left.
+
+    Raises:
+        SpinejaxError: there has been no worker for `_WORKERLESS_SECONDS`.
+    """
+    last_seen = time.monotonic()
+    while True:
+        try:
+            return future.result(timeout=_LOOK_SECONDS)
+        except TimeoutError:
+            if future.status == "error":  # the work's own
+                raise
+            if client.nthreads():
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > _WORKERLESS_SECONDS:
+                raise SpinejaxError(
+                    f"The Dask cluster has had no worker for {_WORKERLESS_SECONDS} s. Start workers, and run the same "
+                    "command again: it goes on where it stopped."
+                ) from None

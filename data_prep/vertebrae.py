@@ -60,7 +60,8 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
         mask: integer[H, W, S]. Each vertebra's label covers its posterior elements too.
 
     Returns:
-        The bodies from the top down, and a note on every vertebra of the mask that was left out, with the reason.
+        The bodies from the top down, and a note on every vertebra of the mask that was left out, with the reason, or
+        that is doubtful because the stack of slices ends beside its middle.
 
     Raises:
         SpinejaxError: the mask has no spinal canal, or fewer than two bodies can be told.
@@ -86,6 +87,7 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     stunted = _stunted(bodies, spacing)
     bodies = [body for body in bodies if body.name not in stunted]
     notes = [f"{mask.name}: {name} was left out: {reason}." for name, reason in (reasons | stunted).items()]
+    notes += [f"{mask.name}: {doubt}" for doubt in _cut_sideways(bodies, voxels.shape[2], float(mask.spacing_mm[2]))]
     if len(bodies) < 2:
         raise SpinejaxError(
             f"{mask.name}: {len(bodies)} usable vertebral bodies, expected two or more. {' '.join(notes)} "
@@ -185,6 +187,7 @@ def _middle(part: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> _M
 _LENGTH_MM = (15, 70)  # from the front to the back of an endplate
 _HEIGHT_MM = (1.5, 60)  # the front wall of a crushed body can all but vanish; the tallest lumbar body has 40
 _LEAST_OF_TYPICAL = 0.6  # of the median endplate length in the scan; T9's are about 0.75
+_FLANK_MM = 12.0  # half the width of a small body, 27 mm, to most of its largest area
 _SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # ever thinner, as the upper edge's direction becomes known
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
 
@@ -267,6 +270,21 @@ def _stunted(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]
         for body, pair_mm in zip(bodies, lengths_mm, strict=True)
         if np.nanmin(pair_mm) < _LEAST_OF_TYPICAL * typical_mm
     }
+
+
+def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float) -> list[str]:
+    """Notes on bodies of which the stack shows one flank only, as in scoliosis: corners there are not the middle's."""
+    doubts = []
+    for body in bodies:
+        first, stop = body.slices
+        seen_mm = (stop - first) * slice_mm
+        if (first == 0) != (stop == num_slices) and seen_mm < _FLANK_MM:
+            side = "first" if first == 0 else "last"
+            doubts.append(
+                f"{body.name} is doubtful: only {seen_mm:.0f} mm of its width are seen, in the {side} slices, "
+                "so that its middle may lie beside them."
+            )
+    return doubts
 
 
 def _bodiless(voxels: np.ndarray, middles: dict[int, _Middle]) -> dict[str, str]:

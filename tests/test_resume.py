@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
@@ -308,6 +309,36 @@ def kill_worker(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def finish_and_die(marks, number):
+    """The first to run 0 gives its result and is killed before anybody asks for it."""
+    if number == 0 and not (marks / "died").exists():
+        (marks / "died").touch()
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    time.sleep(0 if number == 0 else 1)
+    return number
+
+
+def time_out(number):
+    raise TimeoutError(f"the disk did not answer {number}")
+
+
+@pytest.mark.filterwarnings("ignore")  # Dask's own, of ports and event loops
+def test_cluster_without_workers_is_one_message_and_no_hang(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("data_prep.executors._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("data_prep.executors._WORKERLESS_SECONDS", 0.3)
+    options = {"n_workers": 1, "processes": False, "protocol": "tcp", "dashboard_address": None}
+    with distributed.LocalCluster(host="127.0.0.1", **options) as cluster:
+        address = cluster.scheduler_address
+        assert list(run_all(str, [1, 2], num_workers=1, scheduler=address)) == ["1", "2"]
+        assert list(run_all(time.sleep, [0.7], num_workers=1, scheduler=address)) == [None]  # slow is not stuck
+        with pytest.raises(TimeoutError, match="did not answer 7"):
+            list(run_all(time_out, [7], num_workers=1, scheduler=address))
+        cluster.scale(0)
+        with pytest.raises(SpinejaxError, match=r"has had no worker for 0\.3 s. Start workers"):
+            list(run_all(str, [1], num_workers=1, scheduler=address))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Dask's own, of ports and event loops
 def test_dask_cluster_of_processes(tmp_path, folder, cluster):
@@ -315,5 +346,7 @@ def test_dask_cluster_of_processes(tmp_path, folder, cluster):
     run(folder, tmp_path / "whole")
     run(folder, tmp_path / "cluster", scheduler=cluster.scheduler_address)
     assert contents(tmp_path / "cluster") == contents(tmp_path / "whole")
+    lost = run_all(partial(finish_and_die, tmp_path), [1, 2, 0], num_workers=1, scheduler=cluster.scheduler_address)
+    assert list(lost) == [1, 2, 0]
     with pytest.raises(SpinejaxError, match="A worker process died"):
         list(run_all(kill_worker, [0], num_workers=1, scheduler=cluster.scheduler_address))

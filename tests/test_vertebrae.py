@@ -109,6 +109,25 @@ def test_bodies_to_the_side_are_found_where_their_own_middle_is():
         assert np.nanmax(error) < 1.0, (name, error)
 
 
+@pytest.mark.parametrize(("mirrored", "side"), [(False, "last"), (True, "first")])
+def test_body_that_leaves_the_stack_sideways_is_doubtful(mirrored, side):
+    """Scoliosis: of L4, 2 slices are seen, the last; L3 (5 slices, 20 mm) is seen to its middle."""
+    spine = block_spine()
+
+    def bend(voxels):
+        straight = voxels.copy()
+        for label, shift in ((2, 10), (3, 7)):
+            voxels[straight == label] = 0
+            voxels[:, :, shift:][straight[:, :, :-shift] == label] = label
+        if mirrored:
+            voxels[:] = voxels[:, :, ::-1].copy()
+
+    bodies, notes = bodies_from_spider_mask(changed(spine, bend))
+    assert len(bodies) == 5
+    doubt = f"L4 is doubtful: only 8 mm of its width are seen, in the {side} slices, so that its middle may lie beside"
+    assert [doubt in note for note in notes] == [True]
+
+
 def test_posterior_elements_are_no_part_of_the_body():
     mask = block_spine().mask
 
