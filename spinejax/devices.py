@@ -19,9 +19,11 @@ def keep_compiled() -> None:
 
 
 def make_mesh() -> Mesh:
-    """One axis, `data`, over all devices."""
-    # Explicit axis types, the default, break Linen modules.
-    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    """One axis, `data`, over all devices, those of a process side by side."""
+    # `jax.make_mesh` may mix the processes' devices, on TPUs; then a disc's place in the batch, and with it its view,
+    # would hang on how many processes there are. Explicit axis types, the default, break Linen modules.
+    in_order = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(in_order), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def check_batch(batch_size: int, mesh: Mesh, option: str) -> None:

@@ -20,6 +20,7 @@ from tests.running import ROOT, Launcher, environment, figures, train_command
 
 OPTIONS = Config(width=0.02, batch_size=8, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1))
 NUM_KILLS, EPOCHS = 20, 32
+TO_THE_LAST = ("--epochs", EPOCHS, "--plateau-patience", EPOCHS)  # no plateau ends the run before
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,11 @@ def digests(run, step):
 @pytest.mark.slow
 def test_killed_at_20_random_moments_saves_included_it_ends_with_the_same_bits(tiny, tmp_path, launcher):
     straight, run = tmp_path / "straight", tmp_path / "run"
-    assert launcher.run(train_command(tiny, straight, "--epochs", EPOCHS)).status == 0
+    assert launcher.run(train_command(tiny, straight, *TO_THE_LAST)).status == 0
     moments, during_saves = random.Random(0), 0
     for number in range(NUM_KILLS):
         before = latest(run)
-        trainer = launcher.start(train_command(tiny, run, "--epochs", EPOCHS))
+        trainer = launcher.start(train_command(tiny, run, *TO_THE_LAST))
         # Every other kill aims at a save: it comes soon after a folder was begun, the others at any moment of an epoch.
         trainer.wait_until((lambda: half_written(run)) if number % 2 else (lambda before=before: latest(run) > before))
         time.sleep(moments.uniform(0, 0.03 if number % 2 else 0.2))
@@ -63,7 +64,7 @@ def test_killed_at_20_random_moments_saves_included_it_ends_with_the_same_bits(t
         during_saves += bool(half_written(run))
     assert during_saves >= 3
     assert 0 < latest(run) < 3 * EPOCHS
-    assert launcher.run(train_command(tiny, run, "--epochs", EPOCHS)).status == 0
+    assert launcher.run(train_command(tiny, run, *TO_THE_LAST)).status == 0
     assert digests(run, 3 * EPOCHS) == digests(straight, 3 * EPOCHS)
     assert figures(run) == figures(straight)
 
