@@ -92,7 +92,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
-    devices.keep_compiled()
+    devices.set_up()
     with processes.started(arguments.distributed):
         evaluate(arguments)
 

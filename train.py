@@ -46,7 +46,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """One run, on one process or as one of several."""
-    devices.keep_compiled()
+    devices.set_up()
     with (
         processes.started(arguments.distributed, start_seconds=arguments.start_seconds),
         processes.stop_notices() as told_to_stop,

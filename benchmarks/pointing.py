@@ -115,7 +115,7 @@ class Lesion:
 
 def main(arguments: Arguments) -> None:
     """A table for each network."""
-    devices.keep_compiled()
+    devices.set_up()
     data, found = DataSet(arguments.data), {}
     for run in arguments.checkpoints:
         model, variables = checkpoint.load(run)

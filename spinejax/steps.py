@@ -9,6 +9,7 @@ Orbax keeps no checksum of what it stores, and a flipped byte would come back as
 array is checked when it is read.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -77,6 +78,7 @@ def write(folder: Path, variables: Mapping, optimiser: Mapping, record: Record) 
     Raises:
         OSError: the system refuses it: a full disk, a quota.
     """
+    _hush_closed_loops()
     said = logging.getLogger("absl")
     level = said.level
     said.setLevel(logging.CRITICAL)  # Orbax logs a traceback a thread for the one error that it then raises
@@ -91,7 +93,6 @@ def write(folder: Path, variables: Mapping, optimiser: Mapping, record: Record) 
     except OSError:
         raise
     except Exception as error:  # TensorStore has types of its own for what the system refuses
-        _hush_the_rest()
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
             raise
@@ -102,11 +103,11 @@ def write(folder: Path, variables: Mapping, optimiser: Mapping, record: Record) 
 
 def read_item(folder: Path, item: str) -> dict:
     """The arrays of "variables" or "optimiser", as numpy. Raises SpinejaxError if they cannot be read."""
+    _hush_closed_loops()
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             return reader.restore(folder / item)
     except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-        _hush_the_rest()
         fault = f"damaged or incomplete ({type(error).__name__})"
         raise SpinejaxError(f"{folder / item}: {fault}. {way_back(folder)}") from error
 
@@ -194,10 +195,12 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _hush_the_rest() -> None:
+@functools.cache
+def _hush_closed_loops() -> None:
     """After a first fault, TensorStore's other reads and writes report to an event loop that is closed by then.
 
-    That would be hundreds of lines around the one that matters.
+    That would be hundreds of lines around the one that matters. They may come before the fault itself is raised, so
+    they are hushed ahead of any reading or writing.
     """
     show = sys.unraisablehook
 

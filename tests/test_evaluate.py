@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
-    monkeypatch.setattr(devices, "keep_compiled", lambda: None)
+    monkeypatch.setattr(devices, "set_up", lambda: None)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def used(made):
     options = Config(tasks=("pfirrmann",), width=0.02, batch_size=8, epochs=1)
     logs = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "keep_compiled", lambda: None)
+        patch.setattr(devices, "set_up", lambda: None)
         with contextlib.redirect_stdout(logs), contextlib.redirect_stderr(logs):
             train.main(train.Arguments(made, root / "run", options))
             common = {"checkpoint": root / "run", "batch_size": 8, "hotspots": True, "hotspot": Method(num_views=1)}

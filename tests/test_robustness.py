@@ -33,7 +33,7 @@ def launcher(tmp_path_factory):
 @pytest.fixture
 def no_compilation_cache(monkeypatch):
     # Within one process the cache of compiled programs would warn that it was set up too late.
-    monkeypatch.setattr(devices, "keep_compiled", lambda: None)
+    monkeypatch.setattr(devices, "set_up", lambda: None)
 
 
 def latest(run):

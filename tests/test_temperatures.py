@@ -19,7 +19,7 @@ from tests.test_evaluate import run as trained  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
-    monkeypatch.setattr(devices, "keep_compiled", lambda: None)
+    monkeypatch.setattr(devices, "set_up", lambda: None)
 
 
 @pytest.fixture

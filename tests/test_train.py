@@ -24,7 +24,7 @@ OPTIONS = Config(
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
     # Within one process the cache of compiled programs would warn that it was set up too late.
-    monkeypatch.setattr(devices, "keep_compiled", lambda: None)
+    monkeypatch.setattr(devices, "set_up", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, mo
     assert checkpoint.best_step(run) == 3
     assert len(logbook.read(run / "log.jsonl")) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(devices, "keep_compiled", lambda: None)
+    monkeypatch.setattr(devices, "set_up", lambda: None)
     main(tiny, run)
     checkpoints = checkpoint.open_checkpoints(run, read_only=True)
     assert checkpoints.latest_step() == 6

@@ -1,0 +1,46 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jaxlib
+import pytest
+
+from spinejax import devices
+
+OTHER = "--xla_force_host_platform_device_count=2"
+
+
+@pytest.fixture(autouse=True)
+def plain_machine(monkeypatch):
+    monkeypatch.setattr(devices, "_has_accelerator_plugin", lambda: False)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # other tests compile in this process
+
+
+def flags_after_set_up(monkeypatch, before):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    devices.set_up()
+    return os.environ["XLA_FLAGS"]
+
+
+def test_cpu_kernels_are_chosen_beside_the_users_other_flags(monkeypatch):
+    assert flags_after_set_up(monkeypatch, OTHER).split() == [OTHER, devices.QUICK_CPU_CONVOLUTIONS]
+
+
+def test_a_users_own_choice_stands(monkeypatch):
+    own = "--xla_cpu_experimental_ynn_fusion_type=invalid"
+    assert flags_after_set_up(monkeypatch, own) == own
+
+
+def test_nothing_is_chosen_that_another_xla_may_not_know(monkeypatch):
+    with monkeypatch.context() as other:
+        other.setattr(jaxlib, "__version__", "9.9.9")
+        assert flags_after_set_up(other, OTHER) == OTHER
+    monkeypatch.setattr(devices, "_has_accelerator_plugin", lambda: True)
+    assert flags_after_set_up(monkeypatch, OTHER) == OTHER
+
+
+@pytest.mark.skipif(jaxlib.__version__ not in devices.KNOWN_TO_HAVE_THEM, reason="another jaxlib than that measured")
+def test_xla_knows_the_flag():
+    program = "from spinejax import devices; devices.set_up(); import jax; print(jax.numpy.ones(2).sum())"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "2.0\n"
