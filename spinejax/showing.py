@@ -69,7 +69,9 @@ class Gallery:
     def __init__(self, data: DataSet, tasks: Sequence[Task], grades: np.ndarray, rows: np.ndarray, *, seed: int = 0):
         self._data, self._tasks, self._grades = data, tasks, grades
         self._column = {task.name: data.tasks.index(task) for task in tasks if task in data.tasks}
-        self._chosen = {task.name: self._choose(t, rows, seed) for t, task in enumerate(tasks)}
+        self._chosen: dict[str, int | None] = {}
+        for t, task in enumerate(tasks):
+            self._chosen[task.name] = self._choose(t, rows, np.random.default_rng([seed, t]))
         self._examples: dict[str, Example] = {}
         self._count = {task.name: 0 for task in tasks}
         self._windows = np.zeros((len(tasks), *WINDOW_SHAPE))
@@ -122,11 +124,16 @@ class Gallery:
         }
         return {name: each for name, each in found.items() if each.n or not np.isnan(each.estimates["own_side"].value)}
 
-    def _choose(self, t: int, rows: np.ndarray, seed: int) -> int | None:
-        """A random disc that the network graded worse than the first grade, rightly so if there is one."""
+    def _choose(self, t: int, rows: np.ndarray, rng: np.random.Generator) -> int | None:
+        """A random disc that the network graded worse than the first grade.
+
+        Rightly so, if there is one; and one that stands for no other task yet, if there is one.
+        """
         worse = rows[self._grades[rows, t] > 0]
         column = self._column.get(self._tasks[t].name)
         if column is not None:
             right = worse[self._data.labels[worse, column] == self._grades[worse, t]]
             worse = right if len(right) else worse
-        return int(np.random.default_rng(seed).choice(worse)) if len(worse) else None
+        others = np.setdiff1d(worse, [row for row in self._chosen.values() if row is not None])
+        worse = others if len(others) else worse
+        return int(rng.choice(worse)) if len(worse) else None

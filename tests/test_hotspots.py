@@ -218,6 +218,24 @@ def test_eight_devices_and_a_stream_agree_with_one(tiny, network, maps):
     np.testing.assert_allclose(got, maps[:6], rtol=1e-4, atol=1e-6 * maps.max())
 
 
+def test_a_stream_asks_for_a_batch_only_when_the_maps_before_it_were_taken(tiny, network):
+    """So a data set may be larger than memory: one batch of it, and of its maps, is there at a time."""
+    data, (model, variables) = DataSet(tiny), network
+    asked = []
+
+    def batches():
+        for batch in pipeline.eval_batches(data, np.arange(3), [], batch_size=1):
+            asked.append(int(batch["row"][0]))
+            yield batch
+
+    grades = np.ones((len(data), 2), int)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    stream = hotspots.stream(KEY, model, variables, batches(), data.slices, grades, mesh, method=FEW)
+    for count, (rows, _) in enumerate(stream, start=1):
+        assert asked == list(range(count))
+        assert rows.tolist() == [count - 1]
+
+
 def test_a_discs_views_follow_from_the_key_and_its_row(weights, batch):
     """View i of a disc is drawn from fold_in(fold_in(key, row), i): more views refine a map, they do not replace it."""
     got = hotspots.hotspot_step(KEY, weights, batch, model=Linear(), method=Method(num_views=3))

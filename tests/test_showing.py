@@ -140,3 +140,12 @@ def test_without_an_abnormal_grade_there_is_nothing_to_hang(data, tmp_path):
     gallery.look(0, np.ones((2, *WINDOW_SHAPE), np.float32))
     gallery.hang(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_each_task_has_an_example_of_its_own(data):
+    rightly = np.tile([1, 2], (len(data), 1))
+    for seed in range(5):
+        one, other = Gallery(data, TASKS, rightly, np.arange(2), seed=seed)._chosen.values()
+        assert one != other
+    only = Gallery(data, TASKS, rightly, np.arange(1))._chosen
+    assert set(only.values()) == {0}  # with one disc there is no other
