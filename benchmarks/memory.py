@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from spinejax.shards import VOLUME_SHAPE, Disc, shard_name, write_manifest, write_shard
+from spinejax.manifest import write_manifest
+from spinejax.shards import VOLUME_SHAPE, Disc, shard_name, write_shard
 from spinejax.tasks import PAPER_TASKS
 
 STEPS = 30

@@ -22,7 +22,8 @@ from data_prep.executors import run_all
 from data_prep.finished import ScanResult, ShardResult, drop_scans, keep_scan, keep_shard, kept_scan, kept_shard
 from data_prep.scan import NotSagittalError
 from spinejax.errors import SpinejaxError
-from spinejax.shards import MANIFEST, Disc, ShardSummary, shard_name, write_manifest, write_shard
+from spinejax.manifest import MANIFEST, write_manifest
+from spinejax.shards import SCHEMA_VERSION, Disc, ShardSummary, shard_name, write_shard
 from spinejax.tasks import Task
 
 
@@ -118,7 +119,7 @@ def build(
         return outcome
     out.mkdir(parents=True, exist_ok=True)
     shards = _deal(jobs, num_shards)
-    made = repr((list(tasks), list(masks), preprocessing))
+    made = repr((SCHEMA_VERSION, list(tasks), list(masks), preprocessing))
     plan = resume.digest(made, [[(job.patient, job.scan, job.split) for job in shard] for shard in shards])
     with resume.only_writer(out):
         resume.begin(out, plan, overwrite=overwrite)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spinejax.errors import SpinejaxError
-from spinejax.shards import MANIFEST, sha256_of, write_atomically
+from spinejax.manifest import MANIFEST
+from spinejax.shards import sha256_of, write_atomically
 
 _PLAN = "plan"
 

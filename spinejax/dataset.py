@@ -10,17 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
-import pydantic
-from typing_extensions import TypedDict
 
 from spinejax import tasks as task_tables
 from spinejax.errors import SpinejaxError
+from spinejax.manifest import mean_of_slices, read_manifest
 from spinejax.shards import (
-    MANIFEST,
     SPLITS,
     VOLUME_DTYPES,
     VOLUME_SHAPE,
@@ -28,8 +25,8 @@ from spinejax.shards import (
     central_window,
     check_geometry,
     check_labels,
+    checksum_of,
     columns,
-    mean_of_slices,
     refuse_shared_patients,
     sha256_of,
 )
@@ -48,8 +45,8 @@ def _faults_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str]) -> h5py.File:
-    """Open a shard for reading, and refuse one that is not exactly what `shards.write_shard` writes.
+def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str], version: int) -> h5py.File:
+    """Open a shard for reading, and refuse one that is not exactly what `shards.write_shard` writes, or once wrote.
 
     Raises:
         SpinejaxError: the file is missing, damaged, or differs from the schema or from the manifest's counts.
@@ -59,15 +56,17 @@ def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str])
     with _faults_named(path):
         file = h5py.File(path, "r", rdcc_nbytes=0)  # a disc is read whole and once: no chunk cache
         try:
-            _check_layout(file, path, num_discs, num_tasks, masks)
+            _check_layout(file, path, num_discs, num_tasks, masks, version)
         except BaseException:
             file.close()
             raise
     return file
 
 
-def _check_layout(file: h5py.File, path: Path, num_discs: int, num_tasks: int, masks: Sequence[str]) -> None:
-    expected = columns(num_tasks) | {name: (VOLUME_DTYPES[name], VOLUME_SHAPE) for name in ("volume", *masks)}
+def _check_layout(
+    file: h5py.File, path: Path, num_discs: int, num_tasks: int, masks: Sequence[str], version: int
+) -> None:
+    expected = columns(num_tasks, version) | {name: (VOLUME_DTYPES[name], VOLUME_SHAPE) for name in ("volume", *masks)}
     if set(file) != set(expected):
         raise SpinejaxError(f"{path}: holds {', '.join(sorted(file))}; expected {', '.join(sorted(expected))}.")
     for name, (dtype, shape) in expected.items():
@@ -80,8 +79,13 @@ def _check_layout(file: h5py.File, path: Path, num_discs: int, num_tasks: int, m
             raise SpinejaxError(
                 f"{path}: {name} is {column.dtype}{list(column.shape)}, expected {dtype}{[num_discs, *shape]}."
             )
-        if not column.chunks or column.chunks[1:] != shape or not column.fletcher32:
-            raise SpinejaxError(f"{path}: {name} is not stored in whole rows with checksums. Make the data set again.")
+        if not column.chunks or column.chunks[1:] != shape:
+            raise SpinejaxError(f"{path}: {name} is not stored in whole rows. Make the data set again.")
+        if name == "volume" and version > 1:
+            if column.chunks[0] != 1 or column.id.get_create_plist().get_nfilters():
+                raise SpinejaxError(f"{path}: {name} is not stored as it is, disc by disc. Make the data set again.")
+        elif not column.fletcher32:
+            raise SpinejaxError(f"{path}: {name} is stored without checksums. Make the data set again.")
         if column.id.get_num_chunks() != -(-num_discs // column.chunks[0]):
             raise SpinejaxError(f"{path}: {name} has rows that were never written. Make the data set again.")
 
@@ -94,7 +98,8 @@ class DataSet:
         manifest: `manifest.json` as it stands there.
         tasks: its task table.
         slice_mean: float32[9]. Mean intensity of each slice of the training windows.
-        affine, slices, labels: the columns, over all shards in order.
+        affine, slices, labels, checksum: the columns, over all shards in order. Version 1 of the schema has no
+            `checksum`.
         level, patient, scan, split: str[N].
 
     Raises:
@@ -103,6 +108,7 @@ class DataSet:
     """
 
     affine: np.ndarray
+    checksum: np.ndarray
     slices: np.ndarray
     labels: np.ndarray
     level: np.ndarray
@@ -112,14 +118,16 @@ class DataSet:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
+        self._version = self.manifest["schema_version"]
         self.tasks = task_tables.from_json(self.manifest["tasks"])
         self.masks = tuple(self.manifest["masks"])
         self.slice_mean = np.asarray(self.manifest["slice_mean"], np.float32)
         self._stops = np.cumsum([entry["discs"] for entry in self.manifest["files"]])
         self._files: dict[int, h5py.File] = {}
+        self._volumes: dict[int, h5py.Dataset] = {}  # of each file; to look one up takes a third of a disc's read
         shards = [self._read_columns(index) for index in range(len(self._stops))]
-        for name in columns(0):
+        for name in columns(0, self._version):
             column = np.concatenate([shard[name] for shard in shards])
             with _faults_named(self.folder):
                 setattr(self, name, np.char.decode(column, "ascii") if column.dtype.kind == "S" else column)
@@ -130,7 +138,7 @@ class DataSet:
 
     def __getstate__(self):
         # Worker processes open the files for themselves: an HDF5 handle must not cross a fork or a pickle.
-        return self.__dict__ | {"_files": {}}
+        return self.__dict__ | {"_files": {}, "_volumes": {}}
 
     @property
     def digest(self) -> str:
@@ -152,28 +160,40 @@ class DataSet:
 
     def volume(self, row: int) -> np.ndarray:
         """uint16[192, 320, 15]. Raises SpinejaxError if its checksum does not fit."""
-        return self._read("volume", row)
+        return self._read_volume(row, np.empty(VOLUME_SHAPE, VOLUME_DTYPES["volume"]))
 
     def volumes(self, rows: np.ndarray) -> np.ndarray:
         """uint16[M, 192, 320, 15]. The discs at `rows`, read straight into one array."""
         batch = _aligned((len(rows), *VOLUME_SHAPE), VOLUME_DTYPES["volume"])
         for place, row in enumerate(rows):
-            self._read("volume", int(row), into=batch[place])
+            self._read_volume(int(row), batch[place])
         return batch
 
     def mask(self, name: str, row: int) -> np.ndarray:
         """The "region" or "lesion" mask of a disc, [192, 320, 15]. Raises SpinejaxError if the set stores none."""
         if name not in self.masks:
             raise SpinejaxError(f"{self.folder}: this data set stores no {name} masks.")
-        return self._read(name, row)
-
-    def _read(self, name: str, row: int, into: np.ndarray | None = None) -> np.ndarray:
-        into = np.empty(VOLUME_SHAPE, dtype=VOLUME_DTYPES[name]) if into is None else into
-        index = int(np.searchsorted(self._stops, row, side="right"))
-        first = self._stops[index] - self.manifest["files"][index]["discs"]
+        index, place = self._locate(row)
         with _faults_named(self._path(index)):
-            self._file(index)[name].read_direct(into, source_sel=np.s_[row - first])
+            return self._file(index)[name][place]
+
+    def _read_volume(self, row: int, into: np.ndarray) -> np.ndarray:
+        index, place = self._locate(row)
+        with _faults_named(self._path(index)):
+            self._file(index)
+            column = self._volumes[index]
+            if self._version == 1:  # HDF5 checks what it reads
+                column.read_direct(into, source_sel=np.s_[place])
+                return into
+            column.id.read_direct_chunk((place, 0, 0, 0), out=into.reshape(-1).view(np.uint8))
+            if checksum_of(into) != self.checksum[row]:
+                raise ValueError(f"the volume of disc {place} does not fit its checksum")
         return into
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        """Which file a disc is in, and its place there."""
+        index = int(np.searchsorted(self._stops, row, side="right"))
+        return index, int(row - self._stops[index] + self.manifest["files"][index]["discs"])
 
     def _path(self, index: int) -> Path:
         return self.folder / self.manifest["files"][index]["name"]
@@ -181,12 +201,13 @@ class DataSet:
     def _file(self, index: int) -> h5py.File:
         if index not in self._files:
             num_discs = self.manifest["files"][index]["discs"]
-            self._files[index] = open_shard(self._path(index), num_discs, len(self.tasks), self.masks)
+            file = open_shard(self._path(index), num_discs, len(self.tasks), self.masks, self._version)
+            self._files[index], self._volumes[index] = file, file["volume"]
         return self._files[index]
 
     def _read_columns(self, index: int) -> dict[str, np.ndarray]:
         with _faults_named(self._path(index)):
-            return {name: self._file(index)[name][()] for name in columns(0)}
+            return {name: self._file(index)[name][()] for name in columns(0, self._version)}
 
     def _check_columns(self) -> None:
         unknown = set(self.level) - set(LEVELS) | set(self.split) - set(SPLITS)
@@ -205,74 +226,13 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _read_manifest(folder: Path) -> dict:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise SpinejaxError(
-            f"{folder}: no {MANIFEST} there, so this is not a data set. `python -m data_prep` makes one."
-        )
-    try:
-        manifest = pydantic.TypeAdapter(_Manifest).validate_json(path.read_bytes(), strict=True)
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise SpinejaxError(f"{path}: damaged: {where}: {fault['msg']}. Make the data set again.") from error
-    names = [entry["name"] for entry in manifest["files"]]
-    if len(set(names)) < len(names):
-        raise SpinejaxError(f"{path}: damaged: it lists a file twice. Make the data set again.")
-    return dict(manifest)
-
-
-_Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
-# A manifest names files of its own folder only: a path in it could lead a reader anywhere.
-_FileName = Annotated[str, pydantic.Field(pattern=r"^discs-\d{5}-of-\d{5}\.h5$")]
-_Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-
-
-class _File(TypedDict):
-    name: _FileName
-    discs: _Count
-    bytes: _Count
-    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Split(TypedDict):
-    patients: _Count
-    discs: _Count
-    grades: dict[str, list[_Count]]
-
-
-class _Splits(TypedDict):
-    train: _Split
-    validation: _Split
-    test: _Split
-
-
-class _Task(TypedDict):
-    name: str
-    grades: list[str]
-
-
-class _Manifest(TypedDict):
-    """`manifest.json`, as `shards.write_manifest` writes it."""
-
-    schema_version: Literal[1]
-    tasks: Annotated[list[_Task], pydantic.Field(min_length=1)]
-    levels: list[str]
-    masks: list[Literal["region", "lesion"]]
-    preprocessing: dict[str, Any]
-    splits: _Splits
-    slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
-    files: Annotated[list[_File], pydantic.Field(min_length=1)]
-
-
 # Verifying -----------------------------------------------------------------------------------------------------------
 
 
 def verify(folder: str | Path) -> list[str]:
     """Read a whole data set and list every fault; an empty list means that all is well.
 
-    Beyond what opening checks: each file's sha256, each chunk's checksum, zeros outside the valid slices, a level twice
+    Beyond what opening checks: each file's sha256, each checksum, zeros outside the valid slices, a level twice
     in one scan, the manifest's counts, and one image in two splits (a patient who came under two names).
 
     Raises:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from spinejax.shards import VOLUME_SHAPE, Disc, shard_name, write_manifest, write_shard
+from spinejax.manifest import write_manifest
+from spinejax.shards import VOLUME_SHAPE, Disc, shard_name, write_shard
 from spinejax.tasks import LEVELS, UNLABELLED, Task
 
 TASKS = (Task("brightness", ("dark", "grey", "bright")), Task("side", ("front", "back")))

@@ -17,6 +17,7 @@ ROOMS = (
     "paper",
     "sink",
     "shards",
+    "manifest",
     "dataset",
     "config",
     "convolution",
@@ -50,7 +51,7 @@ ROOMS = (
 )
 
 # What data_prep may use of the library: the format, never the network.
-SHARED = {"errors", "tasks", "paper", "shards", "dataset"}
+SHARED = {"errors", "tasks", "paper", "shards", "manifest", "dataset"}
 
 # The detector is the one place in data_prep with a network of its own; it is not the library's.
 DETECTOR = "data_prep/detector"

@@ -16,7 +16,8 @@ from data_prep.phantom import phantom
 from data_prep.phantom_set import phantom_jobs, phantom_labels
 from spinejax.dataset import DataSet, verify
 from spinejax.errors import SpinejaxError
-from spinejax.shards import MANIFEST, VOLUME_SHAPE
+from spinejax.manifest import MANIFEST
+from spinejax.shards import VOLUME_SHAPE
 from spinejax.tasks import PAPER_TASKS, Task
 from tests.test_spider import write_root
 

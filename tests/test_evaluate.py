@@ -20,7 +20,8 @@ from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.graded import labels_of
 from spinejax.hotspots import Method
-from spinejax.shards import shard_name, write_manifest, write_shard
+from spinejax.manifest import write_manifest
+from spinejax.shards import shard_name, write_shard
 from spinejax.tasks import UNLABELLED, Task
 from tests.conftest import TASKS, a_disc, write_tiny
 

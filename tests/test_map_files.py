@@ -16,7 +16,8 @@ from spinejax import hotspots, map_files
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.hotspots import Method
-from spinejax.shards import Disc, central_window, write_manifest, write_shard
+from spinejax.manifest import write_manifest
+from spinejax.shards import Disc, central_window, write_shard
 from tests.block_spine import FAT, block_spine
 from tests.conftest import TASKS, a_disc
 from tests.test_discs import true_bodies

@@ -14,8 +14,9 @@ from spinejax import report, sprites
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.graded import Graded, labels_of
+from spinejax.manifest import write_manifest
 from spinejax.report import Report
-from spinejax.shards import WINDOW_SHAPE, central_window, shard_name, write_manifest, write_shard
+from spinejax.shards import WINDOW_SHAPE, central_window, shard_name, write_shard
 from spinejax.tables import Findings
 from spinejax.tasks import PAPER_TASKS, Task
 from tests.conftest import TASKS, a_disc, write_tiny

@@ -19,7 +19,8 @@ from data_prep.executors import run_all
 from data_prep.finished import keep_scan
 from data_prep.scan import NotSagittalError
 from spinejax.errors import SpinejaxError
-from spinejax.shards import MANIFEST, VOLUME_SHAPE
+from spinejax.manifest import MANIFEST
+from spinejax.shards import VOLUME_SHAPE
 from spinejax.tasks import Task
 
 TASKS = (Task("pfirrmann", ("1", "2", "3", "4", "5")),)

@@ -9,14 +9,14 @@ import pytest
 
 from spinejax.dataset import DataSet, verify
 from spinejax.errors import SpinejaxError
+from spinejax.manifest import MANIFEST, write_manifest
 from spinejax.shards import (
     INTENSITY_ONE,
-    MANIFEST,
     VOLUME_SHAPE,
     Disc,
     central_window,
+    sha256_of,
     shard_name,
-    write_manifest,
     write_shard,
 )
 from spinejax.tasks import UNLABELLED, Task
@@ -261,7 +261,7 @@ def stored(file, dtype="i1", shape=(2, 2), chunks=(64, 2), values=0, **options):
         (lambda file: stored(file, values=None), "never written"),
         (lambda file: stored(file, values=[[0, 2], [0, 0]]), "label 2 for endplate"),
         (lambda file: stored(file, values=[[-2, 0], [0, 0]]), "label -2 for pfirrmann"),
-        (lambda file: None, "expected affine, labels"),
+        (lambda file: None, "expected affine, checksum, labels"),
     ],
 )
 def test_planted_column_is_refused(folder, plant, message):
@@ -306,11 +306,47 @@ def test_truncated_shard_is_refused(folder, share):
         DataSet(folder)
 
 
-def test_flipped_byte_is_found(folder):
-    with h5py.File(first_shard(folder)) as file:
-        offset = file["volume"].id.get_chunk_info(1).byte_offset
+def chunk_of(path, name, row):
+    """The place of a row in the file, and its bytes there."""
+    with h5py.File(path) as file:
+        chunk = file[name].id.get_chunk_info(row)
+    return slice(chunk.byte_offset, chunk.byte_offset + chunk.size)
+
+
+def as_version_1(folder):
+    """The data set as the first version of the schema had it: HDF5's checksums for volumes too."""
+    for name in [shard_name(0, 2), shard_name(1, 2)]:
+        with h5py.File(folder / name, "r+", libver="latest") as file:
+            volume = file["volume"][()]
+            del file["checksum"], file["volume"]
+            file.create_dataset(
+                "volume",
+                data=volume,
+                chunks=(1, *VOLUME_SHAPE),
+                maxshape=(None, *VOLUME_SHAPE),
+                fletcher32=True,
+            )
+    files = [
+        entry | {"sha256": sha256_of(folder / entry["name"])}
+        for entry in json.loads((folder / MANIFEST).read_text())["files"]
+    ]
+    edit_manifest(folder, schema_version=1, files=files)
+
+
+def test_sets_of_the_first_schema_are_read(made, folder):
+    as_version_1(folder)
+    assert verify(folder) == []
+    old, new = DataSet(folder), DataSet(made)
+    np.testing.assert_array_equal(old.volumes(np.arange(4)), new.volumes(np.arange(4)))
+    np.testing.assert_array_equal(old.mask("region", 2), new.mask("region", 2))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_flipped_byte_is_found(folder, version):
+    if version == 1:
+        as_version_1(folder)
     damaged = bytearray(first_shard(folder).read_bytes())
-    damaged[offset + 12345] ^= 4
+    damaged[chunk_of(first_shard(folder), "volume", 1).start + 12345] ^= 4
     first_shard(folder).write_bytes(damaged)
     data = DataSet(folder)
     data.volume(0)
@@ -320,6 +356,38 @@ def test_flipped_byte_is_found(folder):
     assert len(faults) == 2
     assert "sha256" in faults[0]
     assert faults[1].startswith("row 1 (scan scana, L5-S1): ")
+
+
+def test_discs_that_changed_places_are_found(folder):
+    path = first_shard(folder)
+    one, other = (chunk_of(path, "volume", row) for row in (0, 1))
+    content = bytearray(path.read_bytes())
+    content[one], content[other] = content[other], content[one]
+    path.write_bytes(content)
+    for row in (0, 1):
+        with pytest.raises(SpinejaxError, match=f"damaged.*volume of disc {row} does not fit its checksum"):
+            DataSet(folder).volumes(np.array([row]))
+
+
+@pytest.mark.parametrize("name", ["checksum", "labels", "region"])
+def test_flipped_byte_of_another_column_is_found(folder, name):
+    path = first_shard(folder)
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk_of(path, name, 0).start + 3] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(SpinejaxError, match="damaged"):
+        DataSet(folder).mask("region", 0)
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}, {"chunks": (2, *VOLUME_SHAPE)}])
+def test_volumes_that_are_not_stored_as_they_are_are_refused(folder, options):
+    with h5py.File(first_shard(folder), "r+", libver="latest") as file:
+        volume = file["volume"][()]
+        del file["volume"]
+        options = {"chunks": (1, *VOLUME_SHAPE), "maxshape": (None, *VOLUME_SHAPE)} | options
+        file.create_dataset("volume", data=volume, **options)
+    with pytest.raises(SpinejaxError, match="not stored as it is, disc by disc"):
+        DataSet(folder)
 
 
 def test_missing_shard_is_refused(folder):
@@ -335,7 +403,8 @@ def entry(name="discs-00000-of-00002.h5", discs=2, sha256="0" * 64):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"schema_version": 3}, "schema_version: Input should be 1 or 2"),
+        ({"schema_version": 1}, "holds .*checksum.*; expected"),
         ({"files": []}, "damaged: files"),
         ({"files": [entry("../discs.h5")]}, "damaged: files.0.name"),
         ({"files": [entry("/etc/passwd")]}, "damaged: files.0.name"),
@@ -395,7 +464,7 @@ def test_one_image_in_two_splits_is_not_written(tmp_path):
 
 
 def test_verify_reports_each_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr("spinejax.shards._refuse_shared_images", lambda *_: None)
+    monkeypatch.setattr("spinejax.manifest._refuse_shared_images", lambda *_: None)
     same = disc("b", "L5-S1", "test", 9)
     outside = disc("c", "L5-S1", "train", 4)
     outside.volume[0, 0, 0] = 1

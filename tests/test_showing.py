@@ -17,13 +17,13 @@ from spinejax.config import Config, ViewRanges, save
 from spinejax.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.hotspots import Method
+from spinejax.manifest import write_manifest
 from spinejax.shards import (
     INTENSITY_STEP,
     VOLUME_SHAPE,
     WINDOW_SHAPE,
     Disc,
     central_window,
-    write_manifest,
     write_shard,
 )
 from spinejax.showing import Gallery
