@@ -75,6 +75,10 @@ def run(options: Config, data: DataSet, folder: Path, told_to_stop: Callable[[in
         model = training.make_model(options, chosen)
         init_key, run_key = jax.random.split(jax.random.key(options.seed))
         state = training.init(init_key, model, options, data.slice_mean)
+        is_new = processes.by_first(lambda: not checkpoints.all_steps())
+        if options.init_from and is_new:
+            state, taken = training.take_over(state, checkpoint.load(options.init_from)[1]["params"])
+            processes.by_first(lambda: print(f"From {options.init_from}: {', '.join(taken)}."))
         state, unlogged = checkpoint.resume(checkpoints, state, model=model, data_digest=data.digest)
         layout = layouts.make(options.layout, mesh, state.params, batch_size=options.batch_size)
         for note in layout.notes() if processes.is_first() else ():

@@ -16,6 +16,7 @@ from rich.console import Console
 from data_prep.build import Job, Outcome, build
 from data_prep.contact_sheet import contact_sheet
 from data_prep.discs import PREPROCESSING
+from data_prep.folds import write_fold
 from data_prep.grade_table import grade_table
 from data_prep.labels import Labels, read_labels, read_tasks
 from data_prep.overlay import overlay_sheet
@@ -101,16 +102,51 @@ class Spider(_Writing):
 
     root: tyro.conf.Positional[Path]
     """ROOT: the folder with images/, masks/, radiological_gradings.csv and overview.csv."""
-    series: str = "t2_SPACE"
-    """Which scans: those named <patient>_<series>.mha."""
+    series: tuple[str, ...] = ("t2_SPACE",)
+    """Which scans: those named <patient>_<series>.mha, of one series or more."""
+    detect_missing: bool = False
+    """Detect the vertebrae of scans that have no mask, instead of refusing. A scan whose levels are doubtful is left
+    out: its discs could have their neighbours' grades."""
+    keep_doubtful: bool = False
+    """Keep it."""
+    subset: Literal["all", "training", "validation"] = "all"
+    """Only the patients of one of SPIDER's official subsets."""
     key: Path | None = None
     """Secret key of the pseudonyms, made if it is not there. Default: <out>.key, beside the data set. Keep it."""
 
     def run(self) -> int:
-        pseudonyms = load_or_make_key(self.key, self.out)
-        jobs = spider_jobs(self.root, series=self.series, seed=self.seed, pseudonyms=pseudonyms)
-        preprocessing = PREPROCESSING | {"source": "SPIDER", "series": self.series, "seed": self.seed}
+        jobs = spider_jobs(
+            self.root,
+            series=self.series,
+            seed=self.seed,
+            pseudonyms=load_or_make_key(self.key, self.out),
+            detect_missing=self.detect_missing,
+            keep_doubtful=self.keep_doubtful,
+            subset=self.subset,
+        )
+        preprocessing = PREPROCESSING | {"source": "SPIDER", "series": " ".join(self.series), "seed": self.seed}
         return self.build(jobs, tasks=SPIDER_TASKS, masks=("region",), preprocessing=preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Split a data set's patients anew, for one fold of a cross-validation: test is the fold, validation an eighth of
+    the rest. Over all folds every patient is in test once. A test split that must stay unseen has to be left out first.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+    out: Path
+    """Folder of the new one, which holds copies of the discs."""
+    fold: str
+    """Which fold of how many: 1/5, 2/5, …"""
+    seed: int = 0
+    """Of the split; the same for all the folds."""
+
+    def run(self) -> int:
+        counts = write_fold(DataSet(self.data), self.out, self.fold, seed=self.seed)
+        print(f"{self.out}: fold {self.fold}, discs: {', '.join(f'{split} {n}' for split, n in counts.items())}")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
         | Annotated[Results, tyro.conf.subcommand("results")]
         | Annotated[TrainDetector, tyro.conf.subcommand("train-detector")]
         | Annotated[DetectEval, tyro.conf.subcommand("detect-eval")]
+        | Annotated[Fold, tyro.conf.subcommand("fold")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")],

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,7 +24,7 @@ from data_prep.finished import ScanResult, ShardResult, drop_scans, keep_scan, k
 from data_prep.scan import NotSagittalError
 from spinejax.errors import SpinejaxError
 from spinejax.manifest import MANIFEST, write_manifest
-from spinejax.shards import SCHEMA_VERSION, Disc, ShardSummary, shard_name, write_shard
+from spinejax.shards import MASK_DTYPES, SCHEMA_VERSION, VOLUME_SHAPE, Disc, ShardSummary, shard_name, write_shard
 from spinejax.tasks import Task
 
 
@@ -179,7 +180,7 @@ def _build_shard(
     outcome = Outcome()
     cut_digests: list[str | None] = []
     try:
-        summary = write_shard(path, _discs(jobs, rest, outcome, cut_digests, strict), tasks, masks)
+        summary = write_shard(path, _discs(jobs, rest, outcome, cut_digests, strict, masks), tasks, masks)
         for_good = [digest for digest in cut_digests if digest]
         if len(for_good) == len(jobs):
             digests = [_row_digest(job, digest, made) for job, digest in zip(jobs, for_good, strict=True)]
@@ -205,9 +206,13 @@ def _row_digest(job: Job, cut_digest: str, made: str) -> str:
 
 
 def _discs(
-    jobs: Iterable[Job], rest: Path, outcome: Outcome, cut_digests: list[str | None], strict: bool
+    jobs: Iterable[Job], rest: Path, outcome: Outcome, cut_digests: list[str | None], strict: bool, masks: Sequence[str]
 ) -> Iterator[Disc]:
-    """The discs of one scan after the other. `outcome` and `cut_digests` are filled on the way."""
+    """The discs of one scan after the other. `outcome` and `cut_digests` are filled on the way.
+
+    Among scans with masks, one without has empty ones: no pixel of it is known to be of any part.
+    """
+    unknown = {name: np.zeros(VOLUME_SHAPE, MASK_DTYPES[name]) for name in masks}
     for job in jobs:
         digest = _cut_digest(job)
         result, for_good = kept_scan(rest, digest), True
@@ -236,8 +241,8 @@ def _discs(
                 patient=job.patient,
                 scan=job.scan,
                 split=job.split,
-                region=volume.region,
-                lesion=volume.lesion,
+                region=unknown.get("region") if volume.region is None else volume.region,
+                lesion=unknown.get("lesion") if volume.lesion is None else volume.lesion,
             )
 
 

@@ -1,14 +1,15 @@
 """The SPIDER dataset (van der Graaf et al., Scientific Data 11, 264, 2024; doi:10.5281/zenodo.10159290) as jobs.
 
 ROOT holds `images/`, `masks/`, `radiological_gradings.csv` and `overview.csv`, as in the official download. Gradings
-are per patient; scans and masks are per series, named `<patient>_<series>.mha`.
+are per patient; scans and masks are per series, named `<patient>_<series>.mha`. Several series can make one data set: a
+patient who is in more than one has each disc there several times, always in the same split.
 
 SPIDER's "UP endplate" is taken to be the endplate above the disc, the lower surface of the upper vertebra, and "LOW
 endplate" the one below it, as in the paper's task names; its tables do not say.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.build import Job
+from data_prep.detector.weights import weights_sum
 from data_prep.discs import DiscVolume, extract_discs
 from data_prep.privacy import Pseudonyms
 from data_prep.read_mha import read_mha
@@ -59,35 +61,52 @@ _GRADINGS, _OVERVIEW = "radiological_gradings.csv", "overview.csv"
 _SUBSETS = ("training", "validation")
 
 
-def spider_jobs(root: Path, *, series: str, seed: int, pseudonyms: Pseudonyms) -> list[Job]:
-    """One job for each scan of a series. Patients without gradings are kept, unlabelled.
+def spider_jobs(
+    root: Path,
+    *,
+    series: Sequence[str],
+    seed: int,
+    pseudonyms: Pseudonyms,
+    detect_missing: bool = False,
+    keep_doubtful: bool = False,
+    subset: str = "all",
+) -> list[Job]:
+    """One job for each scan of some series. Patients without gradings are kept, unlabelled.
 
     The patients of SPIDER's official validation subset, if there are any, become the test split.
 
     Args:
         root: the folder of the dataset.
-        series: the ending of the files' names: "t2_SPACE", "t2" or "t1".
+        series: the endings of the files' names: "t2_SPACE", "t2", "t1".
         seed: of the split.
         pseudonyms: of patients and scans.
+        detect_missing: detect the vertebral bodies of scans that have no mask.
+        keep_doubtful: also where that leaves it doubtful which disc is which (`cut_detected`).
+        subset: "training" or "validation", to take the patients of one official subset alone; or "all".
 
     Raises:
-        SpinejaxError: a part of the layout is missing, a table has faults (all are listed), or a scan has no mask.
+        SpinejaxError: a part of the layout is missing, a table has faults (all are listed), or a scan has no mask and
+            is not to be detected.
     """
-    images = _images(root, series)
+    scans = {key: image for each in series for key, image in _images(root, each, detect_missing).items()}
+    patients = {patient for patient, _ in scans}
     labels = read_gradings(root / _GRADINGS)
-    subset = _read_subsets(root / _OVERVIEW)
-    unknown = sorted(set(images) - set(subset))
+    subsets = _read_subsets(root / _OVERVIEW)
+    unknown = sorted(patients - set(subsets))
     if unknown:
         raise SpinejaxError(
             f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({some(unknown)}), so it cannot "
             "be told whether they are of SPIDER's validation subset. Complete the table or remove their scans."
         )
-    if labels and not set(images) & set(labels):
+    if labels and not patients & set(labels):
         raise SpinejaxError(
-            f"{root / _GRADINGS}: none of its {len(labels)} patients has a scan of the series {series!r}: it names "
-            f"{some(sorted(labels))}, the scans are of {some(sorted(images))}. Make the ids agree."
+            f"{root / _GRADINGS}: none of its {len(labels)} patients has a scan of the series {', '.join(series)}: it "
+            f"names {some(sorted(labels))}, the scans are of {some(sorted(patients))}. Make the ids agree."
         )
-    splits = _splits({patient: labels.get(patient, {}) for patient in images}, subset, seed)
+    patients = {patient for patient in patients if subset in ("all", subsets[patient])}
+    if not patients:
+        raise SpinejaxError(f"--subset {subset}: none of the scans under {root} is of a patient of it.")
+    splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
     return [
         Job(
             name=image.name,
@@ -95,11 +114,22 @@ def spider_jobs(root: Path, *, series: str, seed: int, pseudonyms: Pseudonyms) -
             scan=pseudonyms.scan(image.stem),
             split=splits[patient],
             labels=labels.get(patient, {}),
-            cut=partial(cut_scan, image, root / "masks" / image.name),
-            sources=(image, root / "masks" / image.name),
+            **_how_to_cut(image, root / "masks" / image.name, keep_doubtful),
         )
-        for patient, image in images.items()
+        for (patient, _), image in scans.items()
+        if patient in patients
     ]
+
+
+def _how_to_cut(image: Path, mask: Path, keep_doubtful: bool) -> dict:
+    """Of a job: what cuts the scan, the files that it reads, and what else the discs depend on."""
+    if mask.is_file():
+        return {"cut": partial(cut_scan, image, mask), "sources": (image, mask)}
+    return {
+        "cut": partial(cut_detected, image, keep_doubtful=keep_doubtful),
+        "sources": (image,),
+        "recipe": f"detector {weights_sum()}, doubtful levels {keep_doubtful}",
+    }
 
 
 def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
@@ -114,6 +144,25 @@ def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
     bodies, notes = bodies_from_spider_mask(labels)
     regions = Scan(body_labels(labels), labels.affine, labels.name)
     return extract_discs(scan, bodies, regions=regions, notes=notes), notes
+
+
+def cut_detected(image: Path, *, keep_doubtful: bool) -> tuple[list[DiscVolume], list[str]]:
+    """The disc volumes of a scan without a mask, and notes on what is doubtful or was left out.
+
+    SPIDER counts discs from the lowest up, the detector from the sacrum up. Where the sacrum was not seen or is
+    doubtful, every disc may have the grades of its neighbour: then there is none, unless `keep_doubtful`.
+
+    Raises:
+        SpinejaxError: the file cannot be read, no spine is found, or no disc can be cut out.
+    """
+    from data_prep.detector.detect import detect  # loads JAX, which masks do without
+
+    scan = read_mha(image, np.float32)
+    found = detect(scan)
+    notes = list(found.notes)
+    if found.doubtful_levels and not keep_doubtful:
+        return [], [*notes, f"left out: {image.name}: its levels are doubtful, and with them whose grades are whose."]
+    return extract_discs(scan, found.bodies, notes=notes), notes
 
 
 def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
@@ -172,9 +221,10 @@ def _splits(labels: dict[str, dict], subset: dict[str, str], seed: int) -> dict[
     return held_out | split_patients(graded, seed=seed, fractions=eight_to_one if held_out else PAPER_FRACTIONS)
 
 
-def _images(root: Path, series: str) -> dict[str, Path]:
-    """Patient → scan, of one series; every scan has its mask."""
-    missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
+def _images(root: Path, series: str, detect_missing: bool) -> dict[tuple[str, str], Path]:
+    """(Patient, series) → scan, of one series; every scan has its mask, unless it is to be detected."""
+    folders = ["images"] if detect_missing else ["images", "masks"]
+    missing = [name for name in folders if not (root / name).is_dir()]
     missing += [name for name in (_GRADINGS, _OVERVIEW) if not (root / name).is_file()]
     if missing:
         raise SpinejaxError(
@@ -183,15 +233,15 @@ def _images(root: Path, series: str) -> dict[str, Path]:
         )
     # `*_t2.mha` must not take `200_x_t2.mha`: what stands before the series is a patient, without underscores.
     found = {path.name.removesuffix(f"_{series}.mha"): path for path in sorted(root.glob(f"images/*_{series}.mha"))}
-    images = {patient: path for patient, path in found.items() if "_" not in patient}
+    images = {(patient, series): path for patient, path in found.items() if "_" not in patient}
     if not images:
         series_there = Counter(path.stem.partition("_")[2] for path in root.glob("images/*.mha"))
         there = ", ".join(f"{name} ({count})" for name, count in sorted(series_there.items())) or "no .mha file"
         raise SpinejaxError(f"--series {series}: no images/*_{series}.mha under {root}; there is {there}.")
     unmasked = [path.name for path in images.values() if not (root / "masks" / path.name).is_file()]
-    if unmasked:
+    if unmasked and not detect_missing:
         raise SpinejaxError(
             f"{root / 'masks'}: no mask for {len(unmasked)} of {len(images)} {series} scans ({some(unmasked)}). Add "
-            "the masks, remove those scans from images/, or choose another --series."
+            "the masks, remove those scans from images/, choose another --series, or --detect-missing."
         )
     return images

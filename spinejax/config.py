@@ -65,6 +65,9 @@ class Config:
     """Fraction dropped after fc6 and fc7."""
     initialiser: Literal["glorot", "he"] = "glorot"
     """How weights start: glorot is the paper's; he keeps the signal's scale through ReLUs, and so starts faster."""
+    init_from: Path | None = None
+    """A run, or its `export` folder: a new run starts with those of its weights that have a name and shape of this
+    network's, and draws the others."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, loss and optimiser stay float32."""
 
@@ -156,7 +159,15 @@ number of devices, takes sums in another order)."""
 
 def of_a_step(config: Config) -> Config:
     """The options with everything at its default that no step depends on, so that changing it compiles nothing anew."""
-    of_the_loop = ("seed", "validation_split", "eval_epochs", "plateau_patience", "plateau_factor", "num_decays")
+    of_the_loop = (
+        "seed",
+        "init_from",
+        "validation_split",
+        "eval_epochs",
+        "plateau_patience",
+        "plateau_factor",
+        "num_decays",
+    )
     return replace(config, **{name: getattr(Config(), name) for name in (*CHANGEABLE_ON_RESUME, *of_the_loop)})
 
 

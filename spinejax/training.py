@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import optax
 
 from spinejax import losses, views
 from spinejax.config import Config, ViewRanges
+from spinejax.errors import SpinejaxError
 from spinejax.layout import Layout
 from spinejax.model import SpineNet
 from spinejax.shards import WINDOW_SHAPE
@@ -68,6 +70,30 @@ def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: np.ndarray
         plateau=make_plateau(config).init(variables["params"]),
         skipped=jnp.int32(0),
     )
+
+
+def take_over(state: TrainState, params: Mapping) -> tuple[TrainState, list[str]]:
+    """A fresh state that starts with another network's weights, wherever name and shape are the same.
+
+    Args:
+        state: from `init`.
+        params: the other network's. Its `slice_mean` plays no part: that is the data set's.
+
+    Returns:
+        The state, and the layers that were taken over, `trunk/conv1` and so on.
+
+    Raises:
+        SpinejaxError: not one weight fits.
+    """
+    own, others = (flax.traverse_util.flatten_dict(tree) for tree in (state.params, params))
+    fitting = {path: leaf for path, leaf in others.items() if path in own and own[path].shape == leaf.shape}
+    if not fitting:
+        raise SpinejaxError(
+            "--init-from: no weight there has a name and shape of this network's. Is its --width another?"
+        )
+    taken = {path: jnp.asarray(leaf, own[path].dtype) for path, leaf in fitting.items()}
+    state = state.replace(params=flax.traverse_util.unflatten_dict(own | taken))
+    return state, sorted({"/".join(path[:-1]) for path in taken})
 
 
 def make_optimiser(config: Config) -> optax.GradientTransformation:

@@ -71,6 +71,14 @@ def test_discs_carry_their_labels(tmp_path):
     assert "scan0: graded, but not found in the scan: L1-L2." in outcome.notes
 
 
+def test_among_scans_with_masks_one_without_has_empty_ones(tmp_path):
+    outcome = run(some_jobs(range(3)), tmp_path, masks=("region",))
+    assert outcome.failures == {}
+    data = DataSet(tmp_path)
+    assert data.masks == ("region",)
+    assert not any(data.mask("region", row).any() for row in range(len(data)))
+
+
 def test_no_more_shards_than_patients(tmp_path):
     run(some_jobs(range(2)), tmp_path / "set", num_shards=8)
     assert len(DataSet(tmp_path / "set").manifest["files"]) == 2

@@ -4,10 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.detector.detect import Detection
 from data_prep.privacy import Pseudonyms
 from data_prep.read_mha import write_mha
 from data_prep.scan import Scan
-from data_prep.spider import COLUMNS, SPIDER_TASKS, read_gradings, spider_jobs
+from data_prep.spider import COLUMNS, SPIDER_TASKS, cut_detected, read_gradings, spider_jobs
+from data_prep.vertebrae import bodies_from_spider_mask
 from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine
 
@@ -54,7 +56,7 @@ def root(tmp_path_factory):
 
 
 def jobs(root, **options):
-    return spider_jobs(root, **({"series": "t2_SPACE", "seed": 0, "pseudonyms": KEY} | options))
+    return spider_jobs(root, **({"series": ["t2_SPACE"], "seed": 0, "pseudonyms": KEY} | options))
 
 
 def job_of(jobs, patient):
@@ -95,9 +97,61 @@ def test_series_is_chosen_by_name(tmp_path):
     root = write_root(tmp_path / "root", patients=(1, 2), series="t2")
     spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=1)
     write_mha(root / "images" / "1_x_t2.mha", spine.scan)
-    assert len(jobs(root, series="t2")) == 2
+    assert len(jobs(root, series=["t2"])) == 2
     with pytest.raises(SpinejaxError, match=r"--series t2_SPACE: .*t2 \(2\)"):
         jobs(root)
+
+
+# Several series, and scans without masks ------------------------------------------------------------------------------
+
+
+def with_t2(root):
+    """Patients 1 to 5 also have a T2 series, without masks."""
+    for path in (root / "images").glob("*_t2_SPACE.mha"):
+        (root / "images" / path.name.replace("_SPACE", "")).write_bytes(path.read_bytes())
+    return root
+
+
+def test_a_patient_of_two_series_is_in_one_split(tmp_path):
+    made = jobs(with_t2(write_root(tmp_path / "root")), series=["t2_SPACE", "t2"], detect_missing=True)
+    assert len(made) == len({job.scan for job in made}) == 10
+    splits = {}
+    for job in made:
+        splits.setdefault(job.patient, []).append(job.split)
+    assert all(len(each) == 2 and len(set(each)) == 1 for each in splits.values())
+    assert sorted(job.name for job in made if len(job.sources) == 2) == [f"{p}_t2_SPACE.mha" for p in range(1, 6)]
+
+
+def test_scans_without_masks_are_detected_only_if_asked(tmp_path):
+    root = with_t2(write_root(tmp_path / "root"))
+    with pytest.raises(SpinejaxError, match=r"no mask for 5 of 5 t2 scans .*--detect-missing"):
+        jobs(root, series=["t2"])
+    assert len(jobs(root, series=["t2"], detect_missing=True)) == 5
+
+
+def test_one_official_subset_alone(tmp_path):
+    root = write_root(tmp_path / "root", subset={2: "validation", 4: "validation"})
+    assert {job.patient for job in jobs(root, subset="training")} == {KEY.patient(p) for p in "135"}
+    assert {job.split for job in jobs(root, subset="training")} == {"train", "validation", "test"}
+    assert {job.split for job in jobs(root, subset="validation")} == {"test"}
+    with pytest.raises(SpinejaxError, match="--subset validation: none of the scans"):
+        jobs(write_root(tmp_path / "other"), subset="validation")
+
+
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_doubtful_levels_have_no_grades(tmp_path, monkeypatch, doubtful):
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=1)
+    write_mha(tmp_path / "1_t2.mha", spine.scan)
+    bodies, _ = bodies_from_spider_mask(spine.mask)
+    found = Detection(bodies, {}, ["a note"], doubtful)
+    monkeypatch.setattr("data_prep.detector.detect.detect", lambda scan: found)
+    kept, notes = cut_detected(tmp_path / "1_t2.mha", keep_doubtful=True)
+    assert [disc.level for disc in kept] == ["L2-L3", "L3-L4", "L4-L5", "L5-S1"]
+    assert all(disc.slices == (7, 8) for disc in kept)  # one slice, in the middle; the others are padding
+    assert notes == ["a note"]
+    discs, notes = cut_detected(tmp_path / "1_t2.mha", keep_doubtful=False)
+    assert len(discs) == (0 if doubtful else 4)
+    assert any("left out: 1_t2.mha: its levels are doubtful" in note for note in notes) == doubtful
 
 
 # Gradings ------------------------------------------------------------------------------------------------------------

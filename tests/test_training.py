@@ -1,5 +1,6 @@
 """One step against the paper's rules written out by hand, against PyTorch, and on one and eight devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 from spinejax import devices, losses, training, views
 from spinejax.config import Config, ViewRanges
 from spinejax.dataset import DataSet
-from spinejax.tasks import UNLABELLED
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import UNLABELLED, Task
 from tests.conftest import TASKS
 
 CONFIG = Config(width=0.02, batch_size=8, learning_rate=0.02, plateau_patience=3)
@@ -51,6 +53,32 @@ def stepped(state, model, batch, weights, config=CONFIG, steps=1):
     for _ in range(steps):
         state, figures = training.train_step(KEY, state, batch, weights, model=model, config=config)
     return state, figures
+
+
+def test_weights_of_another_network_are_taken_over_where_they_fit():
+    """A task of the same name and grades, the trunk, and nothing else; the data set's mean stays."""
+    _, state = fresh()
+    other = training.make_model(CONFIG, [TASKS[1], Task("brightness", ("dark", "bright"))])
+    before = jax.tree.map(np.array, state)
+    theirs = training.init(jax.random.key(1), other, CONFIG, np.zeros(9, np.float32)).params
+    state, taken = training.take_over(state, theirs)
+    assert {"trunk/conv1", "trunk/conv5", "head_side/fc6", "head_side/fc8", "head_brightness/fc7"} <= set(taken)
+    assert "head_brightness/fc8" not in taken
+    jax.tree.map(np.testing.assert_array_equal, state.params["trunk"], theirs["trunk"])
+    jax.tree.map(np.testing.assert_array_equal, state.params["head_side"], theirs["head_side"])
+    fc8 = [params["head_brightness"]["fc8"] for params in (state.params, before.params)]
+    jax.tree.map(np.testing.assert_array_equal, *fc8)
+    np.testing.assert_array_equal(state.constants["slice_mean"], before.constants["slice_mean"])
+    jax.tree.map(np.testing.assert_array_equal, state.momentum, before.momentum)
+
+
+def test_a_network_of_another_width_has_nothing_to_take_over():
+    _, state = fresh()
+    wide = dataclasses.replace(CONFIG, width=0.05)
+    theirs = initial(wide)[1].params
+    kept = {name: {k: v for k, v in theirs[name].items() if k != "fc8"} for name in theirs}
+    with pytest.raises(SpinejaxError, match="--init-from: no weight there"):
+        training.take_over(state, jax.tree.map(lambda leaf: leaf[None], kept))
 
 
 def test_a_step_is_the_papers_rule_written_out(batch, weights):

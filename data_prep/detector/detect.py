@@ -37,11 +37,13 @@ class Detection:
         bodies: from the top down.
         confidence: of each body's place and name, in [0, 1], by name.
         notes: what is doubtful, one sentence each, to be shown to whoever uses the levels.
+        doubtful_levels: one of the notes is that all names may be off by one: no sacrum was seen, or a doubtful one.
     """
 
     bodies: list[VertebralBody]
     confidence: Mapping[str, float]
     notes: list[str]
+    doubtful_levels: bool = False
 
 
 def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPPED) -> Detection:
@@ -67,7 +69,7 @@ def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPP
             "bodies in a corner file (--corners)."
         )
     _refuse_other_sizes(scan, column)
-    names, sure, notes = _name(scan, column, groups, lowest_level)
+    names, sure, notes, doubtful = _name(scan, column, groups, lowest_level)
     bodies, confidence = [], {}
     for place, (name, one) in enumerate(zip(names, column.groups, strict=False)):
         if one is None:
@@ -82,7 +84,7 @@ def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPP
     if len(column.groups) > len(names):
         notes.append(f"{len(column.groups) - len(names)} bodies above {names[-1]} were left out")
     prefix = f"{scan.name}: "
-    return Detection(bodies[::-1], confidence, [f"{prefix}{note}." for note in notes])
+    return Detection(bodies[::-1], confidence, [f"{prefix}{note}." for note in notes], doubtful)
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
@@ -90,30 +92,31 @@ def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPP
 
 def _name(
     scan: Scan, column: Column, groups: Sequence[Group], lowest_level: str | None
-) -> tuple[tuple[str, ...], float, list[str]]:
-    """The names of a column's bodies from the bottom up, how sure their count is, and notes on why it may be wrong."""
+) -> tuple[tuple[str, ...], float, list[str], bool]:
+    """Names of a column's bodies from the bottom up, how sure their count is, notes, and if all may be off by one."""
     num_bodies = sum(one is not None and one.kind == BODY for one in column.groups)
     notes = []
     if num_bodies < _FEW_BODIES:
         notes.append(f"short field of view: {num_bodies} vertebral bodies above the sacrum")
     if lowest_level is not None:
         first = NAMES.index(lowest_level.split("-")[1])
-        return NAMES[first : first + len(column.groups)], 1.0, notes
+        return NAMES[first : first + len(column.groups)], 1.0, notes, False
     if not column.has_sacrum:
         notes.append(
             "no sacrum was seen: the lowest body is taken for L5, which may be wrong; --lowest-level gives the name of "
             "the lowest disc"
         )
-        return NAMES[1 : 1 + len(column.groups)], _NO_SACRUM_CONFIDENCE, notes
+        return NAMES[1 : 1 + len(column.groups)], _NO_SACRUM_CONFIDENCE, notes, True
     sacrum = column.groups[0]
     assert sacrum is not None  # noqa: S101
     rival = max((_rivalry(one, column, sacrum) for one in groups), default=0.0)
-    if sacrum.score < _SURE or rival > _AMBIGUOUS:
+    doubtful = sacrum.score < _SURE or rival > _AMBIGUOUS
+    if doubtful:
         notes.append(
             f"the sacrum is doubtful (score {sacrum.score:.2f}, rival {rival:.2f}): a transitional vertebra, or levels "
             "off by one; look, and give --lowest-level"
         )
-    return NAMES[: len(column.groups)], float(np.clip(sacrum.score * (1 - rival), 0, 1)), notes
+    return NAMES[: len(column.groups)], float(np.clip(sacrum.score * (1 - rival), 0, 1)), notes, doubtful
 
 
 def _rivalry(one: Group, column: Column, sacrum: Group) -> float:
