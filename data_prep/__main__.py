@@ -270,7 +270,7 @@ class TrainDetector:
     """Which scans: those named <patient>_<series>.mha."""
     begin: Path | None = None
     """Weights (.npz) to go on from. Default: random ones."""
-    steps: int = 1500
+    steps: int = 12000
     """Of the optimiser."""
     learning_rate: float = 3e-3
     """At its peak, after 15 % of the steps."""
@@ -281,7 +281,9 @@ class TrainDetector:
 
     def run(self) -> int:
         from data_prep.detector.run import Recipe, train_detector  # loads JAX
+        from spinejax import devices
 
+        devices.set_up()
         recipe = Recipe(steps=self.steps, learning_rate=self.learning_rate, phantoms=self.phantoms, seed=self.seed)
         train_detector(self.spider, self.out, recipe, begin=self.begin, series=self.series, tell=_PROGRESS.print)
         print(self.out)

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -44,3 +45,26 @@ def test_nothing_is_chosen_that_another_xla_may_not_know(monkeypatch):
 def test_xla_knows_the_flag():
     program = "from spinejax import devices; devices.set_up(); import jax; print(jax.numpy.ones(2).sum())"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "2.0\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_large_buffer_gets_the_memory_of_the_last_one():
+    program = """
+import resource, sys
+import numpy as np
+from spinejax import devices
+if sys.argv[1:]:
+    devices.set_up()
+np.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    np.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}
+    plain, set_up = (
+        int(subprocess.run([*command, *more], env=environment, capture_output=True, text=True).stdout)
+        for more in ([], ["set up"])
+    )
+    assert set_up < plain / 100

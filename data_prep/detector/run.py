@@ -42,7 +42,7 @@ class Recipe:
         seed: of weights, phantoms and crops.
     """
 
-    steps: int = 1500
+    steps: int = 12000
     batch_size: int = 8
     learning_rate: float = 3e-3
     phantoms: int = 120
