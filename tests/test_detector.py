@@ -141,6 +141,19 @@ def test_a_turned_image_is_refused(seen, monkeypatch):
         detect(SCAN)
 
 
+def test_a_longer_column_alone_does_not_make_an_image_turned(seen, monkeypatch):
+    """Sacral segments pass for bodies when the image is upside down; but the sacrum is surer the right way up."""
+    here, upside_down = spine(6), [body(260.0, kind=SACRUM, score=0.15), *spine(7, sacrum=False)]
+    seen(here)
+    monkeypatch.setattr(detecting, "see_images", lambda variables, images: [here, upside_down, [], []])
+    assert best_column(group([upside_down], [0])).score > best_column(group([here], [0])).score
+    assert [one.name for one in detect(SCAN).bodies][-1] == "S1"
+    seen(upside_down)
+    monkeypatch.setattr(detecting, "see_images", lambda variables, images: [upside_down, here, [], []])
+    with pytest.raises(SpinejaxError, match="looks upside down"):
+        detect(SCAN)
+
+
 def test_slices_are_grouped_and_one_slices_slip_does_not_count():
     shifted = [[body(100.0 + index), body(140.0)] for index in range(5)]
     shifted[2] = [body(102.0, depth=60.0), body(140.0)]

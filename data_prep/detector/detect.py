@@ -25,7 +25,8 @@ _FEW_BODIES = 4
 _SURE = 0.5
 _AMBIGUOUS = 0.25
 _SAME_PLACE_MM = 14.0
-_TURN_MARGIN = 4.0  # by which a turned image's column must be better than the image's own
+_TURNED_SACRUM = 0.15  # by which the sacrum must be surer in a turned image than in the image itself
+_TURNED_COLUMN = 8.0  # by which the column there may be worse
 _NO_SACRUM_CONFIDENCE = 0.3
 
 
@@ -182,18 +183,28 @@ def _refuse_other_sizes(scan: Scan, column: Column) -> None:
 
 
 def _refuse_turned(variables: dict[str, Any], scan: Scan) -> None:
-    """Look at the middle slice upside down, back to front and both: a better column there means a wrong header."""
+    """Look at the middle slice upside down, back to front and both: a surer sacrum there means a wrong header.
+
+    The column tells little: bodies pass for bodies upside down, too, and so do sacral segments.
+    """
     middle = scan.voxels.shape[2] // 2
     image = normalise(resample(scan.voxels[:, :, middle], scan.spacing_mm[:2]))
     turns = {"upside down": image[::-1], "back to front": image[:, ::-1], "turned by 180°": image[::-1, ::-1]}
     here, *turned = (best_column(group([found], [middle])) for found in see_images(variables, [image, *turns.values()]))
     own = 0.0 if here is None else max(here.score, 0.0)
+    least_sacrum, least_column = _sacrum_score(here) + _TURNED_SACRUM, own - _TURNED_COLUMN
     for name, other in zip(turns, turned, strict=True):
-        if other is not None and other.has_sacrum and other.score > own + _TURN_MARGIN:
+        if other is not None and _sacrum_score(other) > least_sacrum and other.score > least_column:
             raise SpinejaxError(
                 f"{scan.name}: it looks {name}: a spine with its sacrum is seen only when the image is turned. Correct "
                 "its orientation."
             )
+
+
+def _sacrum_score(column: Column | None) -> float:
+    """The score of a column's sacrum, 0 if it has none."""
+    lowest = column.groups[0] if column is not None else None
+    return float(lowest.score) if lowest is not None and lowest.kind == SACRUM else 0.0
 
 
 def check_level(lowest_level: str | None) -> None:
