@@ -1,17 +1,19 @@
-"""What does one step cost a chip of a pod? Compiled for the pod, on a machine that has none.
+r"""What does one step cost a chip of a pod? Compiled for the pod, on a machine that has none.
 
     python benchmarks/pod.py --topology v5e:16x16 [--step train] [--layout split] [--json FILE]
-    python benchmarks/pod.py --topology v5e:1x1 v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16 --layout data split --json F --plot F
+    python benchmarks/pod.py --topology v5e:1x1 v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16 --layout data split \
+        --json docs/scaling.json --plot docs/images/scaling.png
 
 Needs the extra `tpu`: libtpu holds the compiler of Cloud TPUs, and describes a pod to it. What is compiled is the
 library's own step, with the shardings that a run gives it, at full width. The figures are the compiler's, per chip and
 step: operations; bytes read and written by all of them, in HBM and on the chip; arguments and temporaries in HBM; and
 the collectives of the compiled program, each with the bytes of its result on a chip. A loop counts once: of the predict
-step one view, of the hotspot step one chunk of views.
+step nine of 54 views.
 
-With several topologies or layouts the JSON is a list. A program takes minutes to compile.
+With several programs the JSON is a list, and those of another call stay in it: a program takes minutes to compile.
 """
 
+import itertools
 import json
 import os
 import re
@@ -55,7 +57,7 @@ class Arguments:
 
     topology: tuple[str, ...] = ("v5e:16x16",)
     """Pods, as libtpu names them: v5e:1x1, v5e:2x2, … v5e:16x16."""
-    step: Literal["train", "predict", "hotspots"] = "train"
+    step: tuple[Literal["train", "predict", "hotspots"], ...] = ("train",)
     """Which step: training, views included; 54 views averaged; hotspots of six tasks over 32 views, a disc a chip."""
     layout: tuple[Literal["data", "split"], ...] = ("split",)
     """How parameters lie on the chips; hotspots have all of them on each."""
@@ -73,35 +75,63 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Print a row for each program."""
-    found = []
-    for topology in arguments.topology:
-        for kind in arguments.layout:
-            found.append(figures_of(topology, kind, arguments))
-            if arguments.json:
-                arguments.json.write_text(json.dumps(found if len(found) > 1 else found[0], indent=1) + "\n")
-    Console().print(table_of(found))
+    found = _read(arguments.json) if arguments.json else []
+    for step, topology, kind in programs(arguments):
+        figures = figures_of(step, topology, kind, arguments)
+        found = sorted([*(each for each in found if _place(each) != _place(figures)), figures], key=_place)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found if len(found) > 1 else figures, indent=1) + "\n")
+    for step in dict.fromkeys(each["step"] for each in found):
+        Console().print(table_of([each for each in found if each["step"] == step]))
     if arguments.plot:
-        plot(found, arguments.plot)
+        plot([each for each in found if each["step"] == "train"], arguments.plot)
 
 
-def figures_of(topology: str, kind: str, arguments: Arguments) -> dict[str, Any]:
-    """Compile one program and read off what it costs."""
+def _read(path: Path) -> list[dict[str, Any]]:
+    found = json.loads(path.read_text()) if path.exists() else []
+    return found if isinstance(found, list) else [found]
+
+
+def _place(figures: dict[str, Any]) -> tuple:
+    """Where a program stands in the tables, and what makes it another than the rest."""
+    return list(STEPS).index(figures["step"]), *(figures[name] for name in ("dtype", "batch_size", "chips", "layout"))
+
+
+def programs(arguments: Arguments) -> list[tuple[str, str, str]]:
+    """Step, topology and layout of each program. On one chip the layouts are one, and hotspots have but one."""
+    chosen = itertools.product(arguments.step, arguments.topology, arguments.layout)
+    return [
+        (step, topology, kind)
+        for step, topology, kind in chosen
+        if kind == arguments.layout[0] or not (step == "hotspots" or topology.endswith(":1x1"))
+    ]
+
+
+def figures_of(step: str, topology: str, kind: str, arguments: Arguments) -> dict[str, Any]:
+    """Compile one program and read off what it costs, or that it does not fit."""
     chips = topologies.get_topology_desc(topology, "tpu").devices
     mesh = Mesh(np.array(chips), (devices.DATA_AXIS,), axis_types=(AxisType.Auto,))
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
     started = time.perf_counter()
-    compiled = STEPS[arguments.step](mesh, kind, arguments).compile()
+    which = {
+        "topology": topology,
+        "chips": len(chips),
+        "step": step,
+        "layout": kind,
+        "batch_size": len(chips) if step == "hotspots" else arguments.batch_size,
+        "dtype": arguments.dtype,
+    }
+    try:
+        compiled = STEPS[step](mesh, kind, arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return which | {"does_not_fit": str(error).splitlines()[0]}
     cost, memory, program = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     if arguments.hlo:
         arguments.hlo.write_text(program)
     collectives = collectives_of(program)
-    return {
-        "topology": topology,
-        "chips": len(chips),
-        "step": arguments.step,
-        "layout": kind,
-        "batch_size": arguments.batch_size,
-        "dtype": arguments.dtype,
+    return which | {
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
         "argument_bytes": memory.argument_size_in_bytes,
@@ -115,10 +145,16 @@ def figures_of(topology: str, kind: str, arguments: Arguments) -> dict[str, Any]
 def collectives_of(program: str) -> dict[str, dict[str, int]]:
     """Kind → how many of them a compiled program has, and the bytes of their results on one chip.
 
-    Several arrays that travel together are one collective. An asynchronous one is counted where it ends.
+    Several arrays that travel together are one collective. An asynchronous one is counted where it ends; one that is
+    carried out piece by piece behind several computations, all of which name it and its chain, is counted once.
     """
     found: dict[str, dict[str, int]] = {}
-    for types, kind in re.findall(rf" = (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-done)?\(", program):
+    chains = set()
+    for types, kind, rest in re.findall(rf" = (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-done)?\((.*)", program):
+        chain = re.search(r'chain_id="(\d+)"', rest)
+        if chain and chain[1] in chains:
+            continue
+        chains |= {chain[1]} if chain else set()
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
         for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
@@ -156,6 +192,7 @@ def grade(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
         _lies(jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16), devices.by_disc(mesh)),
         _lies(jax.eval_shape(lambda: predict.view_set(tta=True)), devices.replicated(mesh)),
         model=layout.on(model),
+        grid=True,
     )
 
 
@@ -189,17 +226,18 @@ def _lies(tree, sharding):
 
 
 def table_of(found: list[dict[str, Any]]) -> Table:
-    """A row for each program, in MB and millions."""
+    """A row for each program of a step, in MB and billions."""
     first = found[0]
-    table = Table(title=f"{first['step']} step, batch {first['batch_size']}, {first['dtype']}: per chip")
-    for name in ("chips", "layout", "GFLOP", "MB accessed", "MB arguments", "MB temporaries", "MB collectives"):
+    table = Table(title=f"{first['step']} step, {first['dtype']}: per chip")
+    for name in ("chips", "layout", "discs", "GFLOP", "MB accessed", "arguments", "temporaries", "collectives"):
         table.add_column(name, justify="left" if name == "layout" else "right")
-    table.add_column("collectives")
     for each in found:
+        which = str(each["chips"]), each["layout"], str(each["batch_size"])
+        if "does_not_fit" in each:
+            table.add_row(*which, each["does_not_fit"])
+            continue
         sizes = (each[name] / 1e6 for name in ("bytes_accessed", "argument_bytes", "temp_bytes", "collective_bytes"))
-        kinds = ", ".join(f"{entry['count']} {kind}" for kind, entry in each["collectives"].items())
-        row = (str(each["chips"]), each["layout"], f"{each['flops'] / 1e9:,.1f}", *(f"{size:,.1f}" for size in sizes))
-        table.add_row(*row, kinds)
+        table.add_row(*which, f"{each['flops'] / 1e9:,.1f}", *(f"{size:,.1f}" for size in sizes))
     return table
 
 
@@ -209,7 +247,11 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(names), figsize=(11, 3.4), layout="constrained")
     for axis, (key, name) in zip(axes, names.items(), strict=True):
         for kind in dict.fromkeys(each["layout"] for each in found):
-            points = [(each["chips"], each[key] / 1e6) for each in found if each["layout"] == kind and each[key]]
+            points = [
+                (each["chips"], each[key] / 1e6)
+                for each in found
+                if each.get(key) and (each["layout"] == kind or each["chips"] == 1)
+            ]
             axis.plot(*zip(*points, strict=True), marker="o", label=kind)
         axis.set(title=f"{name}, MB a chip and step", xlabel="chips", xscale="log", yscale="log")
         axis.set_xticks(ticks := sorted({each["chips"] for each in found}), [str(tick) for tick in ticks])

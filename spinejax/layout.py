@@ -20,11 +20,12 @@ of keys and places (`jax_threefry_partitionable`), never of devices.
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spinejax import devices
@@ -45,6 +46,9 @@ for a parameter has the parameter's path as the end of its own, and so lives bes
 slices lie best in memory: by input channels, but conv2 has only 96 of them. conv1, fc8 and biases are too small to
 split."""
 
+ONE_RING = 8
+"""Up to so many devices gather what they share in one ring."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -54,11 +58,13 @@ class Layout:
         mesh: one axis, `devices.DATA_AXIS`.
         split: whether the table holds; without it every device has everything.
         whole: of layout split, the patterns of the table that are not followed: a dimension does not divide.
+        row: how many devices, side by side in the mesh, share a kernel's slices among themselves before rows do.
     """
 
     mesh: Mesh
     split: bool = False
     whole: tuple[str, ...] = ()
+    row: int = 1
 
     def spec(self, path: str) -> PartitionSpec:
         """How the array at a path like `params/head_narrowing/fc6/kernel` is stored."""
@@ -93,6 +99,12 @@ class Layout:
         """Inside jit: leave the tree as `put` lays it out."""
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
+    def by_disc(self, function: Callable) -> Callable:
+        """Inside jit: a function of arrays with discs along the first axis, which each device applies to its own."""
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=PartitionSpec(DATA_AXIS), out_specs=PartitionSpec(DATA_AXIS)
+        )
+
     def place(self, x: jax.Array, layer: str) -> jax.Array:
         """Inside jit: what a layer made, laid out as what follows wants it; for `SpineNet.place`.
 
@@ -103,7 +115,7 @@ class Layout:
         if self.spec("fc6/kernel") == PartitionSpec():
             return x
         if layer == "conv5":  # gathered; the gradients that come back are sums over devices, each disc's for its own
-            return _lie(x, (self._by_disc, self._everywhere), (self._by_disc,))
+            return self._of_all_discs(x)
         if layer == "fc6":
             return _lie(x, (self._by_column,), (self._by_column,))
         if layer in ("fc7", "fc8"):
@@ -126,13 +138,47 @@ class Layout:
 
         # By hand, because the compiler would sum whole gradients on every device and then throw most of them away.
         @functools.partial(
-            jax.shard_map, mesh=self.mesh, in_specs=(self._by_disc.spec, spec), out_specs=self._by_disc.spec
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(self._by_disc.spec, spec),
+            out_specs=self._by_disc.spec,
+            check_vma=False,
         )
         def of_own_discs(x, kernel):
-            whole = jax.lax.all_gather(kernel, DATA_AXIS, axis=spec.index(DATA_AXIS), tiled=True)
-            return conv_general_dilated(x, whole, *args, **options)
+            return conv_general_dilated(x, self._gather(kernel, spec.index(DATA_AXIS)), *args, **options)
 
         return of_own_discs(x, kernel)
+
+    def _gather(self, own: jax.Array, axis: int) -> jax.Array:
+        """What all devices have, side by side along an axis: gathered along rows of devices, then along columns.
+
+        Its gradient goes back the same way, as sums. In one ring of all devices a share is so small, and the way so
+        long, that XLA for TPUs sends whole arrays instead, filled up with zeros: twice as much.
+        """
+        place = np.arange(self.mesh.size).reshape(-1, self.row)
+        for rings in (place, place.T):
+            own = jax.lax.all_gather(own, DATA_AXIS, axis=axis, tiled=True, axis_index_groups=rings.tolist())
+        return own
+
+    def _of_all_discs(self, x: jax.Array) -> jax.Array:
+        gather = jax.shard_map(
+            lambda own: self._gather(own, 0),
+            mesh=self.mesh,
+            in_specs=self._by_disc.spec,
+            out_specs=self._everywhere.spec,
+            check_vma=False,
+        )
+        by_disc = self._by_disc
+
+        @jax.custom_vjp
+        def gathered(x):
+            return gather(x)
+
+        gathered.defvjp(
+            lambda x: (gather(x), None),
+            lambda _, gradient: (jax.lax.with_sharding_constraint(gradient, by_disc),),
+        )
+        return gathered(x)
 
     @property
     def _everywhere(self) -> NamedSharding:
@@ -166,7 +212,7 @@ def make(choice: str, mesh: Mesh, params: Mapping, *, batch_size: int) -> Layout
         for pattern, spec in RULES
         if any(size % mesh.size for name, shape in shapes.items() for size in _split_sizes(name, shape, pattern, spec))
     )
-    split = Layout(mesh, True, whole)
+    split = Layout(mesh, True, whole, _row(mesh.size))
     if choice == "split" or num_moved(split, shapes, batch_size) < num_moved(Layout(mesh), shapes, batch_size):
         return split
     return Layout(mesh)
@@ -203,6 +249,13 @@ def num_moved(layout: Layout, shapes: Mapping[str, tuple[int, ...]], batch_size:
         sums = sum(shape[1] for path, shape in shapes.items() if path.endswith("fc7/kernel"))
         moved += batch_size * (num_gathered * 3 * features + 2 * sums)
     return moved
+
+
+def _row(num_devices: int) -> int:
+    """Of what length rows are, as near to a square as it goes; up to `ONE_RING` devices are one column."""
+    if num_devices <= ONE_RING:
+        return 1
+    return max(length for length in range(1, math.isqrt(num_devices) + 1) if num_devices % length == 0)
 
 
 def _split_sizes(name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec) -> list[int]:

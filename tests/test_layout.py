@@ -1,6 +1,7 @@
 """Parameters split over devices: who keeps what, and the same numbers as when everybody keeps everything."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -137,6 +138,21 @@ def test_split_equals_data_parallel_dropout_included(batch, weights, num_devices
     np.testing.assert_allclose(figures["loss"], figures_of_one["loss"], rtol=1e-5)
     # Weights are about 0.1 in size and have moved by 1e-3 to 1e-2; sums in another order differ in the last digits.
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), devices.to_host(split), devices.to_host(one))
+
+
+def test_gathered_along_rows_and_columns_as_in_one_ring(batch, weights):
+    """As more than `ONE_RING` devices do it; here rows of two and columns of four."""
+    config = Config(**{**CONFIG.__dict__, "dropout": 0.0})
+    model, init = training.make_model(config, TASKS), initial(CONFIG)
+    one_ring = layouts.make("split", mesh_of(8), init.params, batch_size=8)
+    assert one_ring.row == 1
+    assert [layouts._row(size) for size in (2, 16, 24, 13, 256)] == [1, 4, 4, 1, 16]
+    states = []
+    for layout in (one_ring, dataclasses.replace(one_ring, row=2)):
+        arguments = devices.put_batch(batch, layout.mesh), devices.put_replicated(weights, layout.mesh)
+        options = {"model": layout.on(model), "config": config, "layout": layout}
+        states.append(devices.to_host(training.train_step(KEY, layout.put(init), *arguments, **options)[0]))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *states)
 
 
 @pytest.mark.slow

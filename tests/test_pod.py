@@ -20,5 +20,17 @@ def test_each_collective_is_counted_once_with_the_bytes_of_its_result():
     }
 
 
+PIECEWISE = """
+  %all-gather.34 = bf16[5,5,96,256]{2,3} all-gather(%param_0), channel_id=1, frontend_attributes={chain_id="0"}
+  %all-gather.44 = bf16[3,3,512,512]{3,2} all-gather(%param_0), channel_id=1, frontend_attributes={chain_id="1"}
+  %all-gather.36 = bf16[5,5,96,256]{2,3} all-gather(%param_0), channel_id=1, frontend_attributes={chain_id="0"}
+"""
+
+
+def test_one_that_is_carried_out_in_pieces_is_counted_once():
+    found = pod.collectives_of(PIECEWISE)
+    assert found == {"all-gather": {"count": 2, "bytes": 2 * (5 * 5 * 96 * 256 + 3 * 3 * 512 * 512)}}
+
+
 def test_a_program_for_one_chip_has_none():
     assert pod.collectives_of("%fusion.3 = f32[1024]{0} fusion(%a), calls=%add") == {}

@@ -116,6 +116,24 @@ def test_both_forms_of_a_pass_agree_and_are_exact_at_whole_positions():
         np.testing.assert_array_equal(form(image, whole), image)
 
 
+def test_products_in_bfloat16_lose_what_a_network_in_bfloat16_loses(smooth):
+    """No more than two roundings of values and 1/512 px a pass; and whole positions and uniform images stay exact."""
+    rng = np.random.default_rng(3)
+    form = functools.partial(views._by_matrix, dtype=jnp.bfloat16)
+    stored = jnp.asarray(rng.integers(0, 256, (7, 20, 3)) / 256, jnp.float32)  # exact in bfloat16
+    whole = views._fixed(jnp.broadcast_to(jnp.arange(20), (7, 20)))
+    np.testing.assert_array_equal(form(stored, whole), stored)
+    position = views._fixed(rng.uniform(1, 18, (7, 11)))
+    np.testing.assert_array_equal(form(jnp.full((7, 20, 3), 0.75), position), np.full((7, 11, 3), 0.75, np.float32))
+    np.testing.assert_allclose(form(stored, position), views._by_taps(stored, position), atol=1 / 512 + 1e-6)
+
+    image = jnp.asarray(smooth[:, :, :3] / 2 + 0.5)
+    position = views._fixed(rng.uniform(-3, 323, (192, 224)))
+    exact, rounded = views._by_taps(image, position), form(image, position)
+    rounding = np.std(exact - exact.astype(jnp.bfloat16).astype(jnp.float32))
+    assert np.std(exact - rounded) < 1.2 * rounding
+
+
 def test_shift_shows_what_lies_there(volume):
     view = a_view(shift_px=np.float32([16, -32]), shift_slices=np.int32(-2))
     expected = volume[40 + 16 : 152 + 16, 48 - 32 : 272 - 32, 1:10].astype(np.float32) * INTENSITY_STEP
