@@ -80,6 +80,25 @@ def test_a_run_of_two_processes_goes_on_with_other_numbers_and_has_the_curve_of_
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
 
 
+def test_parameters_and_discs_split_over_processes_give_the_curve_of_one(alone, tiny, launcher, tmp_path):
+    """fc6, fc7 and the data set lie half here, half there; each step and each save brings them together."""
+    command = train_command(tiny, tmp_path / "run", *GENTLY, "--layout", "split", "--cache", "device")
+    with launcher.together(command, command) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "a dimension does not divide by the 2 devices" in ends[0].stdout  # conv2 has five features at this width
+    same_curve(tmp_path / "run", alone)
+    networks = [spinejax.load(folder / "checkpoints" / str(3 * EPOCHS))[1] for folder in (tmp_path / "run", alone)]
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
+
+
+def test_a_batch_that_does_not_divide_by_the_devices_of_all_is_refused(tiny, launcher, tmp_path):
+    with launcher.together(*[train_command(tiny, tmp_path / "run", "--batch-size", "9")] * 2) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [2, 2]
+    assert "Option --batch-size is 9: expected a multiple of the 2 devices" in ends[0].said[-1]
+
+
 def test_evaluation_grades_every_disc_once_at_any_number_of_processes(alone, tiny, launcher, tmp_path):
     tables = []
     for num_processes in (1, 4):  # six discs in batches of four: the last batch is half padding
