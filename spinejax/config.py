@@ -149,6 +149,19 @@ PRESETS = {
             views=ViewRanges(angle_deg=10, shift_rows_px=16, shift_columns_px=20, shift_slices=1),
         ),
     ),
+    "spider": (
+        "SPIDER's gradings (docs/results.md), starting from phantoms with --init-from; an hour at most on two cores.",
+        Config(
+            tasks=("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic"),
+            width=0.125,
+            initialiser="he",
+            batch_size=32,
+            epochs=24,
+            learning_rate=0.01,
+            plateau_patience=3,
+            views=ViewRanges(angle_deg=10, shift_rows_px=16, shift_columns_px=20, shift_slices=1),
+        ),
+    ),
 }
 """Name → (what it is for, the options)."""
 

@@ -1,10 +1,12 @@
 """The command as its users run it: it learns, and it says what is wrong."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,6 +62,18 @@ def test_a_run_leaves_what_the_design_promises(uninterrupted):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "is finished: step 15" in result.stdout
     assert "validation error" in result.stdout
+
+
+def test_a_run_starts_from_another_and_goes_on_without_it(uninterrupted, launcher, tiny, tmp_path):
+    first, _ = uninterrupted
+    straight = run_train(launcher, tiny, tmp_path / "straight", "--init-from", first, "--learning-rate", "1e-9")
+    assert straight.status == 0, straight.stderr
+    assert f"From {first}: head_brightness/fc6" in straight.stdout.replace("\n", " ")
+    theirs, ours = (checkpoint.load(run)[1]["params"] for run in (first, tmp_path / "straight"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), ours, theirs)
+    again = run_train(launcher, tiny, tmp_path / "straight", "--init-from", first, "--learning-rate", "1e-9")
+    assert "is finished: step 15" in again.stdout
+    assert "From" not in again.stdout
 
 
 def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tiny):
