@@ -89,7 +89,11 @@ def spider_discs(arguments: Arguments) -> Path:
     discs = arguments.out / "discs"
     if not (discs / "manifest.json").is_file():
         prepare = ("-m", "data_prep", "spider", arguments.spider, "--series", "t2", "t2_SPACE", "--detect-missing")
-        run_script(*prepare, "--subset", "training", "--out", discs)
+        try:
+            run_script(*prepare, "--subset", "training", "--out", discs)
+        except subprocess.CalledProcessError:  # scans that fail are named, and the others written all the same
+            if not (discs / "manifest.json").is_file():
+                raise
     return discs
 
 
