@@ -1,6 +1,6 @@
 """SPIDER graded: five-fold cross-validation over its official training patients.
 
-`python benchmarks/spider.py --spider SPIDER --out RUNS` makes the data set (every mid-sagittal T2 slice, its discs
+`python -m benchmarks.spider --spider SPIDER --out RUNS` makes the data set (every mid-sagittal T2 slice, its discs
 detected, and the T2 SPACE stacks, cut by their masks), trains a network on phantoms to start from, then one a fold with
 the preset `spider`, grades each fold's test patients with 54 views, and writes `spider.json` and `spider.md`: the
 pooled test grades beside chance, a majority vote and a logistic regression on simple intensities, fitted in the same
