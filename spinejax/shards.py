@@ -191,7 +191,7 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
 
 def checksum_of(volume: np.ndarray) -> int:
     """XXH3-64 of a volume's bytes, rows first: what is not told apart by chance is one change in 2⁶⁴."""
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(volume))
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(volume).data)
 
 
 def sha256_of(path: Path) -> str:

@@ -96,10 +96,10 @@ def take(volume: jax.Array, view: View, *, dtype=jnp.float32) -> jax.Array:
         float32[112, 224, 9].
     """
     first = (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2 + view.shift_slices
-    slices = _intensities(jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2))
+    slices = jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2)
     centre = [_fixed((VOLUME_SHAPE[axis] - 1) / 2 + view.shift_px[axis]) for axis in (0, 1)]
     window = _resample(slices, view.angle_deg, 1 / view.scale, centre, dtype)
-    return jnp.where(view.flip, window[:, :, ::-1], window) + view.intensity
+    return jax.lax.platform_dependent(window, view.flip, tpu=_flip, default=_flip_by_index) + view.intensity
 
 
 def crop(volume: jax.Array, view: View) -> jax.Array:
@@ -115,7 +115,7 @@ def crop(volume: jax.Array, view: View) -> jax.Array:
     margins = (jnp.array(VOLUME_SHAPE) - jnp.array(WINDOW_SHAPE)) // 2
     shift = jnp.append(view.shift_px.astype(jnp.int32), view.shift_slices)
     window = _intensities(jax.lax.dynamic_slice(volume, margins + shift, WINDOW_SHAPE))
-    return jnp.where(view.flip, window[:, :, ::-1], window)
+    return _flip(window, view.flip)
 
 
 def crop_around(volume: jax.Array, view: View) -> jax.Array:
@@ -132,7 +132,7 @@ def crop_around(volume: jax.Array, view: View) -> jax.Array:
     margins = (jnp.array(VOLUME_SHAPE) - jnp.array(shape)) // 2
     shift = jnp.append(jnp.zeros(2, jnp.int32), view.shift_slices)
     around = _intensities(jax.lax.dynamic_slice(volume, margins + shift, shape))
-    return jnp.where(view.flip, around[:, :, ::-1], around)
+    return _flip(around, view.flip)
 
 
 def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
@@ -182,8 +182,12 @@ def _resample(
     The first pass moves along the image's rows: every output column gets its place in each row that it crosses. The
     second moves along the columns that the first has made. It needs cos(angle) away from 0, and views stay near 0°.
 
+    Two forms of one definition, equal to rounding. Processors that address memory at will work out each pixel by itself
+    from its four taps, and spare what lies between the passes; TPUs, where such a gather would move hundreds of times
+    the image's bytes, make each pass a product with a banded matrix.
+
     Args:
-        image: float32[H, W, S].
+        image: float32[H, W, S], or uint16 as stored.
         angle_deg, scale: float32[].
         centre: row and column in the image, fixed-point int32[] each.
         dtype: as for `take`.
@@ -193,19 +197,71 @@ def _resample(
     """
     cos, sin = _cos_sin(angle_deg, scale)
     half_rows, half_columns = (2 * jnp.arange(size) - (size - 1) for size in WINDOW_SHAPE[:2])
-    half_image_rows = 2 * jnp.arange(image.shape[0])
     # row = centre + cos q_row + sin q_column and column = centre - sin q_row + cos q_column; without q_row,
     # column = centre - tan (row - centre) + scale² / cos q_column.
     tan = sin / cos
     centre_row_px = centre[0].astype(jnp.float32) / 2**_FIXED_BITS
-    column = (
-        (centre[1] + _fixed(tan * centre_row_px))
-        - _times(tan, half_image_rows)[:, None]
-        + _times(scale * scale / cos, half_columns)[None]
-    )
-    row = centre[0] + _times(sin, half_columns)[:, None] + _times(cos, half_rows)[None]
-    columns = _along_rows(image, column, dtype)
-    return _along_rows(columns.swapaxes(0, 1), row, dtype).swapaxes(0, 1)
+    in_row_0 = centre[1] + _fixed(tan * centre_row_px) + _times(scale * scale / cos, half_columns)
+    row = centre[0] + _times(cos, half_rows)[:, None] + _times(sin, half_columns)[None]
+    by_matrices = functools.partial(_by_matrices, dtype=dtype)
+    return jax.lax.platform_dependent(image, row, in_row_0, _fixed(tan), tpu=by_matrices, default=_by_taps)
+
+
+def _by_taps(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array) -> jax.Array:
+    """Output pixel (i, j) lies on row[i, j], and output column j crosses the image's row r at in_row_0[j] - slope r."""
+    height, width, num_slices = image.shape
+    pixels = jnp.asarray(image).reshape(height * width, num_slices)  # as stored: most of the time goes to reading them
+
+    def tap(row, column, weight):
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        read = pixels.at[jnp.where(inside, row * width + column, 0)].get(mode="promise_in_bounds")
+        return _intensities(read) * jnp.where(inside, weight, 0)[:, :, None]
+
+    def along_row(row):
+        column, weight = _split(in_row_0[None] - slope * row)
+        return tap(row, column, 1 - weight) + tap(row, column + 1, weight)
+
+    row, weight = _split(row)
+    weight = weight[:, :, None]
+    return along_row(row) * (1 - weight) + along_row(row + 1) * weight
+
+
+def _by_matrices(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array, dtype) -> jax.Array:
+    column = in_row_0[None] - slope * jnp.arange(image.shape[0])[:, None]
+    columns = _by_matrix(_intensities(image), column, dtype)
+    return _by_matrix(columns.swapaxes(0, 1), row.T, dtype).swapaxes(0, 1)
+
+
+def _by_matrix(image: jax.Array, position: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """One pass: out[r, j] = image[r] at position[r, j], linear, 0 outside; float32[H, J, S] from int32[H, J].
+
+    In bfloat16 positions are rounded to 1/256 px, of which both weights are exact and add up to 1: what is uniform
+    stays so, and an edge moves by 0.002 px at the most. Values are rounded as a network in bfloat16 does anyway.
+    """
+    bits = _FIXED_BITS
+    if dtype == jnp.bfloat16:
+        position, bits = (position + (1 << (_FIXED_BITS - 9))) >> (_FIXED_BITS - 8), 8
+    column = jnp.arange(image.shape[1]) << bits
+    distance = jnp.abs(position[:, :, None] - column[None, None]).astype(jnp.float32) / 2**bits
+    hat = jnp.maximum(0, 1 - distance).astype(dtype)
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum("rjw,rws->rjs", hat, image.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _split(position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The pixel at or before a position, and the next one's weight."""
+    first = position >> _FIXED_BITS
+    return first, (position - (first << _FIXED_BITS)).astype(jnp.float32) / 2**_FIXED_BITS
+
+
+def _flip(window: jax.Array, flip: jax.Array) -> jax.Array:
+    return jnp.where(flip, window[:, :, ::-1], window)
+
+
+def _flip_by_index(window: jax.Array, flip: jax.Array) -> jax.Array:
+    """Where a window is still to be worked out, XLA for CPUs would work out both sides of a choice."""
+    order = jnp.arange(window.shape[2])
+    return jnp.take(window, jnp.where(flip, order[::-1], order), axis=2, mode="clip")
 
 
 def _intensities(stored: jax.Array) -> jax.Array:
@@ -223,50 +279,3 @@ def _fixed(position_px: jax.Array | float) -> jax.Array:
 
 def _times(slope: jax.Array, half_pixels: jax.Array) -> jax.Array:
     return (_fixed(slope) * half_pixels) >> 1
-
-
-def _along_rows(image: jax.Array, position: jax.Array, dtype) -> jax.Array:
-    """out[r, j] = image[r] at position[r, j], linear, 0 outside the image.
-
-    Two forms of one definition, equal to rounding: reading two taps suits processors that address memory at will; a
-    product with a banded matrix suits TPUs, where such a gather would move hundreds of times the image's bytes.
-
-    Args:
-        image: float32[H, W, S].
-        position: int32[H, J], fixed-point columns.
-        dtype: of the products of matrices; taps are float32.
-
-    Returns:
-        float32[H, J, S].
-    """
-    by_matrix = functools.partial(_by_matrix, dtype=dtype)
-    return jax.lax.platform_dependent(image, position, tpu=by_matrix, default=_by_taps)
-
-
-def _by_taps(image: jax.Array, position: jax.Array) -> jax.Array:
-    height, width, num_slices = image.shape
-    first = position >> _FIXED_BITS
-    weight = (position - (first << _FIXED_BITS)).astype(jnp.float32)[:, :, None] / 2**_FIXED_BITS
-    # A frame of zeros, and one index for a pixel's row and column: twice as fast as asking of each tap where it lies.
-    framed = jnp.pad(image, ((0, 0), (2, 2), (0, 0)))
-    pixels = framed.reshape(height * (width + 4), num_slices)
-    at = jnp.arange(height)[:, None] * (width + 4) + jnp.clip(first + 2, 0, width + 2)
-
-    def tap(index):
-        return pixels.at[index].get(mode="promise_in_bounds")
-
-    return tap(at) * (1 - weight) + tap(at + 1) * weight
-
-
-def _by_matrix(image: jax.Array, position: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """In bfloat16 positions are rounded to 1/256 px, of which both weights are exact and add up to 1: what is uniform
-    stays so, and an edge moves by 0.002 px at the most. Values are rounded as a network in bfloat16 does anyway.
-    """
-    bits = _FIXED_BITS
-    if dtype == jnp.bfloat16:
-        position, bits = (position + (1 << (_FIXED_BITS - 9))) >> (_FIXED_BITS - 8), 8
-    column = jnp.arange(image.shape[1]) << bits
-    distance = jnp.abs(position[:, :, None] - column[None, None]).astype(jnp.float32) / 2**bits
-    hat = jnp.maximum(0, 1 - distance).astype(dtype)
-    precision = jax.lax.Precision.HIGHEST
-    return jnp.einsum("rjw,rws->rjs", hat, image.astype(dtype), precision=precision, preferred_element_type=jnp.float32)

@@ -104,16 +104,20 @@ def test_under_vmap_and_jit_as_one_by_one(volume):
             np.testing.assert_allclose(got, jnp.stack(expected), atol=ROUNDING)
 
 
-def test_both_forms_of_a_pass_agree_and_are_exact_at_whole_positions():
+def test_both_forms_are_the_two_passes_and_exact_at_whole_positions():
+    """Rows and columns outside the image among them, and columns that lean as they do at 15°."""
     rng = np.random.default_rng(3)
     image = jnp.asarray(rng.random((7, 20, 3)), jnp.float32)
-    position = views._fixed(rng.uniform(-3, 23, (7, 11)))
-    np.testing.assert_allclose(views._by_taps(image, position), views._by_matrix(image, position), atol=1e-6)
-    expected = one_dimensional(image, np.asarray(position) / 2**views._FIXED_BITS)
-    np.testing.assert_allclose(views._by_taps(image, position), expected, atol=1e-6)
-    whole = views._fixed(jnp.broadcast_to(jnp.arange(20), (7, 20)))
-    for form in (views._by_taps, views._by_matrix):
-        np.testing.assert_array_equal(form(image, whole), image)
+    row, in_row_0 = views._fixed(rng.uniform(-3, 10, (5, 11))), views._fixed(rng.uniform(-3, 23, 11))
+    for slope in (views._fixed(-0.27), views._fixed(0.27)):
+        column = (np.asarray(in_row_0) - int(slope) * np.arange(7)[:, None]) / 2**views._FIXED_BITS
+        columns = one_dimensional(image, column)
+        expected = one_dimensional(columns.swapaxes(0, 1), np.asarray(row).T / 2**views._FIXED_BITS).swapaxes(0, 1)
+        for form in (views._by_taps, functools.partial(views._by_matrices, dtype=jnp.float32)):
+            np.testing.assert_allclose(form(image, row, in_row_0, slope), expected, atol=1e-6)
+    rows, columns = jnp.broadcast_to(jnp.arange(7)[:, None], (7, 20)), jnp.arange(20)
+    for form in (views._by_taps, functools.partial(views._by_matrices, dtype=jnp.float32)):
+        np.testing.assert_array_equal(form(image, views._fixed(rows), views._fixed(columns), jnp.int32(0)), image)
 
 
 def test_products_in_bfloat16_lose_what_a_network_in_bfloat16_loses(smooth):
@@ -125,11 +129,12 @@ def test_products_in_bfloat16_lose_what_a_network_in_bfloat16_loses(smooth):
     np.testing.assert_array_equal(form(stored, whole), stored)
     position = views._fixed(rng.uniform(1, 18, (7, 11)))
     np.testing.assert_array_equal(form(jnp.full((7, 20, 3), 0.75), position), np.full((7, 11, 3), 0.75, np.float32))
-    np.testing.assert_allclose(form(stored, position), views._by_taps(stored, position), atol=1 / 512 + 1e-6)
+    expected = one_dimensional(stored, np.asarray(position) / 2**views._FIXED_BITS)
+    np.testing.assert_allclose(form(stored, position), expected, atol=1 / 512 + 1e-6)
 
     image = jnp.asarray(smooth[:, :, :3] / 2 + 0.5)
     position = views._fixed(rng.uniform(-3, 323, (192, 224)))
-    exact, rounded = views._by_taps(image, position), form(image, position)
+    exact, rounded = views._by_matrix(image, position), form(image, position)
     rounding = np.std(exact - exact.astype(jnp.bfloat16).astype(jnp.float32))
     assert np.std(exact - rounded) < 1.2 * rounding
 
