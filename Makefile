@@ -14,7 +14,7 @@ quickstart: .venv/installed
 		--out runs/quickstart/evaluation
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
