@@ -73,8 +73,9 @@ def run(options: Config, data: DataSet, folder: Path, told_to_stop: Callable[[in
         checkpoints = checkpoint.open_checkpoints(folder, read_only=not processes.is_first())
         held.enter_context(contextlib.closing(checkpoints))  # waits for the last save
         model = training.make_model(options, chosen)
+        slice_mean = data.mean_of_filled_slices() if options.fill_slices else data.slice_mean
         init_key, run_key = jax.random.split(jax.random.key(options.seed))
-        state = training.init(init_key, model, options, data.slice_mean)
+        state = training.init(init_key, model, options, slice_mean)
         is_new = processes.by_first(lambda: not checkpoints.all_steps())
         if options.init_from and is_new:
             state, taken = training.take_over(state, checkpoint.load(options.init_from)[1]["params"])

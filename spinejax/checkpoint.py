@@ -348,5 +348,6 @@ def _arguments(model: SpineNet) -> Model:
         "dropout": model.dropout,
         "num_slices": model.num_slices,
         "initialiser": model.initialiser,
+        "fill_slices": model.fill_slices,
         "dtype": jnp.dtype(model.dtype).name,
     }

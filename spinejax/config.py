@@ -65,6 +65,8 @@ class Config:
     """Fraction dropped after fc6 and fc7."""
     initialiser: Literal["glorot", "he"] = "glorot"
     """How weights start: glorot is the paper's; he keeps the signal's scale through ReLUs, and so starts faster."""
+    fill_slices: bool = False
+    """Repeat the nearest slice where a scan has none, which the paper leaves black: for scans of one or few slices."""
     init_from: Path | None = None
     """A run, or its `export` folder: a new run starts with those of its weights that have a name and shape of this
     network's, and draws the others."""
@@ -155,11 +157,13 @@ PRESETS = {
             tasks=("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic"),
             width=0.125,
             initialiser="he",
+            fill_slices=True,
             batch_size=32,
-            epochs=26,
+            epochs=12,
             learning_rate=0.01,
-            plateau_patience=6,
-            views=ViewRanges(angle_deg=10, shift_rows_px=16, shift_columns_px=20, shift_slices=1),
+            plateau_patience=3,
+            # Milder views still: so short a training learns too little of a thousand discs, not too much.
+            views=ViewRanges(5, shift_rows_px=8, shift_columns_px=10, shift_slices=1, scale=0.05, intensity=0.05),
         ),
     ),
 }

@@ -146,6 +146,15 @@ class DataSet:
         content = [self.manifest["tasks"], [entry["sha256"] for entry in self.manifest["files"]]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def mean_of_filled_slices(self) -> np.ndarray:
+        """float32[9]. `slice_mean` over those training windows alone that have the slice inside their scan."""
+        place = np.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
+        first, stop = self.slices[self.rows("train")].T[:, :, None]
+        inside = ((first <= place) & (place < stop)).mean(0)
+        return np.where(inside > 0, self.slice_mean / np.maximum(inside, 1e-9), self.slice_mean.max()).astype(
+            np.float32
+        )
+
     def rows(self, split: str) -> np.ndarray:
         """int[M]. Positions of a split's discs.
 

@@ -76,6 +76,7 @@ class SpineNet(nn.Module):
         num_slices: slices in a window.
         dtype: of the computation; parameters and logits stay float32.
         initialiser: a key of `INITIALISERS`. Biases start at zero.
+        fill_slices: repeat the nearest slice where the scan has none (`filled`). The paper leaves them black.
         place: called with what each layer makes, after its pool or before a Dense's ReLU, and with the layer's name;
             gives it back laid out over devices as what follows wants it. `layout.Layout.place` is one.
         convolve: called with a layer's name and `jax.lax.conv_general_dilated`'s arguments; `layout.Layout.convolve`.
@@ -98,6 +99,7 @@ class SpineNet(nn.Module):
     num_slices: int = WINDOW_SHAPE[2]
     dtype: Any = jnp.float32
     initialiser: str = "glorot"
+    fill_slices: bool = False
     place: Callable[[jax.Array, str], jax.Array] = _as_it_lies
     convolve: Callable[..., jax.Array] = _convolve
 
@@ -134,6 +136,7 @@ class SpineNet(nn.Module):
         stack = {"width": self.width, "dropout": self.dropout, "dtype": self.dtype, "initialiser": self.initialiser}
         stack |= {"place": self.place, "convolve": self.convolve}
         stack["places"] = tuple(places)
+        windows = filled(windows) if self.fill_slices else windows
         features = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
         features = Stack(shared, **stack, name="trunk")(features, train=train)
         return {
@@ -176,6 +179,23 @@ class Stack(nn.Module):
         if self.num_outputs:
             x = self.place(nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)), "fc8")
         return x
+
+
+def filled(windows: jax.Array) -> jax.Array:
+    """Windows whose every slice shows something: one outside the scan becomes the nearest that lies inside.
+
+    A scan of one slice fills a ninth of a window, and conv1, which sums over slices, would see a ninth of what it sees
+    of a stack. A slice lies outside the scan if all of its pixels are alike; a window without any other stays as it is.
+
+    Args:
+        windows: float[N, H, W, S].
+    """
+    shows = windows.max((1, 2)) > windows.min((1, 2))
+    place = jnp.arange(windows.shape[-1])
+    distance = jnp.abs(place[:, None] - place)
+    nearest = jnp.where(shows[:, None], distance, distance + windows.shape[-1]).argmin(-1)
+    source = jax.nn.one_hot(nearest, windows.shape[-1], dtype=windows.dtype)
+    return jnp.einsum("nhws,nts->nhwt", windows, source, precision=jax.lax.Precision.HIGHEST)
 
 
 def _at_places(x: jax.Array, places: Sequence[tuple[int, int]]) -> jax.Array:

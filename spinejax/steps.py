@@ -45,6 +45,7 @@ class Model(TypedDict):
     dropout: float
     num_slices: Annotated[int, pydantic.Field(gt=0)]
     initialiser: str
+    fill_slices: NotRequired[bool]
     dtype: Literal["float32", "bfloat16", "float16"]
 
 

@@ -54,6 +54,7 @@ def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
         dropout=config.dropout,
         dtype=jnp.dtype(config.dtype),
         initialiser=config.initialiser,
+        fill_slices=config.fill_slices,
     )
 
 
