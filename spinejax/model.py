@@ -192,7 +192,7 @@ def filled(windows: jax.Array) -> jax.Array:
     """
     shows = windows.max((1, 2)) > windows.min((1, 2))
     place = jnp.arange(windows.shape[-1])
-    distance = jnp.abs(place[:, None] - place)
+    distance = jnp.abs(place[:, None] - place[None])[None]
     nearest = jnp.where(shows[:, None], distance, distance + windows.shape[-1]).argmin(-1)
     source = jax.nn.one_hot(nearest, windows.shape[-1], dtype=windows.dtype)
     return jnp.einsum("nhws,nts->nhwt", windows, source, precision=jax.lax.Precision.HIGHEST)

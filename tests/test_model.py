@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from spinejax.errors import SpinejaxError
-from spinejax.model import BRANCH_POINTS, LAYERS, Dense, SpineNet, Stack
+from spinejax.model import BRANCH_POINTS, LAYERS, Dense, SpineNet, Stack, filled
+from spinejax.shards import WINDOW_SHAPE
 from spinejax.tasks import PAPER_TASKS, Task
 
 WINDOW = jnp.zeros((1, 112, 224, 9))
@@ -168,3 +169,33 @@ def test_glorot_initialisation_has_glorots_variance():
 def test_bad_arguments_are_named(model, windows, fault):
     with pytest.raises(SpinejaxError, match=fault):
         abstract(model, windows)
+
+
+# Slices outside the scan ---------------------------------------------------------------------------------------------
+
+
+def window(*slices):
+    """float32[1, 112, 224, 9] with noise in some slices; the others are of one value, as random views leave them."""
+    noise = np.random.default_rng(0).random((1, *WINDOW_SHAPE), np.float32)
+    return np.where(np.isin(np.arange(9), slices), noise, np.float32(0.07))
+
+
+def test_slices_outside_the_scan_become_the_nearest_inside():
+    found = np.asarray(filled(jnp.asarray(window(2, 3, 7))))
+    for slot, nearest in enumerate([2, 2, 2, 3, 3, 3, 7, 7, 7]):  # 5 lies midway: the first of the two
+        np.testing.assert_array_equal(found[..., slot], window(2, 3, 7)[..., nearest])
+
+
+def test_windows_that_are_full_or_empty_stay_as_they_are():
+    both = np.concatenate([window(*range(9)), window()])
+    np.testing.assert_array_equal(filled(jnp.asarray(both)), both)
+
+
+def test_a_network_that_fills_sees_one_slice_as_a_stack_of_it():
+    plain = SpineNet(tasks=PAPER_TASKS[:1], width=0.02)
+    variables = plain.init(jax.random.key(0), jnp.zeros((1, *WINDOW_SHAPE)))
+    variables = {**variables, "constants": {"slice_mean": jnp.linspace(0.1, 0.5, 9)}}
+    stack = np.repeat(window(4)[..., 4:5], 9, axis=-1)
+    scores = plain.clone(fill_slices=True).apply(variables, window(4))["pfirrmann"]
+    np.testing.assert_allclose(scores, plain.apply(variables, stack)["pfirrmann"], rtol=1e-5, atol=1e-6)
+    assert np.abs(scores - plain.apply(variables, window(4))["pfirrmann"]).max() > 1e-3

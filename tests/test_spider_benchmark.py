@@ -14,7 +14,7 @@ from spinejax.dataset import DataSet
 from spinejax.graded import Graded, labels_of
 from spinejax.manifest import write_manifest
 from spinejax.metrics import evaluate_task
-from spinejax.shards import VOLUME_SHAPE, WINDOW_SHAPE, Disc, shard_name, write_shard
+from spinejax.shards import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE, Disc, central_window, shard_name, write_shard
 from spinejax.tasks import Task, select
 
 TASKS = select(SPIDER_TASKS, PRESETS["spider"][1].tasks)
@@ -165,6 +165,17 @@ def test_hotspots_are_asked_of_discs_graded_abnormal(tmp_path):
     assert {share["task"]: share["own_side"] for share in shares} == {"upper_endplate": 0.75, "lower_endplate": 0.25}
     graded["lower_endplate"] = [0.7, 0.3]
     assert len(spider.shares_of_disc(data, 0, sided, TASKS, maps, graded)) == 1
+
+
+def test_the_mean_of_a_slice_is_over_the_discs_that_have_it(tmp_path):
+    write_discs(tmp_path / "discs")
+    data = DataSet(tmp_path / "discs")
+    windows = [central_window(data.volume(row)) * INTENSITY_STEP for row in range(len(data))]
+    stacks = [window for window, (first, stop) in zip(windows, data.slices, strict=True) if stop - first == 15]
+    expected = np.mean(stacks, axis=(0, 1, 2), dtype=np.float64)
+    expected[4] = np.mean(windows, axis=(0, 1, 2), dtype=np.float64)[4]
+    np.testing.assert_allclose(data.mean_of_filled_slices(), expected, rtol=1e-4)
+    assert data.slice_mean[0] < 0.6 * expected[0]
 
 
 # The baselines -------------------------------------------------------------------------------------------------------
