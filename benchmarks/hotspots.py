@@ -73,11 +73,12 @@ def timed(arguments: Arguments) -> dict:
     from captum.attr import Saliency
     from torch_twin import Twin, windows_of
 
-    from spinejax import checkpoint, hotspots, views
+    from spinejax import checkpoint, devices, hotspots, views
     from spinejax.dataset import DataSet
     from spinejax.hotspots import Method
     from spinejax.shards import INTENSITY_STEP
 
+    devices.set_up()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, variables = checkpoint.load(arguments.checkpoint)
@@ -224,10 +225,11 @@ def peak_mb(arguments: Arguments) -> int:
     """The most memory that this process held while it made maps, `measure` views at once; without maps if that is 0."""
     import jax
 
-    from spinejax import checkpoint, hotspots
+    from spinejax import checkpoint, devices, hotspots
     from spinejax.dataset import DataSet
     from spinejax.hotspots import Method
 
+    devices.set_up()
     model, variables = checkpoint.load(arguments.checkpoint)
     data = DataSet(arguments.data)
     rows = data.rows("test")[:1]

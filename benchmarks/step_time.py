@@ -4,7 +4,8 @@
 
 The parts are timed in turn, round after round in one process, and the medians are printed: a machine that slows down
 slows all of them. Waiting for data is what the real loop (read, transfer, step) takes longer than the same loop over
-one batch that is in memory already, as a share of the real loop's time; noise may bring it below zero.
+one batch that is in memory already, as a share of the real loop's time; noise may bring it below zero. The same in CPU
+time, which other work on the machine does not lengthen, is what is waited for where one core does all.
 """
 
 import itertools
@@ -44,6 +45,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Print a row per part."""
+    devices.set_up()
     options, size = config.PRESETS[arguments.preset][1], arguments.batch_size
     mesh, data = devices.make_mesh(), DataSet(arguments.data)
     model = training.make_model(options, data.tasks)
@@ -81,20 +83,22 @@ def main(arguments: Arguments) -> None:
                 seconds[name].append(time.perf_counter() - started)
 
     figures = {name: size / float(np.median(times)) for name, times in seconds.items()}
-    from_disk, from_memory = [], []
+    from_disk: list[np.ndarray] = []
+    from_memory: list[np.ndarray] = []
     host_batch = jax.tree.map(np.asarray, batch)
     batches = pipeline.train_batches(data, columns, batch_size=size, seed=1)
     for _ in range(arguments.rounds):
         for source, times in ((batches, from_disk), (itertools.repeat(host_batch), from_memory)):
-            started = time.perf_counter()
+            started = np.array([time.perf_counter(), time.process_time()])
             for one in itertools.islice(source, arguments.steps):
                 on_device = devices.put_batch(one, mesh)
                 state, last = training.train_step(key, state, on_device, weights, model=model, config=options)
             jax.block_until_ready(last)
-            times.append(time.perf_counter() - started)
-    waits = [1 - memory / disk for disk, memory in zip(from_disk, from_memory, strict=True)]
-    figures["loop"] = arguments.steps * size / float(np.median(from_disk))
+            times.append(np.array([time.perf_counter(), time.process_time()]) - started)
+    waits, cpu_shares = (1 - np.array(from_memory) / np.array(from_disk)).T
+    figures["loop"] = arguments.steps * size / float(np.median(np.array(from_disk)[:, 0]))
     figures["waiting_for_data"] = float(np.median(waits))
+    figures["cpu_for_data"] = float(np.median(cpu_shares))
 
     table = Table(title=f"{arguments.preset}, batch {size}, {jax.device_count()} × {jax.devices()[0].device_kind}")
     table.add_column("part")
@@ -102,7 +106,8 @@ def main(arguments: Arguments) -> None:
     for name in (*parts, "loop"):
         table.add_row("loop: read, transfer, step" if name == "loop" else name, f"{figures[name]:,.0f}")
     Console().print(table)
-    print(f"waiting for data: {figures['waiting_for_data']:.1%} (from {min(waits):.1%} to {max(waits):.1%})")
+    for name, shares in (("waiting for data", waits), ("CPU time for data", cpu_shares)):
+        print(f"{name}: {np.median(shares):.1%} (from {min(shares):.1%} to {max(shares):.1%})")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
