@@ -2,7 +2,7 @@ r"""What does one step cost a chip of a pod? Compiled for the pod, on a machine 
 
     python benchmarks/pod.py --topology v5e:16x16 [--step train] [--layout split] [--json FILE]
     python benchmarks/pod.py --topology v5e:1x1 v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16 --layout data split \
-        --json docs/scaling.json --plot docs/images/scaling.png
+        --step train predict hotspots --json docs/scaling.json --plot docs/images/scaling.png
 
 Needs the extra `tpu`: libtpu holds the compiler of Cloud TPUs, and describes a pod to it. What is compiled is the
 library's own step, with the shardings that a run gives it, at full width. The figures are the compiler's, per chip and
@@ -98,13 +98,13 @@ def _place(figures: dict[str, Any]) -> tuple:
 
 
 def programs(arguments: Arguments) -> list[tuple[str, str, str]]:
-    """Step, topology and layout of each program. On one chip the layouts are one, and hotspots have but one."""
+    """Step, topology and layout of each program. On one chip, and for hotspots, nothing is split."""
+
+    def layout_of(step: str, topology: str, kind: str) -> str:
+        return "data" if step == "hotspots" or topology.endswith(":1x1") else kind
+
     chosen = itertools.product(arguments.step, arguments.topology, arguments.layout)
-    return [
-        (step, topology, kind)
-        for step, topology, kind in chosen
-        if kind == arguments.layout[0] or not (step == "hotspots" or topology.endswith(":1x1"))
-    ]
+    return list(dict.fromkeys((step, topology, layout_of(step, topology, kind)) for step, topology, kind in chosen))
 
 
 def figures_of(step: str, topology: str, kind: str, arguments: Arguments) -> dict[str, Any]:

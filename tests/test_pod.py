@@ -1,5 +1,7 @@
 """What is read off a compiled program, on lines as the compiler writes them."""
 
+import json
+
 from benchmarks import pod
 
 PROGRAM = """
@@ -34,3 +36,29 @@ def test_one_that_is_carried_out_in_pieces_is_counted_once():
 
 def test_a_program_for_one_chip_has_none():
     assert pod.collectives_of("%fusion.3 = f32[1024]{0} fusion(%a), calls=%add") == {}
+
+
+def test_no_program_is_compiled_twice():
+    arguments = pod.Arguments(
+        topology=("v5e:1x1", "v5e:2x2"), step=("train", "hotspots"), layout=("split", "data"), json=None
+    )
+    assert pod.programs(arguments) == [
+        ("train", "v5e:1x1", "data"),
+        ("train", "v5e:2x2", "split"),
+        ("train", "v5e:2x2", "data"),
+        ("hotspots", "v5e:1x1", "data"),
+        ("hotspots", "v5e:2x2", "data"),
+    ]
+
+
+def test_figures_of_another_call_stay(tmp_path, monkeypatch):
+    def compiled(step, topology, kind, arguments):
+        which = {"step": step, "chips": int(topology[-1]), "layout": kind, "batch_size": 256, "dtype": "bfloat16"}
+        return which | {"flops": next(numbers), "does_not_fit": ""}
+
+    numbers = iter(range(9))
+    monkeypatch.setattr(pod, "figures_of", compiled)
+    path = tmp_path / "figures.json"
+    for topology, kind in (("v5e:2", "split"), ("v5e:1", "data"), ("v5e:2", "split")):
+        pod.main(pod.Arguments(topology=(topology,), layout=(kind,), json=path))
+    assert [(each["chips"], each["flops"]) for each in json.loads(path.read_text())] == [(1, 1), (2, 2)]

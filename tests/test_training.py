@@ -111,6 +111,13 @@ def test_a_step_is_the_papers_rule_written_out(batch, weights):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), got.params, params)
 
 
+def test_windows_drawn_in_groups_are_those_drawn_together(batch, monkeypatch):
+    chosen = jax.vmap(views.sample)(jax.random.split(KEY, 8))
+    together = training._take_each(batch["volume"], chosen, dtype=jnp.float32)
+    monkeypatch.setattr(training, "DISCS_AT_ONCE", 3)
+    np.testing.assert_allclose(training._take_each(batch["volume"], chosen, dtype=jnp.float32), together, atol=1e-6)
+
+
 def test_eight_devices_agree_with_one(batch, weights):
     model, state = fresh()
     one, figures_of_one = stepped(state, model, batch, weights, steps=3)
