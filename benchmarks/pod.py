@@ -56,7 +56,7 @@ class Arguments:
     """Compile steps for a pod, and say what they cost each chip."""
 
     topology: tuple[str, ...] = ("v5e:16x16",)
-    """Pods, as libtpu names them: v5e:1x1, v5e:2x2, … v5e:16x16."""
+    """Pods, as libtpu names them: v5e:1x1, v5e:2x2, … v5e:16x16. None: show and draw what --json has."""
     step: tuple[Literal["train", "predict", "hotspots"], ...] = ("train",)
     """Which step: training, views included; 54 views averaged; hotspots of six tasks over 32 views, a disc a chip."""
     layout: tuple[Literal["data", "split"], ...] = ("split",)
