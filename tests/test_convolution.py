@@ -34,6 +34,15 @@ def test_gradients_equal_jaxs_own(stride, size, padding):
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
+    x, kernel = sample((2, 8, 9, 40), 0), sample((3, 3, 40, 4), 1)
+
+    def gradient(convolve):
+        return jax.grad(lambda x: jnp.sin(convolve(x, kernel, (2, 2), [(1, 1)] * 2, **LAYOUT)).sum())(x)
+
+    np.testing.assert_array_equal(gradient(conv_general_dilated), gradient(lax.conv_general_dilated))
+
+
 def test_under_vmap_it_is_the_gradient_of_each():
     gradients, kernel = sample((5, 1, 4, 6, 4), 0), sample((5, 5, 3, 4), 1)
 
