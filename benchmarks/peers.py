@@ -60,7 +60,7 @@ class Arguments:
     compile: bool = True
     """Time `torch.compile` beside eager PyTorch."""
     json: Path | None = None
-    """Also write the rows here: a list of name, ours, theirs (discs/s), ratio (ours/theirs), low, high and peer."""
+    """Also write the rows here: a list of name, width, ours, theirs (discs/s), ratio, low, high, peer."""
 
 
 def main(arguments: Arguments) -> None:
@@ -83,6 +83,7 @@ def main(arguments: Arguments) -> None:
             ratios = np.array(times[best]) / np.array(times[0])
             row = {
                 "name": f"{part}, batch {size}",
+                "width": arguments.width,
                 "ours": size / float(np.median(times[0])),
                 "theirs": size / float(np.median(times[best])),
                 "ratio": float(np.median(ratios)),
