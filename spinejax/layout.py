@@ -79,7 +79,7 @@ class Layout:
 
     def on(self, model: SpineNet) -> SpineNet:
         """The same network, with the layout's say on where its activations lie."""
-        return model.clone(place=self.place, convolve=self.convolve) if self.split else model
+        return model.clone(lay_out=self.lay_out, convolve=self.convolve) if self.split else model
 
     def notes(self) -> list[str]:
         """What the user should know: the parameters that could not be split."""
@@ -105,8 +105,8 @@ class Layout:
             function, mesh=self.mesh, in_specs=PartitionSpec(DATA_AXIS), out_specs=PartitionSpec(DATA_AXIS)
         )
 
-    def place(self, x: jax.Array, layer: str) -> jax.Array:
-        """Inside jit: what a layer made, laid out as what follows wants it; for `SpineNet.place`.
+    def lay_out(self, x: jax.Array, layer: str) -> jax.Array:
+        """Inside jit: what a layer made, laid out as what follows wants it; for `SpineNet.lay_out`.
 
         Args:
             x: float[N, …]. Of conv5 after its pool, of fc6 and fc7 before the ReLU.

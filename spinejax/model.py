@@ -77,8 +77,8 @@ class SpineNet(nn.Module):
         dtype: of the computation; parameters and logits stay float32.
         initialiser: a key of `INITIALISERS`. Biases start at zero.
         fill_slices: repeat the nearest slice where the scan has none (`filled`). The paper leaves them black.
-        place: called with what each layer makes, after its pool or before a Dense's ReLU, and with the layer's name;
-            gives it back laid out over devices as what follows wants it. `layout.Layout.place` is one.
+        lay_out: called with what each layer makes, after its pool or before a Dense's ReLU, and with the layer's name;
+            gives it back laid out over devices as what follows wants it. `layout.Layout.lay_out` is one.
         convolve: called with a layer's name and `jax.lax.conv_general_dilated`'s arguments; `layout.Layout.convolve`.
 
     Variables: `params`, with `trunk` and `head_<task>` below it, and `constants`, which holds `slice_mean`,
@@ -100,7 +100,7 @@ class SpineNet(nn.Module):
     dtype: Any = jnp.float32
     initialiser: str = "glorot"
     fill_slices: bool = False
-    place: Callable[[jax.Array, str], jax.Array] = _as_it_lies
+    lay_out: Callable[[jax.Array, str], jax.Array] = _as_it_lies
     convolve: Callable[..., jax.Array] = _convolve
 
     @nn.compact
@@ -134,7 +134,7 @@ class SpineNet(nn.Module):
         num_shared = [None, *(layer.name for layer in LAYERS)].index(self.branch_point)
         shared, branch = LAYERS[:num_shared], LAYERS[num_shared:]
         stack = {"width": self.width, "dropout": self.dropout, "dtype": self.dtype, "initialiser": self.initialiser}
-        stack |= {"place": self.place, "convolve": self.convolve}
+        stack |= {"lay_out": self.lay_out, "convolve": self.convolve}
         stack["places"] = tuple(places)
         windows = filled(windows) if self.fill_slices else windows
         features = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
@@ -155,7 +155,7 @@ class Stack(nn.Module):
     dropout: float
     dtype: Any
     initialiser: str
-    place: Callable[[jax.Array, str], jax.Array] = _as_it_lies
+    lay_out: Callable[[jax.Array, str], jax.Array] = _as_it_lies
     convolve: Callable[..., jax.Array] = _convolve
     num_outputs: int = 0
     places: Sequence[tuple[int, int]] = ((0, 0),)
@@ -171,13 +171,13 @@ class Stack(nn.Module):
                 convolve = nn.Conv(features, kernel, layer.stride, layer.padding, **how, name=layer.name)
                 x = nn.relu(convolve(x))
                 x = max_pool(x) if layer.pool else x
-                x = self.place(x, layer.name)
+                x = self.lay_out(x, layer.name)
                 x = _at_places(x, self.places) if layer == LAYERS[0] else x
             else:
-                x = nn.relu(self.place(nn.Dense(features, **options, name=layer.name)(_flat(x)), layer.name))
+                x = nn.relu(self.lay_out(nn.Dense(features, **options, name=layer.name)(_flat(x)), layer.name))
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if self.num_outputs:
-            x = self.place(nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)), "fc8")
+            x = self.lay_out(nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)), "fc8")
         return x
 
 
