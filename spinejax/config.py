@@ -142,10 +142,10 @@ PRESETS = {
             width=0.125,
             initialiser="he",
             batch_size=32,
-            epochs=130,
+            epochs=150,
             learning_rate=0.01,
             # Marrow is learned last, and the error wavers: a rate that falls before leaves a task behind for good.
-            plateau_patience=8,
+            plateau_patience=15,
             eval_epochs=2,
             # Milder views than the paper's: a few minutes are too short to learn what its widest shifts take away.
             views=ViewRanges(angle_deg=10, shift_rows_px=16, shift_columns_px=20, shift_slices=1),
