@@ -62,7 +62,8 @@ for _ in range(4):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     command = [sys.executable, "-c", program]
-    environment = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}
+    own_choice = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment = own_choice | {"NUMPY_MADVISE_HUGEPAGE": "0"}
     plain, set_up = (
         int(subprocess.run([*command, *more], env=environment, capture_output=True, text=True).stdout)
         for more in ([], ["set up"])
