@@ -159,9 +159,9 @@ PRESETS = {
             initialiser="he",
             fill_slices=True,
             batch_size=32,
-            epochs=30,
+            epochs=40,
             learning_rate=0.01,
-            plateau_patience=4,
+            plateau_patience=6,
             # Milder views still: so short a training learns too little of a thousand discs, not too much.
             views=ViewRanges(5, shift_rows_px=8, shift_columns_px=10, shift_slices=1, scale=0.05, intensity=0.05),
         ),
