@@ -1,16 +1,21 @@
-"""Strided convolution and pooling that are quick on CPUs, their gradients too; hotspots spend their time there.
+"""Convolution and pooling that are quick on CPUs, their gradients too; hotspots spend their time there.
 
-XLA has one form of the gradient with respect to the input: spread the output's gradient out with zeros between, and
-convolve. On CPUs the zeros cost as much as numbers. Each phase of the input, its pixels at (r, r') modulo the stride,
-takes part in the output through its own pixels of the kernel, and so its gradient is a dense convolution with them. All
-phases are one convolution, with phases for channels.
+A 3×3 convolution of stride 1 goes Winograd's way (`winograd.py`), with fewer products.
+
+Of a strided one, XLA has one form of the gradient with respect to the input: spread the output's gradient out with
+zeros between, and convolve. On CPUs the zeros cost as much as numbers. Each phase of the input, its pixels at (r, r')
+modulo the stride, takes part in the output through its own pixels of the kernel, and so its gradient is a dense
+convolution with them. All phases are one convolution, with phases for channels.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from spinejax import winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -18,43 +23,83 @@ FEW_CHANNELS = 32
 """Channels of an input up to which phases are the quicker way: conv1 has 9. At conv2's, where they fill XLA's vectors
 anyway and a phase's part of the kernel is padded most, phases take 1.5 times as long as zeros (`set_up`'s kernels)."""
 
+FEW_DISCS = 4
+"""Below so many discs, Winograd's way to transform the kernel takes longer than the products that it spares."""
+
+FEW_DISCS_FOR_KERNELS = 16
+"""The same for the gradient with respect to the kernel."""
+
 
 def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
-    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers, another way to the input's gradient.
+    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers to rounding, by another way on CPUs.
 
-    Only plain convolutions over (N, H, W, C) of few channels and equal strides above 1 take that way, and only in
-    reverse mode.
+    Only plain convolutions over (N, H, W, C) have one: those of few channels and equal strides above 1 for the input's
+    gradient, and 3×3 ones of stride 1 that keep the size, in float32, of more than a few discs.
     """
+    precision = options.get("precision")
     plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
     if not plain or options.get("feature_group_count", 1) != 1 or x.ndim != 4:
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
-    precision, strides = options.get("precision"), set(window_strides)
 
-    def convolve(x, kernel):
+    def by_xla(x, kernel):
         return _convolve(x, kernel, window_strides, padding, precision)
 
-    if len(strides) > 1 or strides == {1} or x.shape[3] > FEW_CHANNELS:
-        return convolve(x, kernel)
+    def by_phases(x, kernel, gradient):
+        return input_gradient(gradient, kernel, x.shape, window_strides[0], padding, precision=precision)
 
-    def forward(x, kernel):
-        return convolve(x, kernel), (x, kernel)
+    def by_tiles(x, kernel):
+        return winograd.convolve(x, kernel, precision=precision)
 
-    def backward(saved, gradient):
-        x, kernel = saved
-        (to_kernel,) = jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](gradient)
-        (stride,) = strides
+    strides, pads = set(window_strides), {tuple(pad) for pad in padding}
+    if len(strides) == 1 and strides != {1} and x.shape[3] <= FEW_CHANNELS:
+        return _on_cpus(by_xla, to_input=by_phases)(x, kernel)
+    is_3x3 = kernel.shape[:2] == (3, 3) and strides == {1} and pads == {(1, 1)}
+    if is_3x3 and x.dtype == kernel.dtype == jnp.float32 and len(x) >= FEW_DISCS:
+        to_kernel = _gradient_of(by_tiles, 1) if len(x) >= FEW_DISCS_FOR_KERNELS else None
+        return _on_cpus(by_xla, by_tiles, to_input=_gradient_of(by_tiles, 0), to_kernel=to_kernel)(x, kernel)
+    return by_xla(x, kernel)
 
-        def by_phases(gradient, kernel):
-            return input_gradient(gradient, kernel, x.shape, stride, padding, precision=precision)
 
-        def by_zeros(gradient, kernel):
-            return jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)[0]
+def _on_cpus(
+    by_xla: Callable, forward: Callable | None = None, *, to_input: Callable, to_kernel: Callable | None = None
+) -> Callable:
+    """A convolution (x, kernel) → output by XLA, but on CPUs by other functions, where there is one.
 
-        return lax.platform_dependent(gradient, kernel, cpu=by_phases, default=by_zeros), to_kernel
+    Args:
+        by_xla: of (x, kernel).
+        forward: the same on CPUs.
+        to_input, to_kernel: its gradients on CPUs, of (x, kernel, the output's gradient).
+    """
+
+    def choose(cpu, default, *args):
+        return lax.platform_dependent(*args, cpu=cpu, default=default) if cpu else default(*args)
+
+    def convolve(x, kernel):
+        return choose(forward, by_xla, x, kernel)
+
+    def backward(given, gradient):
+        return (
+            choose(to_input, _gradient_of(by_xla, 0), *given, gradient),
+            choose(to_kernel, _gradient_of(by_xla, 1), *given, gradient),
+        )
 
     with_gradient = jax.custom_vjp(convolve)
-    with_gradient.defvjp(forward, backward)
-    return with_gradient(x, kernel)
+    with_gradient.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
+    return with_gradient
+
+
+def _gradient_of(convolve: Callable, which: int) -> Callable:
+    """JAX's own gradient of a convolution with respect to its input (0) or its kernel (1)."""
+
+    def gradient_of(x, kernel, gradient):
+        given = (x, kernel)
+
+        def of_one(one):
+            return convolve(*given[:which], one, *given[which + 1 :])
+
+        return jax.vjp(of_one, given[which])[1](gradient)[0]
+
+    return gradient_of
 
 
 def input_gradient(

@@ -103,12 +103,8 @@ def take_over(state: TrainState, params: Mapping) -> tuple[TrainState, list[str]
 
 
 def make_optimiser(config: Config) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay on weights, as MatConvNet has it: v ← µv − (g + λw), w ← w + ηv."""
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_is_weight),
-        optax.trace(config.momentum),
-        optax.scale(-config.learning_rate),
-    )
+    """What weights move against: SGD's momentum, with weight decay on weights, v ← µv + (g + λw); then w ← w − ηv."""
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_is_weight), optax.trace(config.momentum))
 
 
 def make_plateau(config: Config) -> optax.GradientTransformationExtraArgs:
@@ -233,15 +229,14 @@ def update(
         return losses.multi_task_loss(logits, label, class_weights, dict(config.task_weights))
 
     (total, by_task), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, momentum = make_optimiser(config).update(gradients, state.momentum, state.params)
-    updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
     norm = optax.tree.norm(gradients)
     good = jnp.isfinite(total) & jnp.isfinite(norm)  # the norm is finite only if every gradient is
-    params, momentum = jax.tree.map(
-        functools.partial(jnp.where, good),
-        (optax.apply_updates(state.params, updates), momentum),
-        (state.params, state.momentum),
-    )
+    if_good = functools.partial(jax.tree.map, functools.partial(jnp.where, good))
+    _, momentum = make_optimiser(config).update(gradients, state.momentum, state.params)
+    momentum = _written_first(if_good(momentum, state.momentum))
+    velocity = optax.tree.get(momentum, "trace")
+    rate = config.learning_rate * state.plateau.scale
+    params = if_good(jax.tree.map(lambda weight, v: weight - rate * v, state.params, velocity), state.params)
     skipped = jnp.where(good, 0, state.skipped + 1)
     figures = {"loss": total, "gradient_norm": norm, "skipped": skipped.astype(jnp.float32)}
     figures |= {f"loss/{name}": value for name, value in by_task.items()}
@@ -278,6 +273,14 @@ def evaluated(state: TrainState, error: float, config: Config) -> TrainState:
 def _keys(key: jax.Array, step: jax.Array) -> jax.Array:
     """The keys of a step's views and of its dropout."""
     return jax.random.split(jax.random.fold_in(key, step))
+
+
+def _written_first(tree):
+    """The tree, on CPUs ready in memory before anything reads it.
+
+    XLA for CPUs would else work the velocity out twice, for itself and for the weights, and copy both beforehand.
+    """
+    return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree)
 
 
 def _is_weight(params: dict) -> dict:

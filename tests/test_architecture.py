@@ -20,6 +20,7 @@ ROOMS = (
     "manifest",
     "dataset",
     "config",
+    "winograd",
     "convolution",
     "model",
     "losses",

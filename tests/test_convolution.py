@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from spinejax import winograd
 from spinejax.convolution import conv_general_dilated, input_gradient, max_pool
 
 LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
@@ -41,6 +42,55 @@ def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
         return jax.grad(lambda x: jnp.sin(convolve(x, kernel, (2, 2), [(1, 1)] * 2, **LAYOUT)).sum())(x)
 
     np.testing.assert_array_equal(gradient(conv_general_dilated), gradient(lax.conv_general_dilated))
+
+
+@pytest.mark.parametrize(("num", "size"), list(itertools.product((4, 16), ((6, 13), (5, 4), (1, 2)))))
+def test_winograds_way_gives_the_same_numbers_and_gradients(num, size):
+    """16 discs are enough for the kernel's gradient to go that way too; odd sizes leave part of a tile over."""
+    x, kernel, weight = sample((num, *size, 5), 0), sample((3, 3, 5, 7), 1), sample((num, *size, 7), 2)
+    pads = [(1, 1)] * 2
+
+    def outcomes(convolve):
+        output, backward = jax.vjp(lambda x, kernel: convolve(x, kernel, (1, 1), pads, **LAYOUT), x, kernel)
+        return output, *backward(weight)
+
+    assert not np.array_equal(outcomes(conv_general_dilated)[0], outcomes(lax.conv_general_dilated)[0])
+    got = jax.jit(outcomes, static_argnums=0)(conv_general_dilated)
+    for one, other in zip(got, outcomes(lax.conv_general_dilated), strict=True):
+        np.testing.assert_allclose(one, other, atol=4e-6 * np.abs(other).max())
+
+
+def test_winograds_way_by_hand():
+    """The eight neighbours and the pixel itself, counted; every number on the way is a small fraction of powers of 2."""
+    x = jnp.arange(4 * 3 * 3.0).reshape(4, 3, 3, 1)
+    sums = winograd.convolve(x, jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
+    np.testing.assert_array_equal(sums, [[8, 15, 12], [21, 36, 27], [20, 33, 24]])
+
+
+def test_winograds_way_under_vmap_is_that_of_each():
+    batches, kernel = sample((3, 4, 6, 5, 2), 0), sample((3, 3, 2, 3), 1)
+    each = jnp.stack([winograd.convolve(x, kernel) for x in batches])
+    np.testing.assert_allclose(jax.vmap(winograd.convolve, (0, None))(batches, kernel), each, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num", "dtype"), [(3, jnp.float32), (16, jnp.bfloat16)])
+def test_few_discs_and_half_precision_go_xlas_way(num, dtype):
+    x, kernel = sample((num, 6, 5, 2), 0).astype(dtype), sample((3, 3, 2, 3), 1).astype(dtype)
+    args = (x, kernel, (1, 1), [(1, 1)] * 2)
+    np.testing.assert_array_equal(conv_general_dilated(*args, **LAYOUT), lax.conv_general_dilated(*args, **LAYOUT))
+
+
+def test_other_backends_compile_xlas_own_convolutions_only():
+    x, kernel = sample((16, 6, 5, 2), 0), sample((3, 3, 2, 3), 1)
+
+    def gradients(x, kernel):
+        return jax.grad(lambda *given: conv_general_dilated(*given, (1, 1), [(1, 1)] * 2).sum(), (0, 1))(x, kernel)
+
+    def products(platform):
+        return jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+
+    assert products("tpu") == products("cuda") == 0
+    assert products("cpu") == 2 * 16
 
 
 def test_under_vmap_it_is_the_gradient_of_each():
