@@ -1,7 +1,8 @@
 """3×3 convolution by Winograd's minimal filtering, F(2×2, 3×3) of Lavin and Gray (CVPR 2016, Sect. 4.1).
 
-A tile of 2×2 outputs is a linear map of 4×4 inputs. Transformed, tile and kernel meet in 16 products instead of 36, each
-of them a plain matrix product over channels. The transforms are sums and halves, and cost float32 a few more roundings.
+A tile of 2×2 outputs is a linear map of 4×4 inputs. Transformed, tile and kernel meet in 16 products instead of 36,
+each of them a plain matrix product over channels. The transforms are sums and halves, and cost float32 a few more
+roundings.
 """
 
 import jax

@@ -61,7 +61,7 @@ def test_winograds_way_gives_the_same_numbers_and_gradients(num, size):
 
 
 def test_winograds_way_by_hand():
-    """The eight neighbours and the pixel itself, counted; every number on the way is a small fraction of powers of 2."""
+    """Sums over neighbours, exact: every number on the way is a multiple of a quarter."""
     x = jnp.arange(4 * 3 * 3.0).reshape(4, 3, 3, 1)
     sums = winograd.convolve(x, jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
     np.testing.assert_array_equal(sums, [[8, 15, 12], [21, 36, 27], [20, 33, 24]])
