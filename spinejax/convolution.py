@@ -3,9 +3,9 @@
 A 3×3 convolution of stride 1 goes Winograd's way (`winograd.py`), with fewer products.
 
 Of a strided one, XLA has one form of the gradient with respect to the input: spread the output's gradient out with
-zeros between, and convolve. On CPUs the zeros cost as much as numbers. Each phase of the input, its pixels at (r, r')
-modulo the stride, takes part in the output through its own pixels of the kernel, and so its gradient is a dense
-convolution with them. All phases are one convolution, with phases for channels.
+zeros between, and convolve. On CPUs the zeros cost as much as numbers. Here each row of the input is convolved from the
+rows of the output that it reaches, with the kernel's columns side by side as channels, and what comes of each column is
+then added where it belongs (`input_gradient`): every product is one that counts.
 """
 
 import functools
@@ -20,8 +20,8 @@ from spinejax import winograd
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 FEW_CHANNELS = 32
-"""Channels of an input up to which phases are the quicker way: conv1 has 9. At conv2's, where they fill XLA's vectors
-anyway and a phase's part of the kernel is padded most, phases take 1.5 times as long as zeros (`set_up`'s kernels)."""
+"""Channels of an input up to which `input_gradient` is the quicker way: conv1 has 9. With conv2's 96, XLA's own is as
+quick."""
 
 FEW_DISCS = 4
 """Below so many discs, Winograd's way to transform the kernel takes longer than the products that it spares."""
@@ -44,15 +44,15 @@ def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.A
     def by_xla(x, kernel):
         return _convolve(x, kernel, window_strides, padding, precision)
 
-    def by_phases(x, kernel, gradient):
+    def by_rows(x, kernel, gradient):
         return input_gradient(gradient, kernel, x.shape, window_strides[0], padding, precision=precision)
 
     def by_tiles(x, kernel):
         return winograd.convolve(x, kernel, precision=precision)
 
     strides, pads = set(window_strides), {tuple(pad) for pad in padding}
-    if len(strides) == 1 and strides != {1} and x.shape[3] <= FEW_CHANNELS:
-        return _on_cpus(by_xla, to_input=by_phases)(x, kernel)
+    if len(strides) == 1 and 1 < window_strides[0] <= min(kernel.shape[:2]) and x.shape[3] <= FEW_CHANNELS:
+        return _on_cpus(by_xla, to_input=by_rows)(x, kernel)
     is_3x3 = kernel.shape[:2] == (3, 3) and strides == {1} and pads == {(1, 1)}
     if is_3x3 and x.dtype == kernel.dtype == jnp.float32 and len(x) >= FEW_DISCS:
         to_kernel = _gradient_of(by_tiles, 1) if len(x) >= FEW_DISCS_FOR_KERNELS else None
@@ -105,7 +105,7 @@ def _gradient_of(convolve: Callable, which: int) -> Callable:
 def input_gradient(
     gradient: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, padding, *, precision=None
 ) -> jax.Array:
-    """The gradient of a convolution with respect to its input, phase by phase.
+    """The gradient of a convolution with respect to its input, row phase by row phase.
 
     Args:
         gradient: float[N, h, w, F]. With respect to the output.
@@ -118,19 +118,42 @@ def input_gradient(
     Returns:
         float[N, H, W, C].
     """
-    num_features = kernel.shape[3]
-    taps = [-(-size // stride) for size in kernel.shape[:2]]  # of one phase
-    # Input pixel stride·g + r reaches output pixel g - b through kernel pixel stride·b + r.
-    room = [(0, stride * count - size) for count, size in zip(taps, kernel.shape[:2], strict=True)]
-    phases = jnp.pad(kernel, (*room, (0, 0), (0, 0))).reshape(taps[0], stride, taps[1], stride, shape[3], num_features)
-    phases = phases[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4).reshape(*taps, num_features, -1)
-    padded = [size + sum(pads) for size, pads in zip(shape[1:3], padding, strict=True)]
-    blocks = [-(-size // stride) for size in padded]
-    around = [(count - 1, block - out) for count, block, out in zip(taps, blocks, gradient.shape[1:3], strict=True)]
-    by_phase = _convolve(gradient, phases, (1, 1), around, precision).reshape(-1, *blocks, stride, stride, shape[3])
-    pixels = by_phase.transpose(0, 1, 3, 2, 4, 5).reshape(-1, stride * blocks[0], stride * blocks[1], shape[3])
+    num_channels, num_features = kernel.shape[2:]
+    blocks = [-(-(size + sum(pads)) // stride) for size, pads in zip(shape[1:3], padding, strict=True)]
+
+    def rows_of(phase):
+        """Rows stride·q + phase: row q of the output reaches them through every stride-th row of the kernel."""
+        taps = (
+            kernel[phase::stride][::-1]
+            .transpose(0, 3, 1, 2)
+            .reshape(-1, 1, num_features, kernel.shape[1] * num_channels)
+        )
+        around = ((len(taps) - 1, blocks[0] - gradient.shape[1]), (0, 0))
+        return _added_up(_convolve(gradient, taps, (1, 1), around, precision), stride * num_channels, blocks[1])
+
+    pixels = jnp.stack([rows_of(phase) for phase in range(stride)], axis=2)
+    pixels = pixels.reshape(-1, stride * blocks[0], stride * blocks[1], num_channels)
     (top, _), (left, _) = padding
     return pixels[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _added_up(columns: jax.Array, size: int, num_blocks: int) -> jax.Array:
+    """What each column contributes to itself and to those after it, `size` numbers to each, added up.
+
+    Args:
+        columns: float[N, H, w, M].
+        size: of a block; the last of a column may be shorter.
+        num_blocks: how many there are.
+
+    Returns:
+        float[N, H, num_blocks, size].
+    """
+    added = jnp.zeros((), columns.dtype)
+    for after, start in enumerate(range(0, columns.shape[3], size)):
+        part = columns[..., start : start + size]
+        room = ((0, 0), (0, 0), (after, num_blocks - columns.shape[2] - after), (0, size - part.shape[3]))
+        added += jnp.pad(part, room)
+    return added
 
 
 def max_pool(x: jax.Array) -> jax.Array:
