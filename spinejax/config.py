@@ -159,11 +159,13 @@ PRESETS = {
             initialiser="he",
             fill_slices=True,
             batch_size=32,
-            epochs=40,
+            epochs=120,
             learning_rate=0.01,
-            plateau_patience=6,
-            # Milder views still: so short a training learns too little of a thousand discs, not too much.
-            views=ViewRanges(5, shift_rows_px=8, shift_columns_px=10, shift_slices=1, scale=0.05, intensity=0.05),
+            plateau_patience=10,
+            num_decays=1,
+            eval_epochs=2,
+            # Between quickness and the paper's widest views: milder ones are learned by heart, from a thousand discs.
+            views=ViewRanges(angle_deg=10, shift_rows_px=16, shift_columns_px=20, shift_slices=1),
         ),
     ),
 }

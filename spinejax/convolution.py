@@ -5,7 +5,8 @@ A 3×3 convolution of stride 1 goes Winograd's way (`winograd.py`), with fewer p
 Of a strided one, XLA has one form of the gradient with respect to the input: spread the output's gradient out with
 zeros between, and convolve. On CPUs the zeros cost as much as numbers. Here each row of the input is convolved from the
 rows of the output that it reaches, with the kernel's columns side by side as channels, and what comes of each column is
-then added where it belongs (`input_gradient`): every product is one that counts.
+then added where it belongs (`input_gradient`): every product is one that counts. Forward, of few features, it is the
+other way about (`by_columns`).
 """
 
 import functools
@@ -23,6 +24,9 @@ FEW_CHANNELS = 32
 """Channels of an input up to which `input_gradient` is the quicker way: conv1 has 9. With conv2's 96, XLA's own is as
 quick."""
 
+FEW_FEATURES = 24
+"""Features of an output up to which `by_columns` is the quicker way, if the input's channels are few too."""
+
 FEW_DISCS = 4
 """Below so many discs, Winograd's way to transform the kernel takes longer than the products that it spares."""
 
@@ -33,16 +37,20 @@ FEW_DISCS_FOR_KERNELS = 16
 def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
     """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers to rounding, by another way on CPUs.
 
-    Only plain convolutions over (N, H, W, C) have one: those of few channels and equal strides above 1 for the input's
-    gradient, and 3×3 ones of stride 1 that keep the size, in float32, of more than a few discs.
+    Only plain float32 convolutions over (N, H, W, C) have one: those of few channels and equal strides above 1, and 3×3
+    ones of stride 1 that keep the size, of more than a few discs.
     """
     precision = options.get("precision")
     plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
-    if not plain or options.get("feature_group_count", 1) != 1 or x.ndim != 4:
+    plain = plain and options.get("feature_group_count", 1) == 1 and x.ndim == 4
+    if not plain or {x.dtype, kernel.dtype} != {jnp.dtype(jnp.float32)}:  # sums of parts need all of float32's digits
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
     def by_xla(x, kernel):
         return _convolve(x, kernel, window_strides, padding, precision)
+
+    def of_columns(x, kernel):
+        return by_columns(x, kernel, window_strides[0], padding, precision=precision)
 
     def by_rows(x, kernel, gradient):
         return input_gradient(gradient, kernel, x.shape, window_strides[0], padding, precision=precision)
@@ -52,9 +60,11 @@ def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.A
 
     strides, pads = set(window_strides), {tuple(pad) for pad in padding}
     if len(strides) == 1 and 1 < window_strides[0] <= min(kernel.shape[:2]) and x.shape[3] <= FEW_CHANNELS:
-        return _on_cpus(by_xla, to_input=by_rows)(x, kernel)
+        forward = of_columns if kernel.shape[3] <= FEW_FEATURES else None
+        to_kernel = forward and _gradient_of(forward, 1)
+        return _on_cpus(by_xla, forward, to_input=by_rows, to_kernel=to_kernel)(x, kernel)
     is_3x3 = kernel.shape[:2] == (3, 3) and strides == {1} and pads == {(1, 1)}
-    if is_3x3 and x.dtype == kernel.dtype == jnp.float32 and len(x) >= FEW_DISCS:
+    if is_3x3 and len(x) >= FEW_DISCS:
         to_kernel = _gradient_of(by_tiles, 1) if len(x) >= FEW_DISCS_FOR_KERNELS else None
         return _on_cpus(by_xla, by_tiles, to_input=_gradient_of(by_tiles, 0), to_kernel=to_kernel)(x, kernel)
     return by_xla(x, kernel)
@@ -100,6 +110,39 @@ def _gradient_of(convolve: Callable, which: int) -> Callable:
         return jax.vjp(of_one, given[which])[1](gradient)[0]
 
     return gradient_of
+
+
+def by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding, *, precision=None) -> jax.Array:
+    """A strided convolution along columns, for all rows of the kernel at once, whose rows are then added up.
+
+    XLA for CPUs first copies the pixels under the kernel side by side, for each pixel of the output. This way a pixel's
+    column of them is copied once, not for every row that it reaches; where features are few, the copies cost the most.
+
+    Args:
+        x: float[N, H, W, C].
+        kernel: float[K, K', C, F].
+        stride: of both axes.
+        padding: ((before, after), (before, after)), in pixels of x.
+        precision: of the products.
+
+    Returns:
+        float[N, h, w, F].
+    """
+    (top, bottom), around = padding
+    num_features = kernel.shape[3]
+    taps = -(-kernel.shape[0] // stride)  # of each of `stride` rows, which lie side by side as channels
+    height = (x.shape[1] + top + bottom - kernel.shape[0]) // stride + 1
+    below = stride * (height - 1 + taps) - top - x.shape[1]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (0, 0, 0), (0, 0, 0)))
+    x = x.reshape(x.shape[0], -1, stride, *x.shape[2:]).transpose(0, 1, 3, 2, 4)
+    kernel = jnp.pad(kernel, ((0, stride * taps - kernel.shape[0]), (0, 0), (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps, stride, *kernel.shape[1:]).transpose(2, 1, 3, 0, 4)
+    x, kernel = x.reshape(*x.shape[:3], -1), kernel.reshape(1, kernel.shape[0], -1, taps * num_features)
+    rows = _convolve(x, kernel, (1, stride), ((0, 0), around), precision)
+    return functools.reduce(
+        jnp.add,
+        [rows[:, tap : tap + height, :, tap * num_features : (tap + 1) * num_features] for tap in range(taps)],
+    )
 
 
 def input_gradient(

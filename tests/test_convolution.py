@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from spinejax import winograd
-from spinejax.convolution import conv_general_dilated, input_gradient, max_pool
+from spinejax.convolution import FEW_FEATURES, conv_general_dilated, input_gradient, max_pool
 
 LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
 
@@ -19,20 +19,26 @@ def sample(shape, seed):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+def outcomes(convolve, x, kernel, stride, padding):
+    """A convolution and its gradients, given some gradient of the output."""
+    pads = [(padding, padding)] * 2
+    output, backward = jax.vjp(lambda x, kernel: convolve(x, kernel, (stride, stride), pads, **LAYOUT), x, kernel)
+    return output, *backward(sample(output.shape, 2))
+
+
+def assert_same_as_xlas(x, kernel, stride, padding):
+    expected = outcomes(lax.conv_general_dilated, x, kernel, stride, padding)
+    got = jax.jit(outcomes, static_argnums=(0, 3, 4))(conv_general_dilated, x, kernel, stride, padding)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=4e-6 * np.abs(other).max())
+
+
 @pytest.mark.parametrize(("stride", "size", "padding"), list(itertools.product((2, 3), ((12, 15), (11, 14)), (0, 1))))
-def test_gradients_equal_jaxs_own(stride, size, padding):
-    """Sizes that the stride leaves pixels over of, which reach no output, among them."""
-    for kernel_size in (3, 5):
-        x, kernel = sample((2, *size, 3), 0), sample((kernel_size, kernel_size, 3, 4), 1)
-        pads = [(padding, padding)] * 2
-
-        def loss(convolve, x, kernel, pads=pads):
-            return jnp.sin(convolve(x, kernel, (stride, stride), pads, **LAYOUT)).sum()
-
-        expected = jax.grad(loss, (1, 2))(lax.conv_general_dilated, x, kernel)
-        got = jax.jit(jax.grad(loss, (1, 2)), static_argnums=0)(conv_general_dilated, x, kernel)
-        for one, other in zip(got, expected, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+def test_strided_ones_give_xlas_numbers_and_gradients(stride, size, padding):
+    """Sizes that the stride leaves pixels over of, which reach no output, among them; few features and many."""
+    for kernel_size, num_features in itertools.product((3, 5), (4, FEW_FEATURES + 1)):
+        x, kernel = sample((2, *size, 3), 0), sample((kernel_size, kernel_size, 3, num_features), 1)
+        assert_same_as_xlas(x, kernel, stride, padding)
 
 
 def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
@@ -47,17 +53,12 @@ def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
 @pytest.mark.parametrize(("num", "size"), list(itertools.product((4, 16), ((6, 13), (5, 4), (1, 2)))))
 def test_winograds_way_gives_the_same_numbers_and_gradients(num, size):
     """16 discs are enough for the kernel's gradient to go that way too; odd sizes leave part of a tile over."""
-    x, kernel, weight = sample((num, *size, 5), 0), sample((3, 3, 5, 7), 1), sample((num, *size, 7), 2)
-    pads = [(1, 1)] * 2
-
-    def outcomes(convolve):
-        output, backward = jax.vjp(lambda x, kernel: convolve(x, kernel, (1, 1), pads, **LAYOUT), x, kernel)
-        return output, *backward(weight)
-
-    assert not np.array_equal(outcomes(conv_general_dilated)[0], outcomes(lax.conv_general_dilated)[0])
-    got = jax.jit(outcomes, static_argnums=0)(conv_general_dilated)
-    for one, other in zip(got, outcomes(lax.conv_general_dilated), strict=True):
-        np.testing.assert_allclose(one, other, atol=4e-6 * np.abs(other).max())
+    x, kernel = sample((num, *size, 5), 0), sample((3, 3, 5, 7), 1)
+    winograds, xlas = (
+        outcomes(convolve, x, kernel, 1, 1)[0] for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    assert not np.array_equal(winograds, xlas)
+    assert_same_as_xlas(x, kernel, 1, 1)
 
 
 def test_winograds_way_by_hand():
