@@ -228,6 +228,7 @@ def hotspots(model, variables, twin, size, compiled):
 
     theirs = _channels_last(windows)
     twin.eval()
+    torch._functorch.config.donated_buffer = False  # or a compiled graph could not be kept for the next task
 
     def run(module):
         def call():
