@@ -30,6 +30,9 @@ FEW_FEATURES = 24
 FEW_DISCS = 4
 """Below so many discs, Winograd's way to transform the kernel takes longer than the products that it spares."""
 
+MANY_FEATURES = 128
+"""Below so many features Winograd's products are too small for several cores to share, and XLA's one is quicker."""
+
 FEW_DISCS_FOR_KERNELS = 16
 """The same for the gradient with respect to the kernel."""
 
@@ -38,7 +41,7 @@ def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.A
     """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers to rounding, by another way on CPUs.
 
     Only plain float32 convolutions over (N, H, W, C) have one: those of few channels and equal strides above 1, and 3×3
-    ones of stride 1 that keep the size, of more than a few discs.
+    ones of stride 1 that keep the size, of more than a few discs and many features.
     """
     precision = options.get("precision")
     plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
@@ -64,7 +67,7 @@ def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.A
         to_kernel = forward and _gradient_of(forward, 1)
         return _on_cpus(by_xla, forward, to_input=by_rows, to_kernel=to_kernel)(x, kernel)
     is_3x3 = kernel.shape[:2] == (3, 3) and strides == {1} and pads == {(1, 1)}
-    if is_3x3 and len(x) >= FEW_DISCS:
+    if is_3x3 and len(x) >= FEW_DISCS and kernel.shape[3] >= MANY_FEATURES:
         to_kernel = _gradient_of(by_tiles, 1) if len(x) >= FEW_DISCS_FOR_KERNELS else None
         return _on_cpus(by_xla, by_tiles, to_input=_gradient_of(by_tiles, 0), to_kernel=to_kernel)(x, kernel)
     return by_xla(x, kernel)

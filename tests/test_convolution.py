@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from spinejax import winograd
-from spinejax.convolution import FEW_FEATURES, conv_general_dilated, input_gradient, max_pool
+from spinejax.convolution import FEW_FEATURES, MANY_FEATURES, conv_general_dilated, input_gradient, max_pool
 
 LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
 
@@ -53,7 +53,7 @@ def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
 @pytest.mark.parametrize(("num", "size"), list(itertools.product((4, 16), ((6, 13), (5, 4), (1, 2)))))
 def test_winograds_way_gives_the_same_numbers_and_gradients(num, size):
     """16 discs are enough for the kernel's gradient to go that way too; odd sizes leave part of a tile over."""
-    x, kernel = sample((num, *size, 5), 0), sample((3, 3, 5, 7), 1)
+    x, kernel = sample((num, *size, 5), 0), sample((3, 3, 5, MANY_FEATURES), 1)
     winograds, xlas = (
         outcomes(convolve, x, kernel, 1, 1)[0] for convolve in (conv_general_dilated, lax.conv_general_dilated)
     )
@@ -74,15 +74,18 @@ def test_winograds_way_under_vmap_is_that_of_each():
     np.testing.assert_allclose(jax.vmap(winograd.convolve, (0, None))(batches, kernel), each, atol=1e-5)
 
 
-@pytest.mark.parametrize(("num", "dtype"), [(3, jnp.float32), (16, jnp.bfloat16)])
-def test_few_discs_and_half_precision_go_xlas_way(num, dtype):
-    x, kernel = sample((num, 6, 5, 2), 0).astype(dtype), sample((3, 3, 2, 3), 1).astype(dtype)
+@pytest.mark.parametrize(
+    ("num", "features", "dtype"),
+    [(3, MANY_FEATURES, jnp.float32), (16, MANY_FEATURES - 1, jnp.float32), (16, MANY_FEATURES, jnp.bfloat16)],
+)
+def test_few_discs_few_features_and_half_precision_go_xlas_way(num, features, dtype):
+    x, kernel = sample((num, 6, 5, 2), 0).astype(dtype), sample((3, 3, 2, features), 1).astype(dtype)
     args = (x, kernel, (1, 1), [(1, 1)] * 2)
     np.testing.assert_array_equal(conv_general_dilated(*args, **LAYOUT), lax.conv_general_dilated(*args, **LAYOUT))
 
 
 def test_other_backends_compile_xlas_own_convolutions_only():
-    x, kernel = sample((16, 6, 5, 2), 0), sample((3, 3, 2, 3), 1)
+    x, kernel = sample((16, 6, 5, 2), 0), sample((3, 3, 2, MANY_FEATURES), 1)
 
     def gradients(x, kernel):
         return jax.grad(lambda *given: conv_general_dilated(*given, (1, 1), [(1, 1)] * 2).sum(), (0, 1))(x, kernel)
