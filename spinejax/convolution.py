@@ -27,14 +27,14 @@ quick."""
 FEW_FEATURES = 24
 """Features of an output up to which `by_columns` is the quicker way, if the input's channels are few too."""
 
-FEW_DISCS = 4
-"""Below so many discs, Winograd's way to transform the kernel takes longer than the products that it spares."""
-
 MANY_FEATURES = 128
 """Below so many features Winograd's products are too small for several cores to share, and XLA's one is quicker."""
 
+FEW_DISCS = 4
+"""Below so many discs, Winograd's way to transform the kernel takes longer than the products that it spares."""
+
 FEW_DISCS_FOR_KERNELS = 16
-"""The same for the gradient with respect to the kernel."""
+"""The same as `FEW_DISCS`, for the gradient with respect to the kernel."""
 
 
 def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
