@@ -81,6 +81,8 @@ class Arguments:
     """Decides the hotspots' random views."""
     distributed: bool = False
     """One of several processes that grade together, as for `train.py --distributed`; the first one writes."""
+    start_seconds: int = 300
+    """With --distributed: how long to wait for the others."""
     report: Path | None = None
     """Write a page to look at into this folder, with every figure and a browser of the discs and their hotspots."""
 
@@ -93,7 +95,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
     devices.set_up()
-    with processes.started(arguments.distributed):
+    with processes.started(arguments.distributed, start_seconds=arguments.start_seconds):
         evaluate(arguments)
 
 

@@ -12,7 +12,7 @@ A data set is a folder of HDF5 files and a manifest that lists them. Each file h
     lesion    uint16[N, 192, 320, 15]   optional: bit t is set where the evidence for task t lies
 
 One disc is one chunk, so that a disc is one read wherever it lies. A volume lies there as it does in memory, and its
-checksum in a column: HDF5's own, Fletcher-32, which every other chunk carries, takes three times as long as the read
+checksum in a column: HDF5's own, Fletcher-32, which every other chunk carries, takes six times as long as the read
 (docs/performance.md). Version 1 of the schema had it for volumes too, and no column `checksum`. This file holds the
 schema and its writer; `manifest.py` what ties the shards together; `dataset.py` reads.
 """
