@@ -36,6 +36,7 @@ from rich.table import Table
 from benchmarks.torch_twin import Twin, windows_of
 from spinejax import devices, losses, predict, training, views
 from spinejax.config import Config
+from spinejax.hotspots import input_gradients
 from spinejax.model import SpineNet
 from spinejax.shards import VOLUME_SHAPE
 from spinejax.tasks import PAPER_TASKS
@@ -216,15 +217,11 @@ def hotspots(model, variables, twin, size, compiled):
     """Input gradients of one score a task, over 32 views of each disc: one forward pass, a backward pass a task."""
     windows = _windows(NUM_VIEWS)
 
+    grades = jnp.zeros(len(model.tasks), jnp.int32)
+
     @jax.jit
     def gradients(variables, windows):
-        def scores(windows):
-            found = cast(dict, model.apply(variables, windows))
-            return [found[task.name][:, 0].sum() for task in model.tasks]
-
-        _, backwards = jax.vjp(scores, windows)
-        chosen = np.eye(len(model.tasks), dtype=np.float32)
-        return jnp.stack([backwards(list(one))[0] for one in chosen])
+        return input_gradients(variables, windows, grades, model)
 
     theirs = _channels_last(windows)
     twin.eval()
@@ -242,7 +239,7 @@ def hotspots(model, variables, twin, size, compiled):
 
         return call
 
-    expected = torch.stack(run(twin)()).movedim(2, -1)
+    expected = torch.stack(run(twin)(), dim=1).movedim(2, -1)
     agree(gradients(variables, windows), expected, "hotspots")
 
     return lambda: jax.block_until_ready(gradients(variables, windows)), _eager_and_compiled(run, twin, compiled)

@@ -222,16 +222,6 @@ def maps_of(
                 yield count, np.abs(np.asarray(mean(map, coverage, slices.astype(np.int32))))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
-def each_view(keys, chosen, variables, volume, grades, *, model, method):
-    """`hotspots.evidence_of_view` of several views, not summed."""
-
-    def one(key, view):
-        return hotspots.evidence_of_view(key, variables, volume, grades, view, model=model, method=method)
-
-    return jax.vmap(one)(keys, chosen)
-
-
 @functools.partial(jax.jit, static_argnames="number")
 def keys_of(row: int, number: int) -> jax.Array:
     """Keys of a disc's views, as `hotspots.hotspot_step` has them from key 0."""
@@ -240,6 +230,7 @@ def keys_of(row: int, number: int) -> jax.Array:
 
 
 draw = jax.jit(jax.vmap(views.sample, in_axes=(0, None)), static_argnums=1)
+each_view = jax.jit(hotspots.evidence_of_views, static_argnames=("model", "method"))
 mean = jax.jit(hotspots.mean_evidence)
 
 

@@ -22,7 +22,7 @@ from spinejax import views
 from spinejax.config import ViewRanges
 from spinejax.devices import put_batch, put_replicated
 from spinejax.errors import SpinejaxError
-from spinejax.model import SpineNet
+from spinejax.model import SpineNet, shown
 from spinejax.shards import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.tasks import Task
 from spinejax.views import View
@@ -91,10 +91,8 @@ def evidence(
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_views))
 
     def sums(keys, view_set):
-        def seen(key, view):
-            return evidence_of_view(key, variables, volume, grades, view, model=model, method=method)
-
-        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(seen)(keys, view_set))
+        each = evidence_of_views(keys, variables, volume, grades, view_set, model=model, method=method)
+        return jax.tree.map(lambda leaf: leaf.sum(0), each)
 
     if num_views == at_once:
         maps, coverage = sums(keys, view_set)  # on CPU a network runs at half its speed inside a loop
@@ -107,30 +105,33 @@ def evidence(
     return mean_evidence(maps, coverage, slices)
 
 
-def evidence_of_view(
-    key: jax.Array,
+def evidence_of_views(
+    keys: jax.Array,
     variables: Mapping,
     volume: jax.Array,
     grades: jax.Array,
-    view: View,
+    view_set: View,
     *,
     model: SpineNet,
     method: Method = Method(),
 ) -> tuple[jax.Array, jax.Array]:
-    """What one view adds to a disc's maps, put back to the identity window.
+    """What each of some views adds to a disc's maps, put back to the identity window.
 
     Args:
-        key, variables, volume, grades, model, method: as for `evidence`.
-        view: the view.
+        keys: of the noise, one a view.
+        variables, volume, grades, model, method: as for `evidence`.
+        view_set: views with leading axis V.
 
     Returns:
-        Maps float32[T, 112, 224, 9], and the view's coverage of each pixel, float32[112, 224, 9].
+        Maps float32[V, T, 112, 224, 9], and each view's coverage of each pixel, float32[V, 112, 224, 9].
     """
-    window = views.take(volume, view)
+    windows = jax.vmap(views.take, in_axes=(None, 0))(volume, view_set)
     if method.noise:
-        window += method.noise * jax.random.normal(key, WINDOW_SHAPE)
-    gradients = _gradients(variables, window, grades, model)
-    return (_adjoint if method.warp == "adjoint" else _inverse)(gradients, view, signed=method.signed)
+        noise = jax.vmap(functools.partial(jax.random.normal, shape=WINDOW_SHAPE))(keys)
+        windows += method.noise * jnp.where(shown(windows)[:, None, None], noise, 0)
+    gradients = input_gradients(variables, windows, grades, model)
+    put_back = _adjoint if method.warp == "adjoint" else _inverse
+    return jax.vmap(functools.partial(put_back, signed=method.signed))(gradients, view_set)
 
 
 def mean_evidence(maps: jax.Array, coverage: jax.Array, slices: jax.Array) -> jax.Array:
@@ -147,22 +148,31 @@ def mean_evidence(maps: jax.Array, coverage: jax.Array, slices: jax.Array) -> ja
     # A network has weights for slices outside the scan too, but there is nothing to see there.
     place = jnp.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
     inside = (place >= slices[0]) & (place < slices[1])
-    shown = (coverage > 0) & inside[None, None]
-    return jnp.where(shown[None], maps / jnp.where(shown, coverage, 1)[None], 0)
+    seen = (coverage > 0) & inside[None, None]
+    return jnp.where(seen[None], maps / jnp.where(seen, coverage, 1)[None], 0)
 
 
-def _gradients(variables: Mapping, window: jax.Array, grades: jax.Array, model: SpineNet) -> jax.Array:
-    """float32[T, 112, 224, 9]: the gradient of each task's chosen score, from one forward pass."""
+def input_gradients(variables: Mapping, windows: jax.Array, grades: jax.Array, model: SpineNet) -> jax.Array:
+    """The gradient of each task's chosen score with respect to each window, from one forward pass of all.
 
-    def chosen_scores(window):
-        scores = cast(dict, model.apply(variables, window[None]))
-        return [scores[task.name][0, grades[column]] for column, task in enumerate(model.tasks)]
+    Args:
+        variables, grades, model: as for `evidence`.
+        windows: float32[V, 112, 224, 9].
 
-    _, backwards = jax.vjp(chosen_scores, window)
+    Returns:
+        float32[V, T, 112, 224, 9].
+    """
+
+    def chosen_scores(windows):
+        scores = cast(dict, model.apply(variables, windows))
+        # A window's scores depend on that window alone, so the gradient of the sum holds each one's own.
+        return [scores[task.name][:, grades[column]].sum() for column, task in enumerate(model.tasks)]
+
+    _, backwards = jax.vjp(chosen_scores, windows)
     # One backward pass a task, not one `vmap` over all: so it is plain to the compiler that a score's gradient does not
     # go through the other tasks' branches, and gradients of all tasks are not in memory at once.
     one_score = np.eye(len(model.tasks), dtype=np.float32)
-    return jnp.stack([backwards(list(chosen))[0] for chosen in one_score])
+    return jnp.stack([backwards(list(chosen))[0] for chosen in one_score], axis=1)
 
 
 def _inverse(gradients: jax.Array, view: View, *, signed: bool) -> tuple[jax.Array, jax.Array]:

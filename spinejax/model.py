@@ -185,17 +185,22 @@ def filled(windows: jax.Array) -> jax.Array:
     """Windows whose every slice shows something: one outside the scan becomes the nearest that lies inside.
 
     A scan of one slice fills a ninth of a window, and conv1, which sums over slices, would see a ninth of what it sees
-    of a stack. A slice lies outside the scan if all of its pixels are alike; a window without any other stays as it is.
+    of a stack. A window in which no slice shows anything stays as it is.
 
     Args:
         windows: float[N, H, W, S].
     """
-    shows = windows.max((1, 2)) > windows.min((1, 2))
+    shows = shown(windows)
     place = jnp.arange(windows.shape[-1])
     distance = jnp.abs(place[:, None] - place[None])[None]
     nearest = jnp.where(shows[:, None], distance, distance + windows.shape[-1]).argmin(-1)
     source = jax.nn.one_hot(nearest, windows.shape[-1], dtype=windows.dtype)
     return jnp.einsum("nhws,nts->nhwt", windows, source, precision=jax.lax.Precision.HIGHEST)
+
+
+def shown(windows: jax.Array) -> jax.Array:
+    """bool[N, S]: which slices of windows, float[N, H, W, S], lie in the scan: those whose pixels are not all alike."""
+    return windows.max((1, 2)) > windows.min((1, 2))
 
 
 def _at_places(x: jax.Array, places: Sequence[tuple[int, int]]) -> jax.Array:

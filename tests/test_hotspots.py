@@ -259,6 +259,28 @@ def test_noise_is_seeded_and_leaves_a_linear_models_map_alone(weights, volume):
     assert np.std(once[0] - central_window(np.asarray(volume))) == pytest.approx(0.1 / np.sqrt(2), rel=0.1)
 
 
+def test_noise_leaves_slices_outside_the_scan_empty(volume):
+    """A network that fills them from their neighbours knows them by that."""
+    one_slice = jnp.zeros(VOLUME_SHAPE).at[..., 7].set(volume[..., 7])
+    map = evidence(Energy(), {}, one_slice, view_set(views.identity()), method=Method(noise=0.1))[0]
+    assert np.flatnonzero(map.any((0, 1))).tolist() == [4]
+    assert np.std(map[..., 4] - central_window(np.asarray(volume))[..., 4]) == pytest.approx(0.1, rel=0.1)
+
+
+def test_views_go_through_the_network_together(weights, volume):
+    """One by one under `vmap` they would look like single discs to the layers, which have quicker ways for several."""
+    together = []
+
+    @dataclass(frozen=True)
+    class Watched(Linear):
+        def apply(self, variables, windows):
+            together.append(len(windows))
+            return Linear.apply(self, variables, windows)
+
+    evidence(Watched(), weights, volume, view_set(*[views.identity()] * 6))
+    assert set(together) == {FEW.views_at_once}
+
+
 def test_no_range_is_the_identity():
     jax.tree.map(np.testing.assert_array_equal, views.sample(KEY, ONE_PLACE), views.identity())
 
