@@ -5,14 +5,17 @@ swapped, with and without random views; grades each network with one view and wi
 `table.md` and `plot.png`. What is finished is kept, so the same command goes on after an interruption. Options behind
 `--` go to every training: `-- --width 1 --batch-size 256` is the paper's network.
 
-On a pod, start the same command on every host, with the options that make `train.py` and `evaluate.py` one program over
-all of them in `--every`, and `RUNS` on a disk that all hosts see.
+On a pod, start the same command on every host, with `RUNS` on a disk that all hosts see, and in `--every` the options
+that make `train.py` and `evaluate.py` one program over all of them: `--every=--distributed`.
 """
 
 import dataclasses
+import io
 import itertools
 import json
-import subprocess
+import os
+import secrets
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,15 +25,13 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.running import require_trained, run_script
 from spinejax import paper
 from spinejax.config import PRESETS, ViewRanges
 from spinejax.model import BRANCH_POINTS
-from spinejax.shards import write_atomically
 
 SWAPS = (("validation", "test"), ("test", "validation"))
 """The split that decides a run, and the one it is judged on: the paper's two networks an experiment (Sect. 5)."""
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Arguments:
     """Columns of the table."""
     augmentation: tuple[bool, ...] = (True, False)
     """With random views in training, without, or both."""
-    every: tuple[str, ...] = ()
-    """Options of training and evaluation both, such as `--distributed`."""
+    every: str = ""
+    """Options of training and evaluation both: `--every="--distributed --start-seconds 600"`."""
     options: tyro.conf.Positional[tuple[str, ...]] = ()
     """Options of every training, behind `--`."""
 
@@ -76,9 +77,9 @@ def main(arguments: Arguments) -> None:
         print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
         train_and_judge(cell, arguments)
     rows = list(summarise(cells, arguments.out))
-    write_atomically(arguments.out / "table.json", lambda path: path.write_text(json.dumps(rows, indent=1) + "\n"))
-    write_atomically(arguments.out / "table.md", lambda path: path.write_text(markdown(rows)))
-    plot(rows, arguments.out / "plot.png")
+    put(arguments.out / "table.json", json.dumps(rows, indent=1).encode() + b"\n")
+    put(arguments.out / "table.md", markdown(rows).encode())
+    put(arguments.out / "plot.png", plot(rows))
     Console().print(markdown(rows), markup=False, highlight=False)
 
 
@@ -86,20 +87,22 @@ def train_and_judge(cell: Cell, arguments: Arguments) -> None:
     """Train one network and grade the split it has not seen, with one view and with 54, unless that is done."""
     decides, judges = SWAPS[cell.seed]
     run = arguments.out / cell.name
+    every = shlex.split(arguments.every)
     if not (run / "export").is_dir():
         views = () if cell.augmented else no_views()
         run_script(
             *("train.py", arguments.preset, "--data", arguments.data, "--workdir", run, "--seed", cell.seed),
             *("--branch-point", cell.branch_point, "--validation-split", decides, *views),
-            *(*arguments.every, *arguments.options),
+            *(*every, *arguments.options),
         )
+        require_trained(run)
     for tta in (False, True):
         out = judged(run, tta)
         if not (out / "results.json").is_file():
             flags = ("--tta",) if tta else ()
             run_script(
                 *("evaluate.py", "--checkpoint", run, "--data", arguments.data, "--split", judges, "--out", out),
-                *(*flags, *arguments.every),
+                *(*flags, *every),
             )
 
 
@@ -112,11 +115,6 @@ def no_views() -> list[str]:
 def judged(run: Path, tta: bool) -> Path:
     """Where a run's grades of the split it has not seen lie."""
     return run / f"judged-{54 if tta else 1}"
-
-
-def run_script(*command) -> None:
-    """Run one of the project's commands, as a user would; its failure ends this one."""
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def summarise(cells: Sequence[Cell], out: Path) -> Iterator[dict]:
@@ -158,8 +156,8 @@ def markdown(rows: Sequence[Mapping]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: Sequence[Mapping], path: Path) -> None:
-    """Mean over tasks by branch point, a line for each way of training and grading, and the paper's own."""
+def plot(rows: Sequence[Mapping]) -> bytes:
+    """PNG. Mean over tasks by branch point, a line for each way of training and grading, and the paper's own."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     experiments = itertools.groupby(
@@ -175,7 +173,16 @@ def plot(rows: Sequence[Mapping], path: Path) -> None:
     axes.plot(list(published), list(published.values()), "k:", label="paper, on its own data")
     axes.set(xlabel="branch point", ylabel="mean per-class accuracy over tasks, %")
     axes.legend(frameon=False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    return drawn.getvalue()
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file at once. All hosts of a pod do so with the same content, so each has a temporary name of its own."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks import intensity_baseline
+from benchmarks.running import require_trained, run_script
 from data_prep.folds import fold_of_patients, labels_by_patient
 from spinejax import checkpoint, config, devices, hotspots, metrics, paper, pipeline, pointing
 from spinejax.config import PRESETS
@@ -32,7 +33,6 @@ from spinejax.shards import central_window, write_atomically
 from spinejax.tables import BESIDE_NOT_AGAINST, percent
 from spinejax.tasks import Task, select
 
-ROOT = Path(__file__).parent.parent
 PRESET = "spider"
 NETWORK, REGRESSION, MAJORITY = "spinejax", "logistic regression", "majority vote"
 
@@ -106,6 +106,7 @@ def phantom_run(out: Path) -> Path:
         # A rate that is never lowered: a network that has settled on phantoms takes longer to leave them.
         unsettled = ("--epochs", 72, "--plateau-patience", 72)
         run_script("train.py", "quickstart", "--data", discs, "--workdir", run, *unsettled)
+        require_trained(run)
     return run
 
 
@@ -121,14 +122,10 @@ def train_and_grade(fold: str, folder: Path, start: Path, arguments: Arguments) 
         *("train.py", PRESET, "--data", discs, "--workdir", run, "--init-from", start, "--seed", arguments.seed),
         *arguments.options,
     )
+    require_trained(run)
     run_script("evaluate.py", "--checkpoint", run, "--data", discs, "--split", "test", "--tta", "--out", graded)
     if not arguments.keep_discs:
         shutil.rmtree(discs)
-
-
-def run_script(*command) -> None:
-    """Run one of the project's commands, as a user would; its failure ends this one."""
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 # Hotspots ------------------------------------------------------------------------------------------------------------

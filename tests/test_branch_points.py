@@ -1,12 +1,13 @@
 """The table of branch points: which networks it trains, what it judges them on, and that it goes on where it was."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import branch_points
+from benchmarks import branch_points, running
 from spinejax.config import ViewRanges
 
 ACCURACY = {"validation": 0.7, "test": 0.9}
@@ -38,17 +39,32 @@ def arguments(tmp_path, **options):
 
 
 def test_each_branch_point_is_trained_twice_and_judged_on_the_split_that_did_not_decide(tmp_path, commands):
-    branch_points.main(arguments(tmp_path, every=("--distributed",), options=("--width", "1")))
+    branch_points.main(arguments(tmp_path, every="--distributed --start-seconds 600", options=("--width", "1")))
     trainings = [options for script, options in commands if script == "train.py"]
     assert len(trainings) == 2 * 2 * 2
     for script, options in commands:
-        assert "--distributed" in options
+        assert options[options.index("--distributed") + 1 :][:2] == ["--start-seconds", "600"]
         assert ("--width" in options) == (script == "train.py")
     decided = {o[o.index("--workdir") + 1]: o[o.index("--validation-split") + 1] for o in trainings}
     for script, options in commands:
         if script == "evaluate.py":
             judged = options[options.index("--split") + 1]
             assert {judged, decided[options[options.index("--checkpoint") + 1]]} == {"validation", "test"}
+
+
+def test_a_training_that_was_told_to_stop_is_not_judged(tmp_path, commands, monkeypatch):
+    monkeypatch.setattr(branch_points, "run_script", lambda *command: commands.append(command))
+    with pytest.raises(SystemExit, match="stopped before its end"):
+        branch_points.main(arguments(tmp_path))
+    assert [script for script, *_ in commands] == ["train.py"]
+
+
+def test_commands_run_in_the_repository_with_the_callers_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(running.subprocess, "run", lambda words, **options: seen.append((words, options["cwd"])))
+    running.run_script("train.py", "--data", Path("discs"), "--epochs", 3)
+    assert seen == [([sys.executable, "train.py", "--data", str(tmp_path / "discs"), "--epochs", "3"], running.ROOT)]
 
 
 def test_what_is_finished_is_not_run_again(tmp_path, commands):
