@@ -4,6 +4,7 @@ With `--scan PATH` instead of `--data`, from a raw scan: its vertebrae are found
 """
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,8 @@ class Arguments:
     average: Literal["probabilities", "logits"] = "probabilities"
     """What is averaged over the views."""
     out: Path | None = None
-    """Where results go; `evaluation-<split>-<views>-views` inside the run if not given."""
+    """Where results go; `evaluation-<split or "scan">-<views>-views` inside the run if not given. What an earlier
+    evaluation left there is replaced."""
     batch_size: int = 32
     """Discs graded at once, over all devices."""
     calibrate: bool = False
@@ -96,6 +98,7 @@ def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
     devices.set_up()
     with processes.started(arguments.distributed, start_seconds=arguments.start_seconds):
+        processes.end_on_sigterm()  # there is nothing to save
         evaluate(arguments)
 
 
@@ -127,6 +130,7 @@ def evaluate(arguments: Arguments) -> None:
 def conclude(arguments: Arguments, model, variables: Mapping, graded: Graded, mesh, about: dict, out: Path) -> None:
     """Everything that is made of the graded discs."""
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    remove_earlier(out)
     calibrated: dict = {}
     if arguments.calibrate:
         graded, calibrated = calibrate(arguments, model, variables, graded, mesh, console)
@@ -154,6 +158,13 @@ def conclude(arguments: Arguments, model, variables: Mapping, graded: Graded, me
     if page:
         console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
     console.print(f"{tables.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def remove_earlier(out: Path) -> None:
+    """Remove what only some evaluations write, or an earlier network's hotspots would pass for this one's."""
+    shutil.rmtree(out / "hotspots", ignore_errors=True)
+    for name in ("confusion.png", "trust.png"):
+        (out / name).unlink(missing_ok=True)
 
 
 def prepare(arguments: Arguments, tasks: Sequence[Task], out: Path, console: rich.console.Console) -> DataSet:
@@ -206,7 +217,8 @@ def output_folder(arguments: Arguments) -> Path:
     """
     if arguments.out is None and not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
         raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
-    name = f"evaluation-{arguments.split}-{arguments.num_views}-view{'s' if arguments.num_views > 1 else ''}"
+    what = "scan" if arguments.scan else arguments.split
+    name = f"evaluation-{what}-{arguments.num_views}-view{'s' if arguments.num_views > 1 else ''}"
     return arguments.out or arguments.checkpoint / name
 
 

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,13 +71,16 @@ class Arguments:
     plot: Path | None = None
     """Draw how they grow with the number of chips."""
     hlo: Path | None = None
-    """Also write the compiled programs here, for reading."""
+    """Also write the compiled program here, for reading; of one program alone."""
 
 
 def main(arguments: Arguments) -> None:
     """Print a row for each program."""
     found = _read(arguments.json) if arguments.json else []
-    for step, topology, kind in programs(arguments):
+    chosen = programs(arguments)
+    if arguments.hlo and len(chosen) != 1:
+        sys.exit(f"--hlo: {len(chosen)} programs were asked for, expected one.")
+    for step, topology, kind in chosen:
         figures = figures_of(step, topology, kind, arguments)
         found = sorted([*(each for each in found if _place(each) != _place(figures)), figures], key=_place)
         if arguments.json:

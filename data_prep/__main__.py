@@ -173,8 +173,16 @@ class _Reading:
     normalise: Literal["slice", "disc"] = "slice"
     """What is scaled to its vertebral bodies' median: each slice by its own, as in the paper, or a disc as a whole."""
 
-    def jobs(self, labels: Labels | None, *, seed: int, pseudonyms: Pseudonyms) -> tuple[list[Job], Found]:
-        cutting = Cutting(self.convention, self.lowest_level, self.normalise == "disc", self.detect_missing)
+    def jobs(
+        self, labels: Labels | None, *, seed: int, pseudonyms: Pseudonyms, keep_doubtful: bool = False
+    ) -> tuple[list[Job], Found]:
+        cutting = Cutting(
+            convention=self.convention,
+            lowest_level=self.lowest_level,
+            per_disc=self.normalise == "disc",
+            detect_missing=self.detect_missing,
+            keep_doubtful=keep_doubtful,
+        )
         exclude = [self.masks] if self.masks else []
         found = find_series(self.paths, weighting=self.weighting, patients_by=self.patients_by, exclude=exclude)
         jobs, notes = scan_jobs(
@@ -196,6 +204,8 @@ class Scans(_Reading, _Writing):
 
     labels: Path | None = None
     """Table (CSV) of patient, scan, level and a column a task."""
+    keep_doubtful: bool = False
+    """Keep a labelled scan whose levels the detector doubts: its discs could have their neighbours' labels."""
     tasks: Path | None = None
     """Task table (JSON) of the labels. Default: the paper's six tasks."""
     key: Path | None = None
@@ -204,7 +214,8 @@ class Scans(_Reading, _Writing):
     def run(self) -> int:
         tasks = read_tasks(self.tasks)
         labels = read_labels(self.labels, tasks) if self.labels else None
-        jobs, found = self.jobs(labels, seed=self.seed, pseudonyms=load_or_make_key(self.key, self.out))
+        pseudonyms = load_or_make_key(self.key, self.out)
+        jobs, found = self.jobs(labels, seed=self.seed, pseudonyms=pseudonyms, keep_doubtful=self.keep_doubtful)
         preprocessing = PREPROCESSING | {"source": "scans", "normalise": self.normalise, "seed": self.seed}
         masks = ("region",) if self.masks else ()
         return self.build(

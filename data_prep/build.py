@@ -144,7 +144,8 @@ def build(
             for path in paths:  # no disc at all, or one that must not be there: nothing to go on from
                 path.unlink(missing_ok=True)
             resume.end(out)
-            reasons = "".join(f"\n  {name}: {reason}" for name, reason in outcome.failures.items())
+            told = [*(f"{name}: {reason}" for name, reason in outcome.failures.items()), *outcome.notes]
+            reasons = "".join(f"\n  {line}" for line in told)
             raise SpinejaxError(f"{error}{reasons}") from error
         resume.end(out)
     return outcome

@@ -38,7 +38,7 @@ class Scan:
 
 # Rows, columns and slices of the house in LPS: x grows to the patient's left, y to the back, z to the head.
 _HOUSE_AXES = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-_MIN_NORMAL_X = math.cos(math.radians(40))
+MOST_OFF_SAGITTAL_DEG = 40
 _MAX_ANISOTROPY = 1.5
 
 
@@ -91,8 +91,8 @@ def _to_house(shape: tuple[int, ...], affine: np.ndarray, name: str) -> tuple[np
 def _require_sagittal(affine: np.ndarray, name: str) -> None:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     normal = affine[:3, 2] / spacing[2]
-    if normal[0] < _MIN_NORMAL_X:
-        angle_deg = math.degrees(math.acos(normal[0]))
+    angle_deg = math.degrees(math.acos(min(normal[0], 1)))
+    if angle_deg > MOST_OFF_SAGITTAL_DEG:
         raise NotSagittalError(
             f"{name}: its slices stand {angle_deg:.0f}° off the sagittal plane. Give a sagittal series."
         )

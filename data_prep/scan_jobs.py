@@ -33,12 +33,14 @@ class Cutting:
         lowest_level: name of each scan's lowest disc, if the levels are to be counted from it.
         per_disc: normalise each disc by one median over all of its slices, instead of each slice by its own.
         detect_missing: detect the bodies of a scan that has no mask, or no corners, though others have.
+        keep_doubtful: keep a labelled scan whose levels the detector doubts, and with them whose labels are whose.
     """
 
     convention: str | None = None
     lowest_level: str | None = None
     per_disc: bool = False
     detect_missing: bool = False
+    keep_doubtful: bool = False
 
     def __post_init__(self):
         for option, value, known in (
@@ -109,7 +111,7 @@ def scan_jobs(
                 scan=pseudonyms.scan(one.key),
                 split=splits[one.patient],
                 labels=of_scan[one.key],
-                cut=partial(cut_scan, one, vertebrae, cutting),
+                cut=partial(cut_scan, one, vertebrae, cutting, labelled=bool(of_scan[one.key])),
                 sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
                 recipe=f"{cutting} {json.dumps(bodies.get(one.key), sort_keys=True)} {detector}",
             )
@@ -123,6 +125,7 @@ class Located:
     """A scan with its vertebral bodies, SPIDER's labels of them if there is a mask, and notes on what is doubtful.
 
     `confidence` is each body's by name, of those that were detected; nothing for what a mask or a corner file tells.
+    `doubtful_levels` is the detector's doubt that all names may be off by one.
     """
 
     scan: Scan
@@ -130,14 +133,20 @@ class Located:
     regions: Scan | None
     notes: list[str]
     confidence: Mapping[str, float] | None = None
+    doubtful_levels: bool = False
 
 
 def cut_scan(
-    series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting
+    series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting, *, labelled: bool = False
 ) -> tuple[list[DiscVolume], list[str]]:
-    """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`."""
+    """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`.
+
+    A `labelled` scan gives none if its levels are doubtful, for each disc may then have its neighbour's labels.
+    """
     found = locate(series, vertebrae, cutting)
     notes = list(found.notes)
+    if labelled and found.doubtful_levels and not cutting.keep_doubtful:
+        return [], [*notes, f"left out: {series.name}: its levels are doubtful, and with them whose labels are whose."]
     discs = extract_discs(found.scan, found.bodies, regions=found.regions, per_disc=cutting.per_disc, notes=notes)
     return discs, notes
 
@@ -163,7 +172,14 @@ def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutt
         from data_prep.detector.detect import detect  # loads JAX, which the other ways do without
 
         detection = detect(scan, lowest_level=cutting.lowest_level)
-        return Located(scan, detection.bodies, None, notes + detection.notes, detection.confidence)
+        return Located(
+            scan,
+            detection.bodies,
+            None,
+            notes + detection.notes,
+            detection.confidence,
+            detection.doubtful_levels,
+        )
     if isinstance(vertebrae, Mapping):
         return Located(scan, bodies_from_corners(scan, vertebrae), None, notes)
     mask = read_scan(vertebrae, np.uint8)

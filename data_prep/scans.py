@@ -14,7 +14,7 @@ from data_prep.dicom_headers import DicomFile, is_dicom, read_header, weighting_
 from data_prep.read_dicom import in_order, read_series
 from data_prep.read_mha import read_mha
 from data_prep.read_nifti import read_nifti
-from data_prep.scan import NotSagittalError, Scan, refuse_non_sagittal
+from data_prep.scan import MOST_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
 from data_prep.tables import some
 from spinejax.errors import SpinejaxError
 
@@ -174,7 +174,9 @@ def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, 
     patients = {file.patient for file in images}
     patient = folder.name if patients_by == "folder" else images[0].patient
     try:
-        if len(patients) > 1 or not key:
+        if not key:
+            raise SpinejaxError(f"{name}: no SeriesInstanceUID, which tells series apart. Export it again.")
+        if len(patients) > 1:
             raise SpinejaxError(
                 f"{name}: files of {len(patients)} patients, expected a series of one. Export it again."
             )
@@ -191,8 +193,14 @@ def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, 
 
 def _is_sagittal(images: list[DicomFile], name: str, found: Found) -> bool:
     """Whether a series' headers make a sagittal volume. Another plane is left out; a broken series raises."""
-    orientations = {tuple(np.round(frame.normal, 2)) for file in images for frame in file.frames}
-    if len(orientations) == 3 and len(images) <= 30:
+    normals = np.array([frame.normal for file in images for frame in file.frames]).reshape(-1, 3)
+    off_deg = np.degrees(np.arccos(np.clip(abs(normals[:, 0]), 0, 1)))
+    if len(off_deg) and off_deg.min() > MOST_OFF_SAGITTAL_DEG:
+        # Axial images often are blocks, each along its disc: no one volume, and not asked for either.
+        plane = ("a coronal", "an axial")[int(np.argmax(abs(normals[:, 1:]).mean(0)))]
+        found.left_out.append(f"{name}: {plane} series, {off_deg.min():.0f}° or more off the sagittal plane")
+        return False
+    if len(np.unique(np.round(normals, 2), axis=0)) == 3 and len(images) <= 30:
         found.left_out.append(f"{name}: {len(images)} images in three planes: a localiser")
         return False
     frames, affine = in_order(images, name)

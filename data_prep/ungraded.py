@@ -32,7 +32,7 @@ def ungraded_discs(
     Args:
         paths: files and folders of scans.
         out: gets `discs/`, the data set, and `levels.png`: corners, levels and disc boxes over the scans. What was
-            there before is replaced.
+            there before is replaced. The pseudonyms' key lies beside it, in `<out>.key`, not among the results.
         tasks: the task table; no disc has a label.
         masks: folder with a mask a scan; without it the vertebrae are detected.
         lowest_level: name of the lowest disc, to count the levels from it.
@@ -45,7 +45,7 @@ def ungraded_discs(
         SpinejaxError: no scan was found, or no disc came out of any.
     """
     found = find_series(paths, exclude=[masks] if masks else [])
-    key = load_or_make_key(None, out / "discs")
+    key = load_or_make_key(None, out)
     cutting = Cutting(lowest_level=lowest_level)
     jobs, notes = scan_jobs(found, masks=masks, corners=None, labels=None, cutting=cutting, seed=0, pseudonyms=key)
     jobs = [dataclasses.replace(job, split=SPLIT) for job in jobs]

@@ -139,18 +139,22 @@ def write_map(
 def _map(hd, codes, images, disc: GradedDisc, maps: DiscMaps, task: Task, number: int, uid):
     place = maps.tasks.index(task)
     values = np.ascontiguousarray(np.moveaxis(maps.maps[place], 2, 0), dtype=np.float32)
-    top = float(values.max()) or 1.0
+    top = float(abs(values).max()) or 1.0
+    signed = bool((values < 0).any())
+    bottom, derivative = (-top, "d score / d intensity") if signed else (0.0, "|d score / d intensity|")
     spacing_mm = np.linalg.norm(maps.affine[:3, :3], axis=0)
     axes = maps.affine[:3, :3] / spacing_mm
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="hotspot",
-        lut_explanation=f"|d score / d intensity|, {task.name}, grade {maps.grades[place]}"[:64],
+        lut_explanation=f"{derivative}, {task.name}, grade {maps.grades[place]}"[:64],
         unit=codes.UCUM.NoUnits,
-        value_range=(float(values.min()), top),
+        value_range=(bottom, top),
         slope=1.0,
         intercept=0.0,
         quantity_definition=codes.DCM.Saliency,
     )
+    # Gradients are small numbers: a plain LINEAR window may not be narrower than 1.
+    window = hd.VOILUTTransformation((bottom + top) / 2, top - bottom, voi_lut_function="LINEAR_EXACT")
     image = hd.pm.ParametricMap(
         source_images=images,
         pixel_array=values,
@@ -164,8 +168,7 @@ def _map(hd, codes, images, disc: GradedDisc, maps: DiscMaps, task: Task, number
         device_serial_number="0",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        # Gradients are small numbers: a plain LINEAR window may not be narrower than 1.
-        voi_lut_transformations=[hd.VOILUTTransformation(top / 2, top, voi_lut_function="LINEAR_EXACT")],
+        voi_lut_transformations=[window],
         content_label="HOTSPOT",
         content_description=f"{disc.level} {task.name}, grade {maps.grades[place]}. {_NOTE}"[:64],
         pixel_measures=hd.PixelMeasuresSequence(

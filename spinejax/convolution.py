@@ -40,6 +40,8 @@ FEW_DISCS_FOR_KERNELS = 16
 def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
     """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers to rounding, by another way on CPUs.
 
+    Its gradients are reverse-mode ones alone: `jax.jvp` and what is built on it refuse a custom gradient.
+
     Only plain float32 convolutions over (N, H, W, C) have one: those of few channels and equal strides above 1, and 3×3
     ones of stride 1 that keep the size, of more than a few discs and many features.
     """

@@ -180,6 +180,14 @@ def refuse_difference(what: str, value: str) -> None:
         )
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM end this process, as it would without the others: JAX takes it for a notice, which only
+    `stop_notices` asks for.
+    """
+    if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def stop_notices() -> Iterator[Callable[[int], bool]]:
     """Turn SIGTERM, the notice that schedulers send ahead of a preemption, into a question: `told_to_stop(step)`.

@@ -327,7 +327,11 @@ def test_measuring_tells_shifts_wrong_levels_and_false_bodies():
     wrong = compare(truth, detecting.Detection(false, {}, []), 1)
     assert (wrong.found, wrong.false, wrong.sacra_found) == (0, 6, 0)
 
-    refused = compare(truth, "no", 2)
+    named = detecting.Detection(bodies, {}, [f"{truth.scan.name}: T12 was barely seen."])
+    assert compare(truth, named, 1).notes == ["T12 was barely seen."]  # results hold no names
+    refused = compare(truth, f"{truth.scan.name}: no", 2)
+    assert refused.refused == "no"
+    assert refused.box_iou == [0.0] * len(exact.box_iou) != []
     told = summary([exact, refused])
     assert told["bodies_found"]["value"] == 0.5
     assert told["scans_refused"]["value"] == 0.5

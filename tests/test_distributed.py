@@ -3,6 +3,9 @@
 import csv
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import jax
@@ -12,7 +15,7 @@ import pytest
 import spinejax
 from spinejax import checkpoint
 from tests.conftest import write_tiny
-from tests.running import Launcher, figures, train_command
+from tests.running import Launcher, environment, figures, train_command
 
 pytestmark = pytest.mark.slow
 EPOCHS = 4
@@ -177,6 +180,34 @@ def test_without_a_network_between_them_each_process_says_so_and_ends(tiny, laun
     assert len(end.said) == 1
     assert "not all processes met within 2 seconds" in end.said[0]
     assert lost["JAX_COORDINATOR_ADDRESS"] in end.said[0]
+
+
+def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
+    """JAX would take it for a notice, and the scheduler would have to kill the process."""
+    program = (
+        "import time; from spinejax import processes\n"
+        "with processes.started(True):\n    processes.end_on_sigterm(); print('ready', flush=True); time.sleep(120)"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=environment(tmp_path) | shared | {"JAX_PROCESS_ID": place},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for place in ("0", "1")
+    ]
+    try:
+        assert [process.stdout.readline() for process in started] == ["ready\n"] * 2
+        started[1].terminate()
+        assert started[1].wait(timeout=30) == -signal.SIGTERM
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 def test_an_environment_that_names_nobody_is_said_so(tiny, launcher, tmp_path):

@@ -203,6 +203,20 @@ def test_results_land_in_the_run_or_where_they_are_told(run, tiny):
         evaluate.main(evaluate.Arguments(checkpoint=run / "export", data=tiny, batch_size=8))
 
 
+def test_an_earlier_networks_hotspots_do_not_stay(run, tiny, tmp_path):
+    common = {"checkpoint": run, "data": tiny, "out": tmp_path / "out", "batch_size": 8}
+    evaluate.main(evaluate.Arguments(**common, hotspots=True, hotspot=Method(num_views=1)))
+    assert (tmp_path / "out" / "hotspots" / "hotspots.h5").is_file()
+    evaluate.main(evaluate.Arguments(**common))
+    assert not (tmp_path / "out" / "hotspots").exists()
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_raw_scans_have_a_folder_of_their_own(run):
+    arguments = evaluate.Arguments(checkpoint=run, scan=(Path("x"),))
+    assert evaluate.output_folder(arguments) == run / "evaluation-scan-1-view"
+
+
 def test_published_figures_stand_beside_tasks_of_the_same_grades_only():
     def row(task):
         labels = np.arange(20) % task.num_grades

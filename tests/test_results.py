@@ -272,6 +272,22 @@ def test_an_enhanced_file_is_a_source_too(tmp_path):
     )
 
 
+def test_a_signed_map_says_so_and_shows_what_is_below_nothing(tmp_path):
+    affine = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
+    series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))
+    images = read_source(sorted((tmp_path / "classic").iterdir()), "small")
+    task = Task("side", ("front", "back"))
+    disc = GradedDisc("p", "s", "L5-S1", {"side": {"front": 0.25, "back": 0.75}})
+    map = np.ones((1, *WINDOW_SHAPE), np.float32)
+    for name, sign, window in (("plain", 1, [1, 2]), ("signed", -1, [0, 4])):
+        maps = DiscMaps((task,), ("back",), map * 2 * np.where(np.arange(9) == 4, sign, 1), affine)
+        write_map(tmp_path / name, images, disc, maps, task, ["step 7"], 1)
+        shared = pydicom.dcmread(tmp_path / name).SharedFunctionalGroupsSequence[0]
+        [voi], [value] = shared.FrameVOILUTSequence, shared.RealWorldValueMappingSequence
+        assert [float(voi.WindowCenter), float(voi.WindowWidth)] == window
+        assert value.LUTExplanation.startswith("|d score" if sign > 0 else "d score")
+
+
 def test_a_source_without_identifiers_is_named(tmp_path):
     affine = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
     [first, *_] = series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))

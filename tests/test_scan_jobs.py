@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.detector.detect import Detection
 from data_prep.phantom_files import FORMATS
 from data_prep.read_mha import read_mha, write_mha
 from data_prep.read_nifti import write_nifti
@@ -127,6 +128,19 @@ def test_mixed_tree_is_sorted_out_and_told(tmp_path, capsys):
     assert len(set(DataSet(tmp_path / "out").patient)) == 2
 
 
+def test_axial_blocks_along_the_discs_are_left_out(tmp_path, capsys):
+    """No one volume, with a gap and a tilt: as axial series of the lumbar spine mostly are."""
+    root = write_set(tmp_path, ("a",))
+    axial = np.array([[0, 0.7, 0, 0], [0.7, 0, 0, 0], [0, 0, -4, 0], [0, 0, 0, 1]])
+    slices = put(root / "images" / "dicom", Scan(SPINE.scan.voxels, axial, ""), "p1", "ax")
+    for one, tilt in zip(slices, (0, 0, 10, 20, 20), strict=True):
+        down = np.deg2rad(tilt)
+        one.ImageOrientationPatient = [1, 0, 0, 0, np.cos(down), -np.sin(down)]
+        save(one)
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out", "--strict") == 0
+    assert "an axial series, 90° or more off the sagittal plane" in capsys.readouterr().err
+
+
 def put(folder, scan, patient, name, **values):
     """A DICOM series among others in a folder, files without suffixes, with some values changed."""
     slices = series(folder / name, scan, patient=patient, name=name)
@@ -162,13 +176,15 @@ def test_bad_series_is_told_and_the_others_are_written(tmp_path, capsys):
     [
         ({"PatientID": ""}, "PatientID is empty. Give --patients-by folder"),
         ({"PatientID": "p9"}, "files of 2 patients"),
+        ({"SeriesInstanceUID": ""}, "no SeriesInstanceUID"),
     ],
 )
 def test_series_without_one_patient_fails(tmp_path, capsys, values, message):
     root = write_set(tmp_path, ("a",))
     slices = put(root / "images" / "dicom", SPINE.scan, "p1", "t2")
-    for one in slices if values["PatientID"] == "" else slices[:1]:
-        one.PatientID = values["PatientID"]
+    for one in slices[:1] if values == {"PatientID": "p9"} else slices:
+        for key, value in values.items():
+            setattr(one, key, value)
         save(one)
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
     told = capsys.readouterr()
@@ -257,6 +273,25 @@ def test_labels_come_with_their_scans(tmp_path, capsys):
     labelled = {(level, *row) for level, row in zip(data.level, data.labels.tolist(), strict=True) if max(row) >= 0}
     assert labelled == {("L5-S1", 3, -1), ("L4-L5", 4, 1), ("L5-S1", 0, 0)}
     assert "labelled, but no such scan: zz zz_t2" in capsys.readouterr().err
+
+
+def test_labels_of_doubtful_levels_teach_nothing(tmp_path, capsys, monkeypatch):
+    """Where no sacrum is seen every name may be off by one, and with it every label; unlabelled discs do no harm."""
+    bodies, _ = bodies_from_spider_mask(SPINE.mask)
+    doubtful = Detection(bodies, {}, ["no sacrum"], doubtful_levels=True)
+    monkeypatch.setattr("data_prep.detector.detect.detect", lambda scan, **_: doubtful)
+    root = write_set(tmp_path, ("a", "b"))
+    (tmp_path / "labels.csv").write_text("patient,scan,level,pfirrmann\na,,L5-S1,2\n")
+    command = [root / "images", "--labels", tmp_path / "labels.csv"]
+    assert scans(*command, "--out", tmp_path / "out") == 0
+    assert "left out: a_t2.mha: its levels are doubtful" in capsys.readouterr().err
+    assert DataSet(tmp_path / "out").labels.max() == -1
+    assert len(set(DataSet(tmp_path / "out").scan)) == 1
+    assert scans(*command, "--out", tmp_path / "kept", "--keep-doubtful") == 0
+    assert DataSet(tmp_path / "kept").labels.max() == 1
+    (tmp_path / "labels.csv").write_text("patient,scan,level,pfirrmann\na,,L5-S1,2\nb,,L5-S1,2\n")
+    assert scans(*command, "--out", tmp_path / "none") == 2
+    assert "left out: b_t2.mha: its levels are doubtful" in capsys.readouterr().err  # the reason that nothing is left
 
 
 def test_patients_by_folder(tmp_path):

@@ -95,9 +95,10 @@ def compare(truth: Located, found: Detection | str, number: int) -> Measured:
     counted = {name: true[name] for name in COUNTED if name in true and np.isfinite(true[name].corners).all()}
     one.bodies, one.sacra = len(counted), int("S1" in true)
     if isinstance(found, str):
-        one.refused = found
+        one.refused = found.removeprefix(f"{truth.scan.name}: ")
+        one.box_iou = _box_overlaps(truth.scan, truth.bodies, [])
         return one
-    one.notes = list(found.notes)
+    one.notes = [note.removeprefix(f"{truth.scan.name}: ") for note in found.notes]
     matches: dict[str, str] = {}
     for body in found.bodies:
         if body.name == "S1":
@@ -199,17 +200,20 @@ def _on_vertebra(regions: Scan | None, body: VertebralBody, centre: np.ndarray) 
 
 def _box_overlaps(scan: Scan, true: Sequence[VertebralBody], found: Sequence[VertebralBody]) -> list[float]:
     """Intersection over union of each true disc's window with the nearest detected one; 0 where there is none near."""
-    notes: list[str] = []
-    try:
-        true_boxes = [_window(scan, disc.affine) for disc in extract_discs(scan, true, notes=notes)]
-        found_boxes = [_window(scan, disc.affine) for disc in extract_discs(scan, found, notes=notes)]
-    except SpinejaxError:
-        return []
+    found_boxes = _boxes(scan, found)
     overlaps = []
-    for box in true_boxes:
+    for box in _boxes(scan, true):
         near = min(found_boxes, key=lambda other: np.linalg.norm(other.mean(0) - box.mean(0)), default=None)
         overlaps.append(0.0 if near is None else round(overlap(box, near), 4))
     return overlaps
+
+
+def _boxes(scan: Scan, bodies: Sequence[VertebralBody]) -> list[np.ndarray]:
+    """The windows of all discs that can be cut out between some bodies."""
+    try:
+        return [_window(scan, disc.affine) for disc in extract_discs(scan, bodies, notes=[])]
+    except SpinejaxError:
+        return []
 
 
 def _window(scan: Scan, affine: np.ndarray) -> np.ndarray:
