@@ -97,6 +97,7 @@ def scan_jobs(
     jobs = []
     keys = {one.key for one in found.series}
     for one in found.series:
+        labelled = bool(of_scan[one.key])
         vertebrae: Path | Mapping | str | None = None
         if masks is not None:
             vertebrae = _mask_of(one, masks, mask_files, keys)
@@ -111,9 +112,9 @@ def scan_jobs(
                 scan=pseudonyms.scan(one.key),
                 split=splits[one.patient],
                 labels=of_scan[one.key],
-                cut=partial(cut_scan, one, vertebrae, cutting, labelled=bool(of_scan[one.key])),
+                cut=partial(cut_scan, one, vertebrae, cutting, labelled=labelled),
                 sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
-                recipe=f"{cutting} {json.dumps(bodies.get(one.key), sort_keys=True)} {detector}",
+                recipe=f"{cutting} {labelled} {json.dumps(bodies.get(one.key), sort_keys=True)} {detector}",
             )
         )
     unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
