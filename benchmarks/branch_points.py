@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from benchmarks.running import require_trained, run_script
 from spinejax import paper
@@ -80,7 +79,7 @@ def main(arguments: Arguments) -> None:
     put(arguments.out / "table.json", json.dumps(rows, indent=1).encode() + b"\n")
     put(arguments.out / "table.md", markdown(rows).encode())
     put(arguments.out / "plot.png", plot(rows))
-    Console().print(markdown(rows), markup=False, highlight=False)
+    print(markdown(rows))
 
 
 def train_and_judge(cell: Cell, arguments: Arguments) -> None:
@@ -150,7 +149,11 @@ def markdown(rows: Sequence[Mapping]) -> str:
     ]
     for row in rows:
         figures = [*row["tasks"].values(), row["mean"]]
-        cells = [row["branch_point"], "yes" if row["augmented"] else "no", f"{row['num_views']} views"]
+        cells = [
+            row["branch_point"],
+            "yes" if row["augmented"] else "no",
+            "1 view" if row["num_views"] == 1 else f"{row['num_views']} views",
+        ]
         cells += [f"{each['mean']:.1f} ± {each['std']:.1f}" for each in figures]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
