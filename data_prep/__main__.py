@@ -319,6 +319,9 @@ class DetectEval(_Reading):
 
         if self.masks is None:
             raise SpinejaxError("detect-eval compares with masks: give --masks DIR.")
+        weights = self.weights or SHIPPED
+        if self.out.resolve() == weights.with_suffix(".json").resolve():
+            raise SpinejaxError(f"--out {self.out}: that file belongs to the weights. Give another.")
         jobs, found = self.jobs(None, seed=0, pseudonyms=Pseudonyms(secrets.token_bytes(32)))
         for line in [*found.left_out, *found.failures.values()]:
             print(f"note: {line}", file=sys.stderr)
@@ -330,7 +333,7 @@ class DetectEval(_Reading):
         print(f"{len(masked)} of {len(jobs)} scans have a mask", file=sys.stderr)
         chosen = development_patients(patient for _, patient in masked)
         jobs = [job for job, patient in masked if patient in chosen or not self.development]
-        figures = measure(jobs, weights=self.weights or SHIPPED, tell=lambda line: print(line, file=sys.stderr))
+        figures = measure(jobs, weights=weights, tell=lambda line: print(line, file=sys.stderr))
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n"))
         Console(width=None if sys.stdout.isatty() else 120).print(table(figures["summary"]))

@@ -1,5 +1,7 @@
 """The weights that ship, on whole phantoms: good scans, and bad ones, which must be refused or flagged."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -119,3 +121,24 @@ def test_scans_without_masks_become_discs(drawn, tmp_path, capsys):
     assert np.median(window) < INTENSITY_ONE
     assert main(["overlay", str(tmp_path / "images"), "--out", str(tmp_path / "sheet.png")]) == 0
     assert "1: a_t2.mha" in capsys.readouterr().out
+
+
+def test_detect_eval_measures_against_masks_and_names_no_scan(tmp_path, capsys):
+    assert main(["phantom", "--as", "scans", "--patients", "2", "--out", str(tmp_path / "made")]) == 0
+    [*names] = sorted(path.name for path in (tmp_path / "made" / "images").iterdir())
+    command = ["detect-eval", str(tmp_path / "made" / "images"), "--masks", str(tmp_path / "made" / "masks")]
+    assert main([*command, "--out", str(tmp_path / "figures.json")]) == 0
+    text = (tmp_path / "figures.json").read_text()
+    assert json.loads(text)["summary"]["n_scans"] == 2
+    assert json.loads(text)["summary"]["bodies_found"]["value"] > 0.5
+    assert not any(name in text for name in names)
+
+    shutil.copy(weights.SHIPPED, tmp_path / "some.npz")
+    shutil.copy(weights.SHIPPED.with_suffix(".json"), tmp_path / "some.json")
+    chosen = ["--weights", str(tmp_path / "some.npz")]
+    assert main([*command, *chosen, "--out", str(tmp_path / "some.json")]) == 2
+    assert "belongs to the weights" in capsys.readouterr().err
+    (tmp_path / "some.json").unlink()
+    assert main([*command, *chosen, "--out", str(tmp_path / "other.json")]) == 2
+    assert "weights or their .json cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "other.json").exists()

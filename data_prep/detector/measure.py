@@ -10,7 +10,7 @@ from rich.table import Table
 
 from data_prep.build import Job
 from data_prep.detector.detect import Detection, detect
-from data_prep.detector.weights import SHIPPED
+from data_prep.detector.weights import SHIPPED, load
 from data_prep.discs import extract_discs
 from data_prep.scan import Scan
 from data_prep.scan_jobs import Located, locate
@@ -67,8 +67,9 @@ def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, tell: Callable[[str
         JSON values: "summary", each figure with a 95 % interval over scans, and "scans".
 
     Raises:
-        SpinejaxError: a scan's mask cannot be used.
+        SpinejaxError: a scan's mask, or the weights, cannot be used.
     """
+    load(weights)  # or their fault would pass for one of every scan
     measured = []
     for number, job in enumerate(jobs, start=1):
         truth = locate(*job.cut.args)  # type: ignore[attr-defined]
