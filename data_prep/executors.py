@@ -90,8 +90,8 @@ def _dask_result(client, future):
         try:
             return future.result(timeout=_LOOK_SECONDS)
         except TimeoutError:
-            if future.status == "error":  # the work's own
-                raise
+            if future.status == "error":  # the work's own; or it failed just after the waiting had ended
+                return future.result()
             if client.nthreads():
                 last_seen = time.monotonic()
             elif time.monotonic() - last_seen > _WORKERLESS_SECONDS:

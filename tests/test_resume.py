@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_prep import resume
+from data_prep import executors, resume
 from data_prep.build import Job, build
 from data_prep.discs import DiscVolume
 from data_prep.executors import run_all
@@ -338,6 +338,24 @@ def test_cluster_without_workers_is_one_message_and_no_hang(monkeypatch):
         cluster.scale(0)
         with pytest.raises(SpinejaxError, match=r"has had no worker for 0\.3 s. Start workers"):
             list(run_all(str, [1], num_workers=1, scheduler=address))
+
+
+class FailsAsTheWaitEnds:
+    """A Dask future whose work fails between the end of a wait and the look at its status."""
+
+    status = "pending"
+
+    def result(self, timeout=None):
+        if self.status == "error":
+            raise ValueError("not a scan")
+        self.status = "error"
+        raise TimeoutError
+
+
+def test_work_that_fails_as_the_wait_ends_says_why():
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match="not a scan"):
+        executors._dask_result(client=None, future=FailsAsTheWaitEnds())
 
 
 @pytest.mark.slow
