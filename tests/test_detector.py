@@ -10,7 +10,7 @@ import pytest
 from data_prep.detector import detect as detecting
 from data_prep.detector import training, weights
 from data_prep.detector.augment import random_crop
-from data_prep.detector.candidates import BODY, SACRUM, Candidate, group
+from data_prep.detector.candidates import BODY, SACRUM, Candidate, _peaks, group
 from data_prep.detector.chain import best_column
 from data_prep.detector.detect import detect
 from data_prep.detector.grid import OFFSET_MM, PIXEL_MM, normalise, resample
@@ -170,6 +170,18 @@ def test_what_one_slice_of_many_shows_counts_for_little():
     assert group([[body(100.0)]], [0])[0].score == pytest.approx(0.9)
 
 
+def test_what_is_surer_a_sacrum_is_no_vertebra_for_the_sake_of_a_longer_column():
+    above = spine(5, sacrum=False)
+    second = body(295.0, kind=SACRUM, score=0.38)
+
+    def sacrum_of(as_sacrum, as_body):
+        both = [body(260.0, kind=SACRUM, score=as_sacrum), body(260.0, score=as_body)]
+        return best_column(group([[*above, *both, second]], [0])).groups[0].score
+
+    assert sacrum_of(0.66, 0.55) == pytest.approx(0.66)
+    assert sacrum_of(0.1, 0.9) == pytest.approx(0.38)
+
+
 def test_the_chain_follows_lordosis():
     tilted, centre = [], np.array([260.0, 60.0])
     for number, tilt in enumerate((35.0, 22.0, 12.0, 4.0, -4.0, -8.0)):
@@ -267,21 +279,28 @@ def test_the_loss_is_least_at_the_truth_and_leaves_doubt_alone():
     centres, corners = np.asarray(scaled.centres[0, :3]), np.asarray(scaled.corners[0, :3])
     away = np.linalg.norm(cells[:, :, None] - centres, axis=-1)
     offsets = (corners[away.argmin(-1)] - cells[:, :, None]) * PIXEL_MM / OFFSET_MM
+    ways = corners.swapaxes(0, 1) - cells[:, :, None, None]  # [70, 60, 4, 3, 2]
+    nearest = np.linalg.norm(ways, axis=-1).argmin(-1)[..., None, None]
+    nearby = np.take_along_axis(ways, nearest, axis=3)[..., 0, :] * PIXEL_MM / OFFSET_MM
+    offsets, nearby = (jnp.asarray(array[None], jnp.float32) for array in (offsets, nearby))
     heat = np.full((1, 70, 60, 2), -12.0)
     heat[0, ..., 0] = np.where(away.min(-1) * PIXEL_MM < 2.6, 12.0, -12.0)
-    right, parts = training.detector_loss(
-        jnp.asarray(heat, jnp.float32), jnp.asarray(offsets[None], jnp.float32), scaled
-    )
-    wrong, _ = training.detector_loss(
-        jnp.asarray(-heat, jnp.float32), jnp.asarray(offsets[None] + 0.3, jnp.float32), scaled
-    )
+    heat = jnp.asarray(heat, jnp.float32)
+    right, parts = training.detector_loss(heat, offsets, nearby, scaled)
     assert float(parts["corner_mm"]) < 0.01
-    assert float(right) < 0.05 < float(wrong)
+    assert float(parts["nearby_mm"]) < 0.01
+    assert float(right) < 0.05
+    for wrong in ((-heat, offsets, nearby), (heat, offsets + 0.3, nearby), (heat, offsets, nearby + 0.3)):
+        assert float(training.detector_loss(*wrong, scaled)[0]) > 0.5
+    # Where no corner is within 9 mm, nothing is asked.
+    far = jnp.linalg.norm(nearby, axis=-1, keepdims=True) * OFFSET_MM > 9.01
+    elsewhere = jnp.where(far, nearby + 1, nearby)
+    assert float(training.detector_loss(heat, offsets, elsewhere, scaled)[0]) == float(right)
 
     doubtful = scaled._replace(kinds=jnp.where(scaled.kinds == A_BODY, DOUBTFUL, scaled.kinds))
-    gradient = jax.grad(
-        lambda logits: training.detector_loss(logits, jnp.asarray(offsets[None], jnp.float32), doubtful)[0]
-    )(jnp.zeros((1, 70, 60, 2)))
+    gradient = jax.grad(lambda logits: training.detector_loss(logits, offsets, nearby, doubtful)[0])(
+        jnp.zeros((1, 70, 60, 2))
+    )
     row, column = (int(value / 2) for value in centres[0])
     assert abs(np.asarray(gradient)[0, row, column]).max() == 0
     assert abs(np.asarray(gradient)[0, 0, 0]).max() > 0
@@ -289,9 +308,27 @@ def test_the_loss_is_least_at_the_truth_and_leaves_doubt_alone():
 
 def test_the_network_answers_each_cell():
     variables = BodyNet().init(jax.random.key(0), jnp.zeros((1, 32, 48)), train=False)
-    heat, offsets = BodyNet().apply(variables, jnp.zeros((2, 64, 48)), train=False)
+    heat, offsets, nearby = BodyNet().apply(variables, jnp.zeros((2, 64, 48)), train=False)
     assert heat.shape == (2, 32, 24, 2)
-    assert offsets.shape == (2, 32, 24, 4, 2)
+    assert offsets.shape == nearby.shape == (2, 32, 24, 4, 2)
+
+
+def test_corners_are_looked_at_again_where_they_are():
+    """The cells about the centre are 4 mm off, those about a corner 2 mm the other way; none is beyond the image."""
+    rows, columns = np.arange(40) * 3 + 0.75, np.arange(30) * 3 + 0.75
+    cells = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
+    one = body(50.0, 18.0, tilt_deg=5)
+    true = one.corners
+    offsets = np.broadcast_to((true + np.array([0.0, 4.0]))[None, None] - cells[:, :, None], (40, 30, 4, 2)) / OFFSET_MM
+    away = np.linalg.norm(true - cells[:, :, None], axis=-1, keepdims=True)
+    nearby = np.where(away < 9, true - np.array([0.0, 2.0]) - cells[:, :, None], np.nan) / OFFSET_MM
+    heat = np.zeros((40, 30, 2))
+    heat[..., BODY] = np.exp(-((cells - one.centre) ** 2).sum(-1) / 40)
+    (found,) = _peaks(heat, offsets, nearby, np.array([80, 60]))
+    np.testing.assert_allclose(found.corners, true + np.array([0.0, 1.0]), atol=1e-9)
+    (found,) = _peaks(heat, offsets, nearby, np.array([80, 18]))  # the back corners are beyond the last column
+    np.testing.assert_allclose(found.corners[[0, 3]], true[[0, 3]] + np.array([0.0, 1.0]), atol=1e-9)
+    np.testing.assert_allclose(found.corners[[1, 2]], true[[1, 2]] + [0.0, 4.0], atol=1e-9)
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------

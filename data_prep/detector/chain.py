@@ -20,6 +20,9 @@ _SACRAL_SIZE_RATIO = 0.25
 _MISSING_COST = 5.0
 _MOST_COST = 14.0  # of a link; beyond it, two bodies are no neighbours
 _GAIN = 3.0  # added to a body's log-odds: a candidate is worth taking from a score of 0.05
+SAME_PLACE_MM = 14.0
+"""Between the centres of a body and a sacrum that are one thing."""
+
 _LEAST_BODY_MM = (8.0, 5.0)  # length and height
 
 
@@ -86,6 +89,8 @@ def link_cost(below: _Shape, above: _Shape, *, missing: bool) -> float:
 def best_column(groups: Sequence[Group]) -> Column | None:
     """The chain whose candidates' log-odds, less the costs of its links, sum to most; None if no body is possible.
 
+    Who takes for a vertebra what may be the sacrum pays for that. Not the other way about: S1 often looks like one.
+
     Args:
         groups: bodies and sacra, in any order.
     """
@@ -95,6 +100,8 @@ def best_column(groups: Sequence[Group]) -> Column | None:
     best: list[tuple[float, tuple[Group | None, ...]]] = []
     for index, group in enumerate(usable):
         gain = _gain(group)
+        if group.kind != SACRUM:
+            gain -= max((_gain(sacrum) for sacrum in usable if _is_same_thing(sacrum, group)), default=0.0)
         options: list[tuple[float, tuple[Group | None, ...]]] = [(gain, (group,))]
         if group.kind != SACRUM:
             for score, chain in best[:index]:
@@ -114,6 +121,10 @@ def best_column(groups: Sequence[Group]) -> Column | None:
 
 def _possible(shape: _Shape) -> bool:
     return shape.length > _LEAST_BODY_MM[0] and (shape.is_sacrum or shape.height > _LEAST_BODY_MM[1])
+
+
+def _is_same_thing(sacrum: Group, body: Group) -> bool:
+    return sacrum.kind == SACRUM and float(np.linalg.norm(sacrum.centre - body.centre)) < SAME_PLACE_MM
 
 
 def _gain(group: Group) -> float:

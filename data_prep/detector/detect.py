@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.detector.candidates import BODY, SACRUM, Group, group, see, see_images, slices_to_see
-from data_prep.detector.chain import Column, best_column
+from data_prep.detector.chain import SAME_PLACE_MM, Column, best_column
 from data_prep.detector.grid import normalise, resample
 from data_prep.detector.weights import SHIPPED, load
 from data_prep.scan import Scan
@@ -24,7 +24,6 @@ _LEAST_BODIES = 2
 _FEW_BODIES = 4
 _SURE = 0.5
 _AMBIGUOUS = 0.25
-_SAME_PLACE_MM = 14.0
 _TURNED_SACRUM = 0.15  # by which the sacrum must be surer in a turned image than in the image itself
 _TURNED_COLUMN = 8.0  # by which the column there may be worse
 _NO_SACRUM_CONFIDENCE = 0.3
@@ -123,9 +122,9 @@ def _name(
 def _rivalry(one: Group, column: Column, sacrum: Group) -> float:
     """How strongly a group outside of the column says that the count begins elsewhere, in [0, 1]."""
     lowest = next((other for other in column.groups[1:] if other is not None), sacrum)
-    if one.kind == BODY and one not in column.groups and _apart(one, sacrum) < _SAME_PLACE_MM:
+    if one.kind == BODY and one not in column.groups and _apart(one, sacrum) < SAME_PLACE_MM:
         return one.score  # S1 looks like a lumbar vertebra
-    if one.kind == SACRUM and one is not sacrum and _apart(one, lowest) < _SAME_PLACE_MM:
+    if one.kind == SACRUM and one is not sacrum and _apart(one, lowest) < SAME_PLACE_MM:
         return one.score  # L5 looks like a sacrum
     return 0.0
 

@@ -1,5 +1,7 @@
 """The network: a small U-Net that tells, in each cell of a slice, whether a body's centre is near and where its corners
-are from there. After refs. 5 and 7 of the paper, which detect bodies slice by slice and then regress their corners.
+are from there, and, in the cells about a corner, where exactly it is. After refs. 5 and 7 of the paper, which detect
+bodies slice by slice and then regress their corners; the second look at a corner is that of PersonLab (Papandreou et
+al., 2018, short-range offsets).
 """
 
 import flax.linen as nn
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 
 from data_prep.detector.grid import CELL_PX
 
-WIDTHS = (16, 32, 64, 96)
+WIDTHS = (24, 48, 96, 128)
 """Channels at 3, 6, 12 and 24 mm a cell."""
 
 NUM_CLASSES = 2
@@ -16,7 +18,9 @@ NUM_CLASSES = 2
 
 
 class BodyNet(nn.Module):
-    """Slices → (heat logits, corner offsets). Normalised by batch statistics, so that padding changes no answer.
+    """Slices → (heat logits, ways to corners from far, and from near).
+
+    Normalised by batch statistics, so that padding changes no answer.
 
     Args:
         widths: channels from the finest level to the coarsest.
@@ -34,7 +38,8 @@ class BodyNet(nn.Module):
 
         Returns:
             float32[N, H/2, W/2, 2], logits of a centre (`NUM_CLASSES`); float32[N, H/2, W/2, 4, 2], the way from the
-            cell to each corner, (row, column), in `OFFSET_MM`.
+            cell to each corner of the body about it, (row, column), in `OFFSET_MM`; likewise, the way to each kind of
+            corner's nearest one, of whichever body.
         """
 
         def layer(x, features, *, stride=1, kernel=3):
@@ -56,8 +61,8 @@ class BodyNet(nn.Module):
             x = x + layer(x, skip.shape[-1])
         rare = nn.initializers.constant(-4.0)  # nearly every cell has no centre
         heat = nn.Conv(NUM_CLASSES, (1, 1), bias_init=rare, name="heat")(x)
-        offsets = nn.Conv(8, (1, 1), name="offsets")(x)
-        return heat, offsets.reshape(*offsets.shape[:-1], 4, 2)
+        far, near = (nn.Conv(8, (1, 1), name=name)(x).reshape(*x.shape[:-1], 4, 2) for name in ("offsets", "nearby"))
+        return heat, far, near
 
 
 def _fold(x: jax.Array, block: int) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from data_prep.detector.truth import BODY, DOUBTFUL, SACRUM, Slice
 _HEAT_MM = 4.5  # standard deviation of a centre's heat
 _VOTING_MM = 7.5  # cells this near to a centre tell its corners
 _DOUBT_MM = 13.0
+_NEARBY_MM = 9.0  # cells this near to a corner tell where exactly it is
 _CORNER_WEIGHT = 2.0
 
 
@@ -45,16 +46,19 @@ def stack(slices: Sequence[Slice]) -> Crops:
     )
 
 
-def detector_loss(heat: jax.Array, offsets: jax.Array, crops: Crops) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Focal loss of the heat-maps (as CenterNet's, Zhou et al. 2019, eq. 1) plus the corners' Huber loss.
+def detector_loss(
+    heat: jax.Array, far: jax.Array, near: jax.Array, crops: Crops
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Focal loss of the heat-maps (as CenterNet's, Zhou et al. 2019, eq. 1) plus the corners' Huber losses.
 
     Args:
         heat: float32[N, h, w, 2]. Logits.
-        offsets: float32[N, h, w, 4, 2]. In `OFFSET_MM`.
+        far, near: float32[N, h, w, 4, 2]. In `OFFSET_MM`: from the cells about a centre, and about a corner.
         crops: the truth, in network pixels.
 
     Returns:
-        float32[], and its parts by name; `corner_mm` is the mean distance of the votes from the true corners.
+        float32[], and its parts by name; `corner_mm` and `nearby_mm` are the mean distances of the votes from the true
+        corners.
     """
     rows, columns = (jnp.arange(n, dtype=jnp.float32) * CELL_PX + (CELL_PX - 1) / 2 for n in heat.shape[1:3])
     cells = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)  # [h, w, 2]
@@ -74,18 +78,42 @@ def detector_loss(heat: jax.Array, offsets: jax.Array, crops: Crops) -> tuple[ja
     num_centres = 1 + jnp.sum((crops.kinds == BODY) | (crops.kinds == SACRUM), dtype=jnp.float32)
     heat_loss = jnp.where(jnp.broadcast_to(sure, focal.shape), focal, 0.0).sum() / num_centres
 
-    told = (kinds == BODY) | (kinds == SACRUM)
-    nearest = jnp.where(told, away_mm, jnp.inf).argmin(-1)
-    near = jnp.where(told, away_mm, jnp.inf).min(-1) < _VOTING_MM
-    corners = jax.vmap(lambda points, index: points[index])(crops.corners, nearest)  # [N, h, w, 4, 2]
-    known = near[..., None] & jnp.isfinite(corners).all(-1)
+    told = (crops.kinds == BODY) | (crops.kinds == SACRUM)
+    to_centres = jnp.where(told[:, None, None], away_mm, jnp.inf)
+    of_nearest = jax.vmap(lambda points, index: points[index])(crops.corners, to_centres.argmin(-1))  # [N, h, w, 4, 2]
+    voting = (to_centres.min(-1) < _VOTING_MM)[..., None]
+    corner_loss, corner_mm = _corner_loss(far, of_nearest, voting, cells)
+
+    corners = jnp.where(told[:, :, None, None], crops.corners, jnp.nan).swapaxes(1, 2)[
+        :, None, None
+    ]  # [N, 1, 1, 4, K, 2]
+    to_corners = PIXEL_MM * jnp.linalg.norm(cells[None, :, :, None, None] - corners, axis=-1)
+    to_corners = jnp.where(jnp.isnan(to_corners), jnp.inf, to_corners)  # [N, h, w, 4, K]
+    nearest = jnp.take_along_axis(corners, to_corners.argmin(-1)[..., None, None], axis=-2)[..., 0, :]
+    nearby_loss, nearby_mm = _corner_loss(near, nearest, to_corners.min(-1) < _NEARBY_MM, cells)
+
+    loss = heat_loss + _CORNER_WEIGHT * (corner_loss + nearby_loss)
+    return loss, {"heat": heat_loss, "corner_mm": corner_mm, "nearby_mm": nearby_mm}
+
+
+def _corner_loss(
+    told: jax.Array, corners: jax.Array, voting: jax.Array, cells: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean Huber loss of the ways that voting cells tell, quadratic below 1 mm, and the mean distance in mm.
+
+    Args:
+        told: float32[N, h, w, 4, 2]. In `OFFSET_MM`.
+        corners: likewise. The true ones in pixels, NaN where not known.
+        voting: bool[N, h, w, 4 or 1].
+        cells: float32[h, w, 2]. Their centres in pixels.
+    """
+    known = voting & jnp.isfinite(corners).all(-1)
     true = jnp.where(known[..., None], (corners - cells[None, :, :, None]) * PIXEL_MM / OFFSET_MM, 0.0)
-    wrong = jnp.where(known[..., None], offsets - true, 0.0)
+    wrong = jnp.where(known[..., None], told - true, 0.0)
     distance = jnp.sqrt((wrong**2).sum(-1) + 1e-8)
     num_known = 1 + jnp.sum(known, dtype=jnp.float32)
-    corner_loss = jnp.where(known, optax.huber_loss(distance, delta=0.1) * 10, 0.0).sum() / num_known
-    corner_mm = jnp.where(known, distance, 0.0).sum() / num_known * OFFSET_MM
-    return heat_loss + _CORNER_WEIGHT * corner_loss, {"heat": heat_loss, "corner_mm": corner_mm}
+    loss = jnp.where(known, optax.huber_loss(distance, delta=0.1) * 10, 0.0).sum() / num_known
+    return loss, jnp.where(known, distance, 0.0).sum() / num_known * OFFSET_MM
 
 
 def optimiser(num_steps: int, learning_rate: float = 3e-3) -> optax.GradientTransformation:
@@ -133,8 +161,10 @@ def train_step(
 
     def loss_of(params):
         variables = state.variables | {"params": params}
-        (heat, offsets), new = BodyNet().apply(variables, crops.image, train=True, mutable=["batch_stats"])
-        loss, parts = detector_loss(heat, offsets, crops)
+        (heat, far, near), new = cast(
+            tuple, BodyNet().apply(variables, crops.image, train=True, mutable=["batch_stats"])
+        )
+        loss, parts = detector_loss(heat, far, near, crops)
         return loss, (new, parts)
 
     (loss, (new, parts)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
