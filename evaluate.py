@@ -3,6 +3,7 @@
 With `--scan PATH` instead of `--data`, from a raw scan: its vertebrae are found and its discs cut out first.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -16,6 +17,8 @@ import rich.console
 import rich.progress
 import tyro
 
+from data_prep.privacy import load_or_make_key
+from data_prep.resume import only_writer
 from data_prep.ungraded import SPLIT, ungraded_discs
 from spinejax import (
     checkpoint,
@@ -57,6 +60,9 @@ class Arguments:
     """Of `--scan`: folder with a mask a scan, named after the scan."""
     lowest_level: str | None = None
     """Of `--scan`: name of the lowest disc, to count the levels from it."""
+    key: Path | None = None
+    """Of `--scan`: file of the key that makes pseudonyms, made if it is not there; `<out>.key` if not given, or
+    `<checkpoint>.key` if `--out` is not given either."""
     split: Literal["train", "validation", "test"] = "test"
     """Which discs."""
     tta: bool = False
@@ -110,21 +116,21 @@ def evaluate(arguments: Arguments) -> None:
     model, variables = checkpoint.load(arguments.checkpoint)
     out = Path(processes.by_first(lambda: str(output_folder(arguments))))
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    data = prepare(arguments, model.tasks, out, console)
-    processes.refuse_difference("data", data.digest)
-    check(arguments, model, data)
-    out.mkdir(parents=True, exist_ok=True)
-    about = {
-        "split": arguments.split,
-        "num_views": arguments.num_views,
-        "average": arguments.average,
-        "step": record["step"],
-        "data": data.digest,
-        "trained_on_this_data": record["data"] == data.digest,
-    }
-
-    graded = grade(arguments, model, variables, data, arguments.split, mesh)
-    processes.by_first(lambda: conclude(arguments, model, variables, graded, mesh, about, out))
+    check(arguments, model)
+    with contextlib.ExitStack() as held:
+        processes.by_first(lambda: held.enter_context(only_writer(make_folder(out))))
+        data = prepare(arguments, model, out, console)
+        processes.refuse_difference("data", data.digest)
+        about = {
+            "split": arguments.split,
+            "num_views": arguments.num_views,
+            "average": arguments.average,
+            "step": record["step"],
+            "data": data.digest,
+            "trained_on_this_data": record["data"] == data.digest,
+        }
+        graded = grade(arguments, model, variables, data, arguments.split, mesh)
+        processes.by_first(lambda: conclude(arguments, model, variables, graded, mesh, about, out))
 
 
 def conclude(arguments: Arguments, model, variables: Mapping, graded: Graded, mesh, about: dict, out: Path) -> None:
@@ -161,52 +167,68 @@ def conclude(arguments: Arguments, model, variables: Mapping, graded: Graded, me
 
 
 def remove_earlier(out: Path) -> None:
-    """Remove what only some evaluations write, or an earlier network's hotspots would pass for this one's."""
+    """Remove an earlier evaluation's results, or its hotspots would pass for this network's."""
     shutil.rmtree(out / "hotspots", ignore_errors=True)
-    for name in ("confusion.png", "trust.png"):
+    for name in ("predictions.csv", "results.json", "confusion.png", "trust.png"):
         (out / name).unlink(missing_ok=True)
 
 
-def prepare(arguments: Arguments, tasks: Sequence[Task], out: Path, console: rich.console.Console) -> DataSet:
+def check(arguments: Arguments, model) -> None:
+    """Faults come before the work: raises SpinejaxError for options that would stop it later."""
+    if arguments.distributed and (arguments.scan or arguments.hotspots or arguments.calibrate):
+        raise SpinejaxError(
+            "--scan, --hotspots and --calibrate are for one process: evaluate again without --distributed."
+        )
+    if (arguments.data is None) == (not arguments.scan):
+        raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
+    if arguments.scan and arguments.split != SPLIT:
+        raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
+    if arguments.hotspots:
+        hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
+    if page := arguments.report:
+        processes.by_first(lambda: report.prepare_folder(page))
+
+
+def prepare(arguments: Arguments, model, out: Path, console: rich.console.Console) -> DataSet:
     """The discs to grade: a data set's, or cut out of raw scans. What is doubtful about these is printed.
 
     Raises:
-        SpinejaxError: neither or both were given, or no disc was found.
+        SpinejaxError: no disc was found, or those that were are not what the options ask for.
     """
-    if arguments.distributed and arguments.scan:
-        raise SpinejaxError("--scan is for one process: evaluate again without --distributed.")
-    if (arguments.data is None) == (not arguments.scan):
-        raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
-    if arguments.data is not None:
-        return DataSet(arguments.data)
-    if arguments.split != SPLIT:
-        raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
-    out.mkdir(parents=True, exist_ok=True)
-    progress = rich.console.Console(stderr=True)
+    if arguments.scan:
+        cut(arguments, model.tasks, out, console)
+    data = DataSet(arguments.data or out / "discs")
+    rows = data.rows(arguments.split)
+    labels_of(data, rows, model.tasks)
+    if arguments.hotspots:
+        map_files.check_nifti(data, rows)
+    return data
+
+
+def cut(arguments: Arguments, tasks: Sequence[Task], out: Path, console: rich.console.Console) -> None:
+    """The raw scans' discs, into the results' folder, in the place of what an earlier evaluation left there."""
+    whose = arguments.checkpoint if arguments.out is None else out  # a run is shared, and its results with it
     notes = ungraded_discs(
         arguments.scan,
         out,
         tasks=tasks,
         masks=arguments.masks,
         lowest_level=arguments.lowest_level,
-        console=progress,
+        pseudonyms=load_or_make_key(arguments.key, whose),
+        console=rich.console.Console(stderr=True),
     )
+    remove_earlier(out)
     for note in notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-    return DataSet(out / "discs")
 
 
-def check(arguments: Arguments, model, data: DataSet) -> None:
-    """Faults come before the work: raises SpinejaxError for whatever would stop it later."""
-    if arguments.distributed and (arguments.hotspots or arguments.calibrate):
-        raise SpinejaxError("--hotspots and --calibrate are for one process: evaluate again without --distributed.")
-    rows = data.rows(arguments.split)
-    labels_of(data, rows, model.tasks)
-    if arguments.hotspots:
-        hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
-        map_files.check_nifti(data, rows)
-    if arguments.report:
-        report.prepare_folder(arguments.report)
+def make_folder(out: Path) -> Path:
+    """The results' folder, which is there afterwards. Raises SpinejaxError if it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpinejaxError(f"--out {out}: no folder can be made there ({error.strerror}).") from error
+    return out
 
 
 def output_folder(arguments: Arguments) -> Path:

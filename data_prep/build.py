@@ -115,8 +115,9 @@ def build(
             "num_shards": num_shards,
         }
         settings |= {"num_workers": num_workers, "scheduler": scheduler, "strict": strict, "console": console}
-        outcome = build(jobs, new, overwrite=True, **settings)
-        resume.replace(out, new)
+        with resume.only_writer(out):
+            outcome = build(jobs, new, overwrite=True, **settings)
+            resume.replace(out, new)
         return outcome
     out.mkdir(parents=True, exist_ok=True)
     shards = _deal(jobs, num_shards)

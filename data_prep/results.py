@@ -1,7 +1,6 @@
 """An evaluation goes back to the patients it is of: pseudonyms are found again among the source series, by the key."""
 
 import itertools
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +43,8 @@ def results_as_dicom(evaluation: Path, sources: Sequence[Path], pseudonyms: Pseu
         SpinejaxError: the evaluation cannot be read; highdicom is not installed; no series is one of its scans.
     """
     import_highdicom()
+    if out.resolve().is_relative_to(evaluation.resolve()):
+        raise SpinejaxError(f"--out {out}: lies inside the evaluation, which names nobody. Give another folder.")
     made = how_it_was_made(evaluation)
     discs: dict[str, list[GradedDisc]] = defaultdict(list)
     for disc in read_predictions(evaluation):
@@ -109,8 +110,8 @@ def _refuse_outside(maps: DiscMaps, scan, name: str) -> None:
 
 
 def _make_private(out: Path) -> None:
+    """A folder that is there already keeps its mode: each scan's own folder, below it, is closed to others."""
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(out, 0o700)
     except OSError as error:
         raise SpinejaxError(f"--out {out}: no folder can be made there ({error.strerror}).") from error

@@ -18,6 +18,7 @@ from spinejax.manifest import MANIFEST
 from spinejax.shards import sha256_of, write_atomically
 
 _PLAN = "plan"
+_SUCCESSOR = "successor"
 
 
 def rest_of(out: Path) -> Path:
@@ -27,7 +28,7 @@ def rest_of(out: Path) -> Path:
 
 @contextlib.contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Hold a data set's folder for this run.
+    """Hold a folder, a data set's or an evaluation's, for this run.
 
     Raises:
         SpinejaxError: another run holds it.
@@ -36,10 +37,12 @@ def only_writer(out: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise SpinejaxError(
                 f"--out {out}: another run writes there. Wait for it, or give another folder."
             ) from error
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(folder)
@@ -71,9 +74,11 @@ def begin(out: Path, plan: str, *, overwrite: bool) -> None:
         overwrite: drop the shards that a run of another plan left. Its finished scans are taken over all the same.
 
     Raises:
-        SpinejaxError: without `overwrite`, the folder holds a data set, or shards that a run of another plan left.
+        SpinejaxError: without `overwrite`, the folder holds a data set, or shards that a run of another plan left; or
+            somebody else's files lie where the finished scans go.
     """
     rest = rest_of(out)
+    _refuse_others(rest, _PLAN)
     if (out / MANIFEST).exists():  # what a run left that was killed in its last moment
         shutil.rmtree(rest, ignore_errors=True)
     shards = sorted(out.glob("discs-?????-of-?????.h5*"))
@@ -89,10 +94,17 @@ def begin(out: Path, plan: str, *, overwrite: bool) -> None:
 
 
 def beside(out: Path) -> Path:
-    """The folder in which the successor of a data set is made."""
+    """The folder in which the successor of a data set is made, `<out>.new`.
+
+    Raises:
+        SpinejaxError: somebody else's files lie there.
+    """
     new = out.resolve().with_name(out.resolve().name + ".new")
+    _refuse_others(new, _SUCCESSOR)
     if (new / MANIFEST).exists():  # finished, but killed before it took its place: it may be of any plan
         shutil.rmtree(new)
+    new.mkdir(exist_ok=True)
+    (new / _SUCCESSOR).touch()
     return new
 
 
@@ -110,6 +122,12 @@ def replace(out: Path, new: Path) -> None:
 def end(out: Path) -> None:
     """Drop what was kept for the next run: the manifest now says all."""
     shutil.rmtree(rest_of(out), ignore_errors=True)
+
+
+def _refuse_others(folder: Path, mark: str) -> None:
+    """What lies in a folder that a run makes for itself is deleted in the end; so it must be a run's."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
+        raise SpinejaxError(f"{folder}: is wanted for the time of this run, but other files lie there. Move them.")
 
 
 def _plan(rest: Path) -> str | None:

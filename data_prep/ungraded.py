@@ -1,6 +1,8 @@
 """Raw scans → a data set of discs to be graded, all in one split: what `evaluate.py --scan` looks at."""
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +11,15 @@ from rich.console import Console
 from data_prep.build import build
 from data_prep.discs import PREPROCESSING
 from data_prep.overlay import overlay_sheet
-from data_prep.privacy import load_or_make_key
+from data_prep.privacy import Pseudonyms
 from data_prep.scan_jobs import Cutting, scan_jobs
 from data_prep.scans import find_series
 from spinejax.errors import SpinejaxError
+from spinejax.manifest import MANIFEST, read_manifest
 from spinejax.tasks import Task
 
 SPLIT = "test"
+SOURCE = {"source": "ungraded scans"}
 
 
 def ungraded_discs(
@@ -25,41 +29,48 @@ def ungraded_discs(
     tasks: Sequence[Task],
     masks: Path | None = None,
     lowest_level: str | None = None,
+    pseudonyms: Pseudonyms,
     console: Console,
 ) -> list[str]:
     """Find the vertebrae of some scans, cut out their discs, and draw what was found.
 
     Args:
         paths: files and folders of scans.
-        out: gets `discs/`, the data set, and `levels.png`: corners, levels and disc boxes over the scans. What was
-            there before is replaced. The pseudonyms' key lies beside it, in `<out>.key`, not among the results.
+        out: gets `discs/`, the data set, and `levels.png`: corners, levels and disc boxes over the scans. What this
+            function left there before is replaced.
         tasks: the task table; no disc has a label.
         masks: folder with a mask a scan; without it the vertebrae are detected.
         lowest_level: name of the lowest disc, to count the levels from it.
+        pseudonyms: of patients and scans.
         console: where progress goes.
 
     Returns:
         What is doubtful or was left out, a line each.
 
     Raises:
-        SpinejaxError: no scan was found, or no disc came out of any.
+        SpinejaxError: no scan was found, or no disc came out of any; or another data set lies in `out/discs`.
     """
+    _refuse_to_replace(out / "discs")
     found = find_series(paths, exclude=[masks] if masks else [])
-    key = load_or_make_key(None, out)
     cutting = Cutting(lowest_level=lowest_level)
-    jobs, notes = scan_jobs(found, masks=masks, corners=None, labels=None, cutting=cutting, seed=0, pseudonyms=key)
-    jobs = [dataclasses.replace(job, split=SPLIT) for job in jobs]
-    outcome = build(
-        jobs,
-        out / "discs",
-        tasks=tasks,
-        preprocessing=PREPROCESSING | {"source": "ungraded scans"},
-        overwrite=True,
-        console=console,
+    jobs, notes = scan_jobs(
+        found, masks=masks, corners=None, labels=None, cutting=cutting, seed=0, pseudonyms=pseudonyms
     )
+    jobs = [dataclasses.replace(job, split=SPLIT) for job in jobs]
+    # Made beside the results and put among them when it is whole: what a run leaves that is killed names the scans.
+    made = out.resolve().with_name(f"{out.resolve().name}.discs")
+    outcome = build(jobs, made, tasks=tasks, preprocessing=PREPROCESSING | SOURCE, overwrite=True, console=console)
     failures = found.failures | outcome.failures
     if jobs and len(outcome.failures) == len(jobs):
         raise SpinejaxError(next(iter(failures.values())))
+    shutil.rmtree(out / "discs", ignore_errors=True)
+    os.replace(made, out / "discs")
     overlay_sheet(jobs, out / "levels.png", num_scans=len(jobs), seed=0)
     left_out = [f"left out: {line}" for line in found.left_out]
     return [*left_out, *notes, *outcome.notes, *(f"failed: {name}: {reason}" for name, reason in failures.items())]
+
+
+def _refuse_to_replace(discs: Path) -> None:
+    """A data set that somebody made with care may have the same name."""
+    if (discs / MANIFEST).exists() and not SOURCE.items() <= read_manifest(discs)["preprocessing"].items():
+        raise SpinejaxError(f"{discs}: a data set that --scan did not make, and would replace. Give another --out.")

@@ -64,7 +64,7 @@ class Checkpoints:
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in self.directory.iterdir():  # of a save or a deletion that a kill cut short
-                if not leftover.name.isdigit():
+                if leftover.name.endswith(sums.TEMPORARY):
                     shutil.rmtree(leftover, ignore_errors=True)
 
     def all_steps(self) -> list[int]:
@@ -142,11 +142,14 @@ def open_checkpoints(run: str | Path, *, read_only: bool = False) -> Checkpoints
 def settle(options: Config, run: Path) -> None:
     """Write a new run's options into its folder, or hold those of a run that goes on against what it began with.
 
+    A run that ended before its first save, by a mistyped option perhaps, has nothing that goes on.
+
     Raises:
         SpinejaxError: an option differs that changes what a step computes, or the options are gone but steps are there.
     """
     path = run / OPTIONS
-    if path.is_file():
+    begun = bool(steps_of(run / CHECKPOINTS))
+    if begun and path.is_file():
         before = config.load(path)
         changed = [
             f"{field.name} was {getattr(before, field.name)}, now {getattr(options, field.name)}"
@@ -156,7 +159,7 @@ def settle(options: Config, run: Path) -> None:
         ]
         if changed:
             raise SpinejaxError(f"{run} holds a run of other options ({'; '.join(changed)}). Choose another --workdir.")
-    elif steps_of(run / CHECKPOINTS):
+    elif begun:
         raise SpinejaxError(f"{run} holds checkpoints, but not the options they were made with ({OPTIONS} is missing).")
     config.save(options, path)
 

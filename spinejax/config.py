@@ -9,6 +9,9 @@ import pydantic
 from spinejax.errors import SpinejaxError
 from spinejax.shards import write_atomically
 
+MOST_WIDTH = 64
+"""Times the paper's features. It is beyond any machine, and short of what XLA ends the process at."""
+
 
 def _require(condition: bool, name: str, value, expected: str) -> None:
     if not condition:
@@ -118,8 +121,8 @@ class Config:
     def __post_init__(self):
         for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("width", "learning_rate"):
-            _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "above 0")
+        _require(0 < self.width <= MOST_WIDTH, "width", self.width, f"above 0, at most {MOST_WIDTH}")
+        _require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
         for name in ("dropout", "momentum"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         _require(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")

@@ -29,6 +29,7 @@ import pydantic
 from typing_extensions import TypedDict
 
 from spinejax import sums
+from spinejax.config import MOST_WIDTH
 from spinejax.errors import SpinejaxError
 
 CHECKPOINTS = "checkpoints"
@@ -41,7 +42,7 @@ class Model(TypedDict):
     """`SpineNet`'s arguments but for the tasks."""
 
     branch_point: str | None
-    width: Annotated[float, pydantic.Field(gt=0, le=64)]
+    width: Annotated[float, pydantic.Field(gt=0, le=MOST_WIDTH)]
     dropout: float
     num_slices: Annotated[int, pydantic.Field(gt=0)]
     initialiser: str

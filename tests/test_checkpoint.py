@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -242,13 +243,23 @@ def test_a_run_goes_on_with_its_own_data_and_tasks_only(run):
         restored(checkpoints, 30, tasks=swapped)
 
 
+def test_only_what_a_save_left_is_removed(run, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    shutil.copytree(copy / "checkpoints" / "30", copy / "checkpoints" / "30-good")
+    (copy / "checkpoints" / "40.tmp").mkdir()
+    checkpoint.open_checkpoints(copy).close()
+    assert (copy / "checkpoints" / "30-good" / "SHA256SUMS").is_file()
+    assert not (copy / "checkpoints" / "40.tmp").exists()
+
+
 def test_a_run_goes_on_with_its_own_options_only(tmp_path):
-    checkpoint.settle(Config(), tmp_path)
+    checkpoint.settle(Config(init_from=Path("mistyped")), tmp_path)
+    checkpoint.settle(Config(), tmp_path)  # nothing was saved that would go on
+    (tmp_path / "checkpoints" / "7" / "record").mkdir(parents=True)
     checkpoint.settle(Config(epochs=2000, workers=3), tmp_path)  # neither changes what a step computes
     with pytest.raises(SpinejaxError, match=r"width was 1.0, now 0.5"):
         checkpoint.settle(Config(width=0.5), tmp_path)
     (tmp_path / "config.json").unlink()
-    (tmp_path / "checkpoints" / "7" / "record").mkdir(parents=True)
     with pytest.raises(SpinejaxError, match=r"config\.json is missing"):
         checkpoint.settle(Config(), tmp_path)
 

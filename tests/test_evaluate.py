@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 import evaluate
 import spinejax
+from data_prep.read_mha import write_mha
+from data_prep.resume import only_writer
 from spinejax import checkpoint, devices, metrics, tables, training
 from spinejax.config import Config
 from spinejax.dataset import DataSet
@@ -23,6 +26,7 @@ from spinejax.hotspots import Method
 from spinejax.manifest import write_manifest
 from spinejax.shards import shard_name, write_shard
 from spinejax.tasks import UNLABELLED, Task
+from tests.block_spine import block_spine
 from tests.conftest import TASKS, a_disc, write_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -215,6 +219,51 @@ def test_an_earlier_networks_hotspots_do_not_stay(run, tiny, tmp_path):
 def test_raw_scans_have_a_folder_of_their_own(run):
     arguments = evaluate.Arguments(checkpoint=run, scan=(Path("x"),))
     assert evaluate.output_folder(arguments) == run / "evaluation-scan-1-view"
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """`--scan` and `--masks` of one raw scan."""
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5)
+    for folder, scan in (("images", spine.scan), ("masks", spine.mask)):
+        (tmp_path / folder).mkdir()
+        write_mha(tmp_path / folder / "one_t2.mha", scan)
+    return {"scan": (tmp_path / "images",), "masks": tmp_path / "masks"}
+
+
+def test_raw_scans_replace_what_raw_scans_left_and_nothing_else(run, tiny, raw, tmp_path):
+    out = tmp_path / "out"
+    evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
+    made = {"discs", "levels.png", "predictions.csv", "results.json"}
+    assert {path.name for path in out.iterdir()} == made
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "masks", "out", "out.key"}
+    before = (out / "levels.png").stat().st_mtime_ns
+    wrong = {"hotspots": True, "hotspot_grades": (("side", "9"),)}
+    with pytest.raises(SpinejaxError, match="9"):  # before anything is replaced
+        evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw, **wrong))
+    assert {path.name for path in out.iterdir()} == made
+    assert (out / "levels.png").stat().st_mtime_ns == before
+    shutil.rmtree(out / "discs")
+    shutil.copytree(tiny, out / "discs")
+    with pytest.raises(SpinejaxError, match="that --scan did not make"):
+        evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
+    assert DataSet(out / "discs").digest == DataSet(tiny).digest
+
+
+def test_the_key_of_raw_scans_is_not_in_the_run_which_is_shared(run, raw, tmp_path):
+    evaluate.main(evaluate.Arguments(checkpoint=run, batch_size=8, **raw))
+    assert run.with_name("run.key").is_file()
+    assert not list(run.rglob("*.key"))
+    evaluate.main(evaluate.Arguments(checkpoint=run, batch_size=8, key=tmp_path / "own", **raw))
+    assert (tmp_path / "own").is_file()
+    shutil.rmtree(run / "evaluation-scan-1-view")
+
+
+def test_two_evaluations_into_one_folder_are_refused(run, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    with only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="another run writes there"):
+        grade(run, tiny, tmp_path / "out")
+    grade(run, tiny, tmp_path / "out")
 
 
 def test_published_figures_stand_beside_tasks_of_the_same_grades_only():

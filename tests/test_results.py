@@ -80,7 +80,19 @@ def test_a_report_a_scan_and_a_map_a_task(hospital, returned):
         levels = data.level[data.scan == folder.name]
         maps = {f"{level}_{task.name}.dcm" for level in levels for task in data.tasks}
         assert {path.name for path in folder.iterdir()} == {"grades.dcm", *maps}
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(returned.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_there_keeps_its_mode_and_an_evaluation_gets_no_names(hospital, tmp_path, capsys):
+    archive = tmp_path / "archive"
+    archive.mkdir(mode=0o755)
+    assert bring_back(hospital[0], archive) == 0
+    assert stat.S_IMODE(archive.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in archive.iterdir()} == {0o700}
+    capsys.readouterr()
+    assert bring_back(hospital[0], hospital[0] / "evaluation" / "dicom") == 2
+    assert "lies inside the evaluation" in capsys.readouterr().err
 
 
 def test_the_reports_grades_are_those_of_the_predictions(hospital, returned):

@@ -242,6 +242,26 @@ def test_two_writers_in_one_folder_are_refused(tmp_path, folder):
     run(folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("ending", [".new", ".unfinished"])
+def test_folders_of_other_people_are_not_taken_for_a_runs_own(tmp_path, folder, ending):
+    run(folder, tmp_path / "out")
+    other = tmp_path / f"out{ending}"
+    other.mkdir()
+    (other / MANIFEST).write_text("somebody's")
+    with pytest.raises(SpinejaxError, match=rf"out\{ending}: is wanted .* other files lie there"):
+        run(folder, tmp_path / "out", overwrite=True) if ending == ".new" else run(folder, tmp_path / "out")
+    assert (other / MANIFEST).read_text() == "somebody's"
+    other.rename(tmp_path / "theirs")
+    run(folder, tmp_path / "out", overwrite=True)
+    assert not other.exists()
+
+
+def test_a_data_set_that_is_being_replaced_has_one_writer(tmp_path, folder):
+    run(folder, tmp_path / "out")
+    with resume.only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="another run writes there"):
+        run(folder, tmp_path / "out", overwrite=True)
+
+
 def test_full_disk_is_one_message_and_the_run_goes_on(tmp_path, folder):
     """A limit on the size of files stands for the full disk: the same failed write, as often as one likes."""
     out = tmp_path / "out"
