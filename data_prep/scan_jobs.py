@@ -114,7 +114,7 @@ def scan_jobs(
                 labels=of_scan[one.key],
                 cut=partial(cut_scan, one, vertebrae, cutting, labelled=labelled),
                 sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
-                recipe=f"{cutting} {labelled} {json.dumps(bodies.get(one.key), sort_keys=True)} {detector}",
+                recipe=f"{cutting} {labelled} {_kind(vertebrae)} {detector}",
             )
         )
     unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
@@ -189,6 +189,13 @@ def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutt
     mask, doubts = to_house(mask, cutting.convention, cutting.lowest_level)
     bodies, left_out = bodies_from_spider_mask(mask)
     return Located(scan, bodies, Scan(body_labels(mask), mask.affine, mask.name), notes + doubts + left_out)
+
+
+def _kind(vertebrae: Path | Mapping | str | None) -> str:
+    """Where the vertebrae come from, for a job's recipe; of a mask, the sources tell which it is."""
+    if isinstance(vertebrae, Mapping):
+        return json.dumps(vertebrae, sort_keys=True)
+    return "a mask" if isinstance(vertebrae, Path) else f"none: {vertebrae}"
 
 
 def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:

@@ -18,6 +18,7 @@ from spinejax.dataset import DataSet, verify
 from spinejax.shards import INTENSITY_ONE
 from tests.block_spine import block_spine
 from tests.dicom_files import save, series
+from tests.test_resume import stop_at
 
 SPINE = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5, angles_deg=(6.0, -4.0))
 
@@ -342,6 +343,35 @@ def test_normalising_per_disc_keeps_the_difference_between_slices(tmp_path):
             np.testing.assert_allclose(ramp, 1, atol=0.02)
         else:
             assert ramp[0] < 0.95 < 1.05 < ramp[2]
+
+
+# Interrupted runs, gone on with otherwise ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def detected(monkeypatch):
+    """The detector finds what the block spine's mask says."""
+    bodies, _ = bodies_from_spider_mask(SPINE.mask)
+    monkeypatch.setattr("data_prep.detector.detect.detect", lambda scan, **_: Detection(bodies, {}, []))
+
+
+def test_discs_that_were_detected_are_not_those_of_a_mask_that_is_missing(tmp_path, capsys, monkeypatch, detected):
+    root = write_set(tmp_path, ("a", "b"))
+    command = [root / "images", "--out", tmp_path / "out", "--shards", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.build.keep_scan", stop_at(1))
+        assert scans(*command) == 130
+    (root / "masks" / "a_t2.mha").unlink()
+    assert scans(*command, "--masks", root / "masks") == 2
+    assert "failed: a_t2.mha: no mask" in capsys.readouterr().err
+
+
+def test_missing_mask_is_not_told_of_where_the_detector_is_asked(tmp_path, detected):
+    root = write_set(tmp_path, ("a",))
+    (root / "masks" / "a_t2.mha").unlink()
+    command = [root / "images", "--out", tmp_path / "out", "--strict"]
+    assert scans(*command, "--masks", root / "masks") == 2
+    assert scans(*command) == 0
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------
