@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.scan import MAX_VOXELS
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 
 _META_BYTES = 144  # preamble, magic and the element that holds the length of the file's meta information
 _MAX_FILE_BYTES = 1 << 31
@@ -111,7 +111,7 @@ def import_pydicom():
     try:
         import pydicom
     except ImportError as error:
-        raise SpinejaxError("Reading DICOM files needs pydicom. Run `pip install spinejax[scans]`.") from error
+        raise NotInstalledError("Reading DICOM files needs pydicom", "scans") from error
     return pydicom
 
 
