@@ -16,7 +16,7 @@ from data_prep.labels import Labels
 from data_prep.mask_conventions import CONVENTIONS, to_house
 from data_prep.privacy import Pseudonyms
 from data_prep.scan import Scan, require_same_grid
-from data_prep.scans import Found, Series, read_scan, stem_of, volume_files
+from data_prep.scans import MASK_WORDS, Found, Series, read_scan, stem_of, volume_files
 from data_prep.splits import split_patients
 from data_prep.tables import some
 from data_prep.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
@@ -85,7 +85,8 @@ def scan_jobs(
         raise SpinejaxError(f"No sagittal scan was found.{reasons}")
     if masks is not None and not masks.is_dir():
         raise SpinejaxError(f"--masks {masks}: no such folder.")
-    mask_files = [] if masks is None else volume_files(masks)
+    own = {file.resolve() for one in found.series for file in one.files}  # in the same folder as the masks, maybe
+    mask_files = [path for path in volume_files(masks) if path.resolve() not in own] if masks else []
     bodies = {} if corners is None else read_corners(corners)
     of_scan = {one.key: labels.of(one.patient, one.key) if labels else {} for one in found.series}
     patients: dict[str, list[Mapping[str, int]]] = {}
@@ -206,8 +207,9 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     """The mask of a series, or why there is none: the first rule that a file fits decides.
 
     It is named as its scan, with its folder (`P001/t2.mha`) or without; as SPINEPS names it (`sub-07_T2w.nii.gz` has
-    `sub-07_mod-T2w_seg-vert_msk.nii.gz`); as its scan with something behind an underscore (`0007_t2_seg.mha`); or as
-    the folder that the scan lies in. `keys` are those of all the scans: what is named as another scan is that one's.
+    `sub-07_mod-T2w_seg-vert_msk.nii.gz`); as its scan with a word for mask behind an underscore (`0007_t2_seg.mha`, but
+    not `0007_t2_SPACE_seg.mha`, which is another series'); or as the folder that the scan lies in. `keys` are those of
+    all the scans: what is named as another scan is that one's.
     """
     name = series.key.rpartition("/")[2]
     subject, _, contrast = name.rpartition("_")
@@ -218,7 +220,7 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
         or [path for path in free if stem_of(path) == name]
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
-        or [path for path in free if path.name.startswith(f"{name}_")]
+        or [path for path in free if MASK_WORDS.search(_behind(f"{name}_", stem_of(path)))]
         or [path for path in free if stem_of(path) == series.files[0].parent.name]
     )
     if len(named) == 1:
@@ -226,3 +228,8 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     if named:
         return f"{some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
     return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."
+
+
+def _behind(beginning: str, stem: str) -> str:
+    """The word behind a name's beginning, up to the next underscore; nothing if the name begins otherwise."""
+    return stem.removeprefix(beginning).partition("_")[0] if stem.startswith(beginning) else ""

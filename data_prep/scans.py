@@ -21,6 +21,8 @@ from spinejax.errors import SpinejaxError
 _READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
 WEIGHTINGS = ("t2", "t1", "any")
 PATIENTS_BY = ("name", "folder")
+# What tools and people call a mask: as a whole behind the last "_" of its name, or as a part of a longer word.
+MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def find_series(
     """Look through files and whole trees for sagittal series.
 
     Args:
-        paths: files and folders. In a folder every file is looked at, whatever its name.
+        paths: files and folders. In a folder every file is looked at, whatever its name; but a volume file whose name
+            ends in `_seg` or the like is a mask, which often lie beside their scans.
         weighting: "t2", "t1" or "any". Series that are known to be of another are left out.
         patients_by: "name": a DICOM file's PatientID, or what a volume file's name has before its first "_" or "."
             (`sub-07_T2w.nii.gz` is of `sub-07`); "folder": the name of the folder that a series lies in.
@@ -97,9 +100,12 @@ def find_series(
     """
     found = Found()
     dicom: dict[str, list[DicomFile]] = defaultdict(list)
+    masks: list[Path] = []
     others: list[Path] = []
     for path in _files(paths, exclude):
-        if suffix_of(path) in _READERS:
+        if suffix_of(path) in _READERS and MASK_WORDS.fullmatch(stem_of(path).rpartition("_")[2]):
+            masks.append(path)
+        elif suffix_of(path) in _READERS:
             _take_volume(path, found, weighting, patients_by)
         elif is_dicom(path):
             try:
@@ -110,6 +116,9 @@ def find_series(
             dicom[header.series].append(header)
         else:
             others.append(path)
+    if masks:
+        what = f"{len(masks)} files are masks by how their names end: {some([path.name for path in masks])}"
+        found.left_out.append(f"{what}. Rename what is a scan.")
     if others:
         found.left_out.append(f"{len(others)} files are no scans: {some([path.name for path in others])}")
     for key in sorted(dicom):

@@ -314,7 +314,16 @@ def test_patients_by_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["a_t2", "a_mod-t2_seg-vert_msk", "a_seg-vert_msk", "a_t2_seg", "images", "deep/a_t2"],
+    [
+        "a_t2",
+        "a_mod-t2_seg-vert_msk",
+        "a_seg-vert_msk",
+        "a_t2_seg",
+        "a_t2_totalspineseg_v2",
+        "a_t2_vertebrae_mr",
+        "images",
+        "deep/a_t2",
+    ],
 )
 def test_masks_are_found_by_name(tmp_path, name):
     root = write_set(tmp_path, ("a",))
@@ -329,6 +338,40 @@ def test_a_mask_named_as_another_scan_is_that_ones(tmp_path, capsys):
     shutil.copy(root / "images" / "a_t2.mha", root / "images" / "a.mha")
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
     assert "failed: a.mha: no mask a.nii.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["", "_seg"])
+def test_a_mask_of_a_longer_name_is_another_series(tmp_path, capsys, ending):
+    """SPIDER has `110_t2` and `110_t2_SPACE`, on grids of their own."""
+    root = write_set(tmp_path, ("a",))
+    (root / "masks" / "a_t2.mha").rename(root / "masks" / f"a_t2_SPACE{ending}.mha")
+    shutil.copy(root / "images" / "a_t2.mha", root / "images" / "a_t2_SPACE.mha")
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "failed: a_t2.mha: no mask a_t2.nii.gz" in told.err
+    assert "4 discs" in told.out
+    assert scans(root / "images" / "a_t2.mha", "--masks", root / "masks", "--out", tmp_path / "one") == 2
+
+
+@pytest.mark.parametrize("scan", ["", "a_t2.mha"])
+@pytest.mark.parametrize("ending", ["_seg", "_dseg", "_msk", "_mask", "_label", "_labels", "_T2w_seg-vert_msk"])
+def test_masks_beside_their_scans_are_no_scans(tmp_path, capsys, ending, scan):
+    root = write_set(tmp_path, ("a",))
+    (root / "masks" / "a_t2.mha").rename(root / "images" / f"a_t2{ending}.mha")
+    assert scans(root / "images" / scan, "--masks", root / "images", "--out", tmp_path / "out") == 0
+    told = capsys.readouterr()
+    assert "4 discs" in told.out
+    assert "of 1 scans" in told.out
+    assert scan or f"1 files are masks by how their names end: a_t2{ending}.mha" in told.err
+    assert scans(root / "images" / f"a_t2{ending}.mha", "--out", tmp_path / "none") == 2
+    assert "No sagittal scan was found" in capsys.readouterr().err
+
+
+def test_a_scan_is_not_its_own_mask(tmp_path, capsys):
+    root = write_set(tmp_path, ("a",))
+    assert scans(root / "images", "--masks", root / "images", "--out", tmp_path / "out") == 2
+    assert "no mask a_t2.nii.gz or .mha among the 0" in capsys.readouterr().err
+    assert scans(root / "images", "--masks", root, "--out", tmp_path / "out") == 0
 
 
 def test_normalising_per_disc_keeps_the_difference_between_slices(tmp_path):
