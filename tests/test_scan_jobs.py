@@ -1,6 +1,7 @@
 """Scans of every format, through the command, to the same discs."""
 
 import json
+import os
 import re
 import shutil
 
@@ -9,10 +10,12 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.detector.detect import Detection
+from data_prep.dicom_headers import is_dicom
 from data_prep.phantom_files import FORMATS
 from data_prep.read_mha import read_mha, write_mha
 from data_prep.read_nifti import write_nifti
 from data_prep.scan import Scan
+from data_prep.scans import find_series
 from data_prep.vertebrae import bodies_from_spider_mask
 from spinejax.dataset import DataSet, verify
 from spinejax.shards import INTENSITY_ONE
@@ -167,7 +170,8 @@ def test_bad_series_is_told_and_the_others_are_written(tmp_path, capsys):
     assert "4 discs" in told.out
     assert re.search("1 slices are missing between t200[24] and t200[24]", told.err)
     assert "cut: " in told.err
-    assert "2 of 3 scans failed" in told.err
+    assert "1 of 2 scans failed" in told.err
+    assert "1 files or folders cannot be read" in told.err
     assert scans(root, "--masks", masks, "--out", tmp_path / "strict", "--strict") == 2
     assert not (tmp_path / "strict").exists()
 
@@ -191,6 +195,54 @@ def test_series_without_one_patient_fails(tmp_path, capsys, values, message):
     told = capsys.readouterr()
     assert message in told.err
     assert "4 discs" in told.out
+
+
+def test_file_and_folder_that_may_not_be_read_are_told_and_the_others_are_written(tmp_path, capsys, monkeypatch):
+    root = write_set(tmp_path, ("a",))
+    (root / "images" / "locked").mkdir()
+    (root / "images" / "locked.dcm").touch()
+    scandir = os.scandir
+
+    def refuse(path, look):
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(path, scandir))
+    monkeypatch.setattr("data_prep.scans.is_dicom", lambda path: refuse(path, is_dicom))
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    for name in ("locked", "locked.dcm"):
+        assert f"failed: {root / 'images' / name}: cannot be read (Permission denied)." in told.err
+    assert "4 discs" in told.out
+    assert "of 1 scans" in told.out
+    assert "2 files or folders cannot be read" in told.err
+    assert "scans failed" not in told.err
+    (root / "masks" / "locked").mkdir()
+    assert scans(root / "images" / "a_t2.mha", "--masks", root / "masks", "--out", tmp_path / "none") == 2
+    assert "error: " + str(root / "masks" / "locked") in capsys.readouterr().err
+
+
+def test_folders_that_are_links_are_looked_into_once(tmp_path):
+    """Also where they lead in a circle; what is there twice is of its own folder's patient."""
+    root = write_set(tmp_path, ("a",))
+    (root / "far").mkdir()
+    shutil.copy(root / "images" / "a_t2.mha", root / "far" / "b_t2.mha")
+    (root / "images" / "one").mkdir()
+    (root / "images" / "a_t2.mha").rename(root / "images" / "one" / "a_t2.mha")
+    for name, target in (("all", "images"), ("another", "images/one"), ("far", "far")):
+        (root / "images" / name).symlink_to(root / target)
+    found = find_series([root / "images"], patients_by="folder")
+    assert {one.key for one in found.series} == {"one/a_t2", "far/b_t2"}
+
+
+@pytest.mark.parametrize(
+    ("names", "doubted"), [(("spine_000", "spine_001"), True), (("a_t2", "b_t2"), False), (("a_t2",), False)]
+)
+def test_names_that_make_all_scans_one_patients_are_doubted(tmp_path, capsys, names, doubted):
+    root = write_set(tmp_path, names, suffix="")
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
+    assert ("note: 2 scans are all of patient 'spine', by what their" in capsys.readouterr().err) == doubted
 
 
 def test_axial_volume_needs_no_mask_to_be_left_out(tmp_path, capsys):
