@@ -76,7 +76,8 @@ def scan_jobs(
         pseudonyms: of patients and scans.
 
     Raises:
-        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found.
+        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found; labels are given,
+            and fit none of the scans.
     """
     if masks is not None and corners is not None:
         raise SpinejaxError("Give either --masks DIR or --corners FILE, not both; or neither, to detect the vertebrae.")
@@ -89,6 +90,13 @@ def scan_jobs(
     mask_files = [path for path in volume_files(masks) if path.resolve() not in own] if masks else []
     bodies = {} if corners is None else read_corners(corners)
     of_scan = {one.key: labels.of(one.patient, one.key) if labels else {} for one in found.series}
+    unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
+    if labels and unused and not any(of_scan.values()):
+        scans = some([f"{one.patient} {one.key}" for one in found.series])
+        raise SpinejaxError(
+            f"--labels: none of its {len(labels.rows)} patients and scans is among those found: it names "
+            f"{some(unused)}, the scans are {scans}. Make the names agree: a spreadsheet may have made 7 of 0007."
+        )
     patients: dict[str, list[Mapping[str, int]]] = {}
     for one in found.series:
         patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
@@ -118,7 +126,6 @@ def scan_jobs(
                 recipe=f"{cutting} {labelled} {_kind(vertebrae)} {detector}",
             )
         )
-    unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
     return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
 
 
