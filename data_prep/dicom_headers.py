@@ -73,6 +73,14 @@ class DicomFile:
     frames: tuple[Frame, ...]
 
 
+class DamagedHeaderError(SpinejaxError):
+    """A header that cannot be read, but for its SeriesInstanceUID, maybe: `series`, or "" without."""
+
+    def __init__(self, message: str, series: str):
+        super().__init__(message)
+        self.series = series
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file has DICOM's magic word, whatever its name."""
     with open(path, "rb") as file:
@@ -86,18 +94,28 @@ def read_header(path: Path) -> DicomFile:
     """Read what a DICOM file says of itself, without its pixels.
 
     Raises:
-        SpinejaxError: the file is damaged, or pydicom is not installed.
+        DamagedHeaderError: the file is damaged.
+        SpinejaxError: it is too large, or pydicom is not installed.
     """
     pydicom = import_pydicom()
     refuse_bomb(path, pydicom)
     with damage_named(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+        series = str(dataset.get("SeriesInstanceUID", ""))
+    try:
+        return _judged(dataset, series, path)
+    except SpinejaxError as error:
+        raise DamagedHeaderError(str(error), series) from error
+
+
+def _judged(dataset, series: str, path: Path) -> DicomFile:
+    with damage_named(path):
         if "Rows" not in dataset and dataset.file_meta.get("MediaStorageSOPClassUID", "") in _IMAGES_OF_MR:
             raise SpinejaxError(f"{path}: its header ends before the image's size: truncated. Copy it again.")
         not_a_scan = _not_a_scan(dataset)
         return DicomFile(
             path=path,
-            series=str(dataset.get("SeriesInstanceUID", "")),
+            series=series,
             patient=str(dataset.get("PatientID") or "").strip(),
             weighting=_weighting(dataset),
             not_a_scan=not_a_scan,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dicom_headers import DicomFile, is_dicom, read_header, weighting_in_words
+from data_prep.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header, weighting_in_words
 from data_prep.read_dicom import in_order, read_series
 from data_prep.read_mha import read_mha
 from data_prep.read_nifti import read_nifti
@@ -115,6 +115,7 @@ def find_series(
     """
     found = Found()
     dicom: dict[str, list[DicomFile]] = defaultdict(list)
+    damaged: dict[str, Path] = {}
     masks: list[Path] = []
     others: list[Path] = []
     for path in _files(paths, exclude, found):
@@ -130,6 +131,8 @@ def find_series(
                 others.append(path)
         except (SpinejaxError, OSError) as error:
             found.cannot_read(path, error)
+            if isinstance(error, DamagedHeaderError):
+                damaged[error.series] = path
     if patients_by == "name":
         _doubt_one_patient(found)
     if masks:
@@ -138,7 +141,7 @@ def find_series(
     if others:
         found.left_out.append(f"{len(others)} files are no scans: {some([path.name for path in others])}")
     for key in sorted(dicom):
-        _take_dicom(key, dicom[key], found, weighting, patients_by)
+        _take_dicom(key, dicom[key], damaged.get(key), found, weighting, patients_by)
     _refuse_one_key_twice(found.series)
     return found
 
@@ -209,8 +212,10 @@ def _read_volume(path: Path) -> tuple[Scan, list[str]]:
     return read_scan(path, np.float32), []
 
 
-def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, patients_by: str) -> None:
-    """Sort one DICOM series into what is a scan, what is left out and what fails."""
+def _take_dicom(
+    key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str, patients_by: str
+) -> None:
+    """Sort one DICOM series into what is a scan, what is left out and what fails. `damaged` is a file that it lacks."""
     folder = files[0].path.parent
     name = f"{folder.name or folder}, series {key}"
     images = [file for file in files if not file.not_a_scan]
@@ -236,6 +241,8 @@ def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, 
             raise SpinejaxError(f"{name}: PatientID is empty. Give --patients-by folder, with a folder a patient.")
         if not _is_sagittal(images, name, found):
             return
+        if damaged:
+            raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
     except SpinejaxError as error:
         found.failures[name] = str(error)
         return

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +175,20 @@ def test_bad_series_is_told_and_the_others_are_written(tmp_path, capsys):
     assert "1 files or folders cannot be read" in told.err
     assert scans(root, "--masks", masks, "--out", tmp_path / "strict", "--strict") == 2
     assert not (tmp_path / "strict").exists()
+
+
+def test_series_whose_end_slice_is_damaged_fails(tmp_path, capsys):
+    """Without its end slice it would be a whole series, though a shorter one."""
+    root = write_set(tmp_path, ("a",))
+    slices = put(root / "images" / "dicom", SPINE.scan, "p1", "t2")
+    write_mha(root / "masks" / f"{slices[0].SeriesInstanceUID}.mha", SPINE.mask)
+    whole = Path(slices[0].filename).read_bytes()
+    Path(slices[0].filename).write_bytes(whole[: whole.index(slices[0].SeriesInstanceUID.encode()) + 80])
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "t2001 of it cannot be read" in told.err
+    assert "1 of 2 scans failed" in told.err
+    assert "4 discs" in told.out
 
 
 @pytest.mark.parametrize(
@@ -533,6 +548,10 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
         (["{masks}/../labels.csv", "--masks", "{masks}"], "No sagittal scan was found"),
         (["{images}", "--masks", "{masks}", "--lowest-level", "L9"], "--lowest-level L9: expected one of"),
         (["{images}", "--masks", "{masks}", "--labels", "none.csv"], "none.csv: no such file"),
+        (
+            ["{images}", "--labels", "{images}/../labels.csv"],
+            "it names 7, 7 7_t2, the scans are a a_t2. Make the names",
+        ),
         (["{images}", "--corners", "none.json"], "not a readable JSON file"),
         (["{images}", "{images}/../copy", "--masks", "{masks}"], "both are called 'a_t2'"),
     ],
@@ -540,7 +559,7 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
 def test_bad_options_are_one_message_and_status_2(tmp_path, capsys, arguments, message):
     root = write_set(tmp_path, ("a",))
     shutil.copytree(root / "images", root / "copy")
-    (root / "labels.csv").write_text("patient,scan,level,pfirrmann\n")
+    (root / "labels.csv").write_text("patient,scan,level,pfirrmann\n7,,L5-S1,2\n7,7_t2,L4-L5,2\n")
     filled = [argument.format(images=root / "images", masks=root / "masks") for argument in arguments]
     assert scans(*filled, "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
