@@ -70,9 +70,10 @@ class _Writing:
             console=_PROGRESS,
             **settings,
         )
-        outcome.notes = [f"left out: {line}" for line in found.left_out] + outcome.notes
+        outcome.notes = [f"left out: {line}" for line in found.left_out] + found.notes + outcome.notes
         outcome.failures = found.failures | outcome.failures
-        return _report(outcome, len(jobs) + len(found.failures), self.out)
+        num_scans = len(jobs) + len(found.failures) - len(found.unreadable)
+        return _report(outcome, num_scans, self.out, num_unreadable=len(found.unreadable))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ class _Reading:
             seed=seed,
             pseudonyms=pseudonyms,
         )
-        found.left_out += notes
+        found.notes += notes
         return jobs, found
 
 
@@ -237,7 +238,7 @@ class Overlay(_Reading):
     def run(self) -> int:
         # Nothing is kept under these pseudonyms, so their key need not be either.
         jobs, found = self.jobs(None, seed=self.seed, pseudonyms=Pseudonyms(secrets.token_bytes(32)))
-        for line in [*found.left_out, *found.failures.values()]:
+        for line in [*found.left_out, *found.notes, *found.failures.values()]:
             print(f"note: {line}", file=sys.stderr)
         for line in overlay_sheet(jobs, self.out, num_scans=self.scans, seed=self.seed):
             print(line)
@@ -323,7 +324,7 @@ class DetectEval(_Reading):
         if self.out.resolve() == weights.with_suffix(".json").resolve():
             raise SpinejaxError(f"--out {self.out}: that file belongs to the weights. Give another.")
         jobs, found = self.jobs(None, seed=0, pseudonyms=Pseudonyms(secrets.token_bytes(32)))
-        for line in [*found.left_out, *found.failures.values()]:
+        for line in [*found.left_out, *found.notes, *found.failures.values()]:
             print(f"note: {line}", file=sys.stderr)
         masked = [
             (job, series.patient)
@@ -411,7 +412,7 @@ def main(arguments: list[str] | None = None) -> int:
     return status_of(command.run)
 
 
-def _report(outcome: Outcome, num_scans: int, out: Path) -> int:
+def _report(outcome: Outcome, num_scans: int, out: Path, *, num_unreadable: int) -> int:
     for note in outcome.notes:
         print(f"note: {note}", file=sys.stderr)
     for name, reason in outcome.failures.items():
@@ -419,9 +420,12 @@ def _report(outcome: Outcome, num_scans: int, out: Path) -> int:
     if outcome.resumed:
         print(f"note: {outcome.resumed} scans were finished by an interrupted run.", file=sys.stderr)
     counts = ", ".join(f"{split} {outcome.discs[split]}" for split in SPLITS)
-    print(f"{out}: {sum(outcome.discs.values())} discs ({counts}) of {num_scans - len(outcome.failures)} scans")
-    if outcome.failures:
-        print(f"{len(outcome.failures)} of {num_scans} scans failed; their reasons are above.", file=sys.stderr)
+    num_failed = len(outcome.failures) - num_unreadable
+    print(f"{out}: {sum(outcome.discs.values())} discs ({counts}) of {num_scans - num_failed} scans")
+    if num_failed:
+        print(f"{num_failed} of {num_scans} scans failed; their reasons are above.", file=sys.stderr)
+    if num_unreadable:
+        print(f"{num_unreadable} files or folders cannot be read; their reasons are above.", file=sys.stderr)
     return 2 if outcome.failures else 0
 
 

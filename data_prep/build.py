@@ -22,7 +22,7 @@ from data_prep.discs import DiscVolume
 from data_prep.executors import run_all
 from data_prep.finished import ScanResult, ShardResult, drop_scans, keep_scan, keep_shard, kept_scan, kept_shard
 from data_prep.scan import NotSagittalError
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.manifest import MANIFEST, write_manifest
 from spinejax.shards import MASK_DTYPES, SCHEMA_VERSION, VOLUME_SHAPE, Disc, ShardSummary, shard_name, write_shard
 from spinejax.tasks import Task
@@ -255,6 +255,8 @@ def _cut(job: Job) -> tuple[ScanResult, bool]:
         return ScanResult(discs, notes), True
     except NotSagittalError as error:
         return ScanResult(notes=[f"left out: {error}"]), True
+    except NotInstalledError as error:
+        return ScanResult(failure=str(error)), False
     except SpinejaxError as error:
         return ScanResult(failure=str(error)), True
     except OSError as error:

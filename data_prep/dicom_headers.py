@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.scan import MAX_VOXELS
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 
 _META_BYTES = 144  # preamble, magic and the element that holds the length of the file's meta information
 _MAX_FILE_BYTES = 1 << 31
@@ -73,6 +73,14 @@ class DicomFile:
     frames: tuple[Frame, ...]
 
 
+class DamagedHeaderError(SpinejaxError):
+    """A header that cannot be read, but for its SeriesInstanceUID, maybe: `series`, or "" without."""
+
+    def __init__(self, message: str, series: str):
+        super().__init__(message)
+        self.series = series
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file has DICOM's magic word, whatever its name."""
     with open(path, "rb") as file:
@@ -86,18 +94,28 @@ def read_header(path: Path) -> DicomFile:
     """Read what a DICOM file says of itself, without its pixels.
 
     Raises:
-        SpinejaxError: the file is damaged, or pydicom is not installed.
+        DamagedHeaderError: the file is damaged.
+        SpinejaxError: it is too large, or pydicom is not installed.
     """
     pydicom = import_pydicom()
     refuse_bomb(path, pydicom)
     with damage_named(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+        series = str(dataset.get("SeriesInstanceUID", ""))
+    try:
+        return _judged(dataset, series, path)
+    except SpinejaxError as error:
+        raise DamagedHeaderError(str(error), series) from error
+
+
+def _judged(dataset, series: str, path: Path) -> DicomFile:
+    with damage_named(path):
         if "Rows" not in dataset and dataset.file_meta.get("MediaStorageSOPClassUID", "") in _IMAGES_OF_MR:
             raise SpinejaxError(f"{path}: its header ends before the image's size: truncated. Copy it again.")
         not_a_scan = _not_a_scan(dataset)
         return DicomFile(
             path=path,
-            series=str(dataset.get("SeriesInstanceUID", "")),
+            series=series,
             patient=str(dataset.get("PatientID") or "").strip(),
             weighting=_weighting(dataset),
             not_a_scan=not_a_scan,
@@ -111,7 +129,7 @@ def import_pydicom():
     try:
         import pydicom
     except ImportError as error:
-        raise SpinejaxError("Reading DICOM files needs pydicom. Run `pip install spinejax[scans]`.") from error
+        raise NotInstalledError("Reading DICOM files needs pydicom", "scans") from error
     return pydicom
 
 

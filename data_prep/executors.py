@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 
 _CONNECT_SECONDS = 10
 _LOOK_SECONDS = 10  # how often it is looked whether a result can still come
@@ -67,7 +67,7 @@ def _submitting(num_workers: int, scheduler: str | None) -> Iterator[tuple[Calla
     try:
         from distributed import Client
     except ImportError as error:
-        raise SpinejaxError("--scheduler needs Dask. Run `pip install spinejax[cluster]`.") from error
+        raise NotInstalledError("--scheduler needs Dask", "cluster") from error
     try:
         client = Client(scheduler, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:

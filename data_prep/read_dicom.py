@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep.dicom_headers import DicomFile, Frame, damage_named, import_pydicom, refuse_bomb
 from data_prep.scan import MAX_VOXELS, Scan, as_dtype, reorient
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 
 # The rule that makes frames a volume ---------------------------------------------------------------------------------
 
@@ -166,10 +166,8 @@ def _decoder(syntax, path: Path, pydicom) -> str:
             "`gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."
         )
     if decoder not in pydicom.pixels.get_decoder(syntax).available_plugins:
-        raise SpinejaxError(
-            f"{path}: its pixels are packed as {syntax.name}, and {decoder}, which unpacks them, is not installed. Run "
-            "`pip install spinejax[scans]`."
-        )
+        need = f"{path}: its pixels are packed as {syntax.name}, and {decoder}, which unpacks them, is not installed"
+        raise NotInstalledError(need, "scans")
     return decoder
 
 

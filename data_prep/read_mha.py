@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.scan import MAX_VOXELS, Scan, as_dtype, reorient
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 
 _ELEMENT_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "FLOAT": 4, "DOUBLE": 8}
 _ELEMENT_BYTES |= {"LONG": 4, "ULONG": 4, "LONG_LONG": 8, "ULONG_LONG": 8}
@@ -74,7 +74,7 @@ def _simple_itk():
     try:
         import SimpleITK
     except ImportError as error:
-        raise SpinejaxError("Reading scans needs SimpleITK. Run `pip install spinejax[scans]`.") from error
+        raise NotInstalledError("Reading scans needs SimpleITK", "scans") from error
     return SimpleITK
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.scan import MAX_VOXELS, Scan, as_dtype, reorient
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.shards import write_atomically
 
 _HEADER_BYTES = {1: 348, 2: 540}  # by version of the format
@@ -72,7 +72,7 @@ def _nibabel():
     try:
         import nibabel
     except ImportError as error:
-        raise SpinejaxError("Reading NIfTI files needs nibabel. Run `pip install spinejax[scans]`.") from error
+        raise NotInstalledError("Reading NIfTI files needs nibabel", "scans") from error
     return nibabel
 
 

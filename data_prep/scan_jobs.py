@@ -16,7 +16,7 @@ from data_prep.labels import Labels
 from data_prep.mask_conventions import CONVENTIONS, to_house
 from data_prep.privacy import Pseudonyms
 from data_prep.scan import Scan, require_same_grid
-from data_prep.scans import Found, Series, read_scan, stem_of, volume_files
+from data_prep.scans import MASK_WORDS, Found, Series, read_scan, stem_of, volume_files
 from data_prep.splits import split_patients
 from data_prep.tables import some
 from data_prep.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
@@ -76,7 +76,8 @@ def scan_jobs(
         pseudonyms: of patients and scans.
 
     Raises:
-        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found.
+        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found; labels are given,
+            and fit none of the scans.
     """
     if masks is not None and corners is not None:
         raise SpinejaxError("Give either --masks DIR or --corners FILE, not both; or neither, to detect the vertebrae.")
@@ -85,9 +86,17 @@ def scan_jobs(
         raise SpinejaxError(f"No sagittal scan was found.{reasons}")
     if masks is not None and not masks.is_dir():
         raise SpinejaxError(f"--masks {masks}: no such folder.")
-    mask_files = [] if masks is None else volume_files(masks)
+    own = {file.resolve() for one in found.series for file in one.files}  # in the same folder as the masks, maybe
+    mask_files = [path for path in volume_files(masks) if path.resolve() not in own] if masks else []
     bodies = {} if corners is None else read_corners(corners)
     of_scan = {one.key: labels.of(one.patient, one.key) if labels else {} for one in found.series}
+    unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
+    if labels and unused and not any(of_scan.values()):
+        scans = some([f"{one.patient} {one.key}" for one in found.series])
+        raise SpinejaxError(
+            f"--labels: none of its {len(labels.rows)} patients and scans is among those found: it names "
+            f"{some(unused)}, the scans are {scans}. Make the names agree: a spreadsheet may have made 7 of 0007."
+        )
     patients: dict[str, list[Mapping[str, int]]] = {}
     for one in found.series:
         patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
@@ -114,10 +123,9 @@ def scan_jobs(
                 labels=of_scan[one.key],
                 cut=partial(cut_scan, one, vertebrae, cutting, labelled=labelled),
                 sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
-                recipe=f"{cutting} {labelled} {json.dumps(bodies.get(one.key), sort_keys=True)} {detector}",
+                recipe=f"{cutting} {labelled} {_kind(vertebrae)} {detector}",
             )
         )
-    unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
     return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
 
 
@@ -191,6 +199,13 @@ def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutt
     return Located(scan, bodies, Scan(body_labels(mask), mask.affine, mask.name), notes + doubts + left_out)
 
 
+def _kind(vertebrae: Path | Mapping | str | None) -> str:
+    """Where the vertebrae come from, for a job's recipe; of a mask, the sources tell which it is."""
+    if isinstance(vertebrae, Mapping):
+        return json.dumps(vertebrae, sort_keys=True)
+    return "a mask" if isinstance(vertebrae, Path) else f"none: {vertebrae}"
+
+
 def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:
     return bodies.get(series.key, f"the corner file has no scan {series.key!r}.")
 
@@ -199,8 +214,9 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     """The mask of a series, or why there is none: the first rule that a file fits decides.
 
     It is named as its scan, with its folder (`P001/t2.mha`) or without; as SPINEPS names it (`sub-07_T2w.nii.gz` has
-    `sub-07_mod-T2w_seg-vert_msk.nii.gz`); as its scan with something behind an underscore (`0007_t2_seg.mha`); or as
-    the folder that the scan lies in. `keys` are those of all the scans: what is named as another scan is that one's.
+    `sub-07_mod-T2w_seg-vert_msk.nii.gz`); as its scan with a word for mask behind an underscore (`0007_t2_seg.mha`, but
+    not `0007_t2_SPACE_seg.mha`, which is another series'); or as the folder that the scan lies in. `keys` are those of
+    all the scans: what is named as another scan is that one's.
     """
     name = series.key.rpartition("/")[2]
     subject, _, contrast = name.rpartition("_")
@@ -211,7 +227,7 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
         or [path for path in free if stem_of(path) == name]
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
-        or [path for path in free if path.name.startswith(f"{name}_")]
+        or [path for path in free if MASK_WORDS.search(_behind(f"{name}_", stem_of(path)))]
         or [path for path in free if stem_of(path) == series.files[0].parent.name]
     )
     if len(named) == 1:
@@ -219,3 +235,8 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     if named:
         return f"{some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
     return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."
+
+
+def _behind(beginning: str, stem: str) -> str:
+    """The word behind a name's beginning, up to the next underscore; nothing if the name begins otherwise."""
+    return stem.removeprefix(beginning).partition("_")[0] if stem.startswith(beginning) else ""

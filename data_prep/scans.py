@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dicom_headers import DicomFile, is_dicom, read_header, weighting_in_words
+from data_prep.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header, weighting_in_words
 from data_prep.read_dicom import in_order, read_series
 from data_prep.read_mha import read_mha
 from data_prep.read_nifti import read_nifti
@@ -21,6 +21,8 @@ from spinejax.errors import SpinejaxError
 _READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
 WEIGHTINGS = ("t2", "t1", "any")
 PATIENTS_BY = ("name", "folder")
+# What tools and people call a mask: as a whole behind the last "_" of its name, or as a part of a longer word.
+MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,22 @@ class Series:
 
 @dataclass
 class Found:
-    """The scans of some paths, the notes on what was left out, and what failed: name → reason."""
+    """The scans of some paths, the notes on what was left out or is doubtful, and what failed: name → reason.
+
+    Of the failures `unreadable` are files and folders, of which it is not known whether they are scans.
+    """
 
     series: list[Series] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
+
+    def cannot_read(self, path: str | Path, error: SpinejaxError | OSError) -> None:
+        """Tell of a file or folder that cannot be read."""
+        system = f"{path}: cannot be read ({error.strerror})." if isinstance(error, OSError) else ""
+        self.failures[str(path)] = system or str(error)
+        self.unreadable.add(str(path))
 
 
 def read_scan(path: str | Path, dtype) -> Scan:
@@ -75,8 +88,12 @@ def stem_of(path: Path) -> str:
 
 
 def volume_files(folder: Path) -> list[Path]:
-    """Every NIfTI and MetaImage file of a tree, sorted."""
-    return [path for path in _files([folder], ()) if suffix_of(path) in _READERS]
+    """Every NIfTI and MetaImage file of a tree, sorted. Raises SpinejaxError if a part of it cannot be read."""
+    found = Found()
+    files = [path for path in _files([folder], (), found) if suffix_of(path) in _READERS]
+    for reason in found.failures.values():
+        raise SpinejaxError(reason)
+    return files
 
 
 def find_series(
@@ -85,7 +102,8 @@ def find_series(
     """Look through files and whole trees for sagittal series.
 
     Args:
-        paths: files and folders. In a folder every file is looked at, whatever its name.
+        paths: files and folders. In a folder every file is looked at, whatever its name; but a volume file whose name
+            ends in `_seg` or the like is a mask, which often lie beside their scans.
         weighting: "t2", "t1" or "any". Series that are known to be of another are left out.
         patients_by: "name": a DICOM file's PatientID, or what a volume file's name has before its first "_" or "."
             (`sub-07_T2w.nii.gz` is of `sub-07`); "folder": the name of the folder that a series lies in.
@@ -97,48 +115,85 @@ def find_series(
     """
     found = Found()
     dicom: dict[str, list[DicomFile]] = defaultdict(list)
+    damaged: dict[str, Path] = {}
+    masks: list[Path] = []
     others: list[Path] = []
-    for path in _files(paths, exclude):
-        if suffix_of(path) in _READERS:
-            _take_volume(path, found, weighting, patients_by)
-        elif is_dicom(path):
-            try:
+    for path in _files(paths, exclude, found):
+        try:
+            if suffix_of(path) in _READERS and MASK_WORDS.fullmatch(stem_of(path).rpartition("_")[2]):
+                masks.append(path)
+            elif suffix_of(path) in _READERS:
+                _take_volume(path, found, weighting, patients_by)
+            elif is_dicom(path):
                 header = read_header(path)
-            except SpinejaxError as error:
-                found.failures[str(path)] = str(error)
-                continue
-            dicom[header.series].append(header)
-        else:
-            others.append(path)
+                dicom[header.series].append(header)
+            else:
+                others.append(path)
+        except (SpinejaxError, OSError) as error:
+            found.cannot_read(path, error)
+            if isinstance(error, DamagedHeaderError):
+                damaged[error.series] = path
+    if patients_by == "name":
+        _doubt_one_patient(found)
+    if masks:
+        what = f"{len(masks)} files are masks by how their names end: {some([path.name for path in masks])}"
+        found.left_out.append(f"{what}. Rename what is a scan.")
     if others:
         found.left_out.append(f"{len(others)} files are no scans: {some([path.name for path in others])}")
     for key in sorted(dicom):
-        _take_dicom(key, dicom[key], found, weighting, patients_by)
+        _take_dicom(key, dicom[key], damaged.get(key), found, weighting, patients_by)
     _refuse_one_key_twice(found.series)
     return found
 
 
-def _files(paths: Sequence[Path], exclude: Sequence[Path]) -> Iterator[Path]:
-    """Every file once, in an order that does not depend on the file system."""
+def _files(paths: Sequence[Path], exclude: Sequence[Path], found: Found) -> Iterator[Path]:
+    """Every file once, in an order that does not depend on the file system. `found` is told what cannot be read."""
     hidden_from = {path.resolve() for path in exclude}
     seen: set[Path] = set()
     for path in paths:
         if not path.exists():
             raise SpinejaxError(f"{path}: no such file or folder.")
-        tree = [(str(path.parent), [], [path.name])] if path.is_file() else _walk(path, hidden_from)
-        for folder, _, names in tree:
-            for name in sorted(names):
-                file = Path(folder, name)
-                # Dot files are the system's; a pipe or a socket would hang a reader.
-                if (not name.startswith(".") or path.is_file()) and file.is_file() and file.resolve() not in seen:
-                    seen.add(file.resolve())
-                    yield file
+        for file in [path] if path.is_file() else _walk(path, hidden_from, found):
+            try:
+                # A pipe or a socket would hang a reader.
+                new = file.is_file() and file.resolve() not in seen
+            except OSError as error:  # in a folder whose names may be read, but not what is in it
+                found.cannot_read(file, error)
+                continue
+            if new:
+                seen.add(file.resolve())
+                yield file
 
 
-def _walk(root: Path, hidden: set[Path]) -> Iterator[tuple[str, list[str], list[str]]]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if Path(folder, name).resolve() not in hidden and name[0] != ".")
-        yield folder, folders, names
+def _walk(root: Path, hidden: set[Path], found: Found) -> Iterator[Path]:
+    """All that lies in a tree, but for what has a dot before its name: that is the system's.
+
+    Folders that are links come last, so that what is there twice goes by the name of its own folder.
+    """
+
+    def tell(error: OSError) -> None:
+        found.cannot_read(error.filename, error)
+
+    seen: set[Path] = set()
+    tops = [root]
+    for top in tops:
+        for folder, folders, names in os.walk(top, onerror=tell):
+            here = [Path(folder, name) for name in sorted(folders) if name[0] != "."]
+            here = [path for path in here if path.resolve() not in hidden]
+            folders[:] = [] if Path(folder).resolve() in seen else [path.name for path in here]
+            seen.add(Path(folder).resolve())  # links may lead in a circle
+            tops += [path for path in here if path.is_symlink()]
+            yield from (Path(folder, name) for name in sorted(names) if name[0] != ".")
+
+
+def _doubt_one_patient(found: Found) -> None:
+    """Volume files that all begin alike: of one patient, or named by the study."""
+    patients = {one.patient for one in found.series}
+    if len(found.series) > 1 and len(patients) == 1:
+        found.notes.append(
+            f"{len(found.series)} scans are all of patient {patients.pop()!r}, by what their names have before the "
+            "first _ or .: --patients-by folder, or rename them, if they are of several."
+        )
 
 
 def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> None:
@@ -157,8 +212,10 @@ def _read_volume(path: Path) -> tuple[Scan, list[str]]:
     return read_scan(path, np.float32), []
 
 
-def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, patients_by: str) -> None:
-    """Sort one DICOM series into what is a scan, what is left out and what fails."""
+def _take_dicom(
+    key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str, patients_by: str
+) -> None:
+    """Sort one DICOM series into what is a scan, what is left out and what fails. `damaged` is a file that it lacks."""
     folder = files[0].path.parent
     name = f"{folder.name or folder}, series {key}"
     images = [file for file in files if not file.not_a_scan]
@@ -184,6 +241,8 @@ def _take_dicom(key: str, files: list[DicomFile], found: Found, weighting: str, 
             raise SpinejaxError(f"{name}: PatientID is empty. Give --patients-by folder, with a folder a patient.")
         if not _is_sagittal(images, name, found):
             return
+        if damaged:
+            raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
     except SpinejaxError as error:
         found.failures[name] = str(error)
         return

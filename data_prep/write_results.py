@@ -16,7 +16,7 @@ import numpy as np
 import spinejax
 from data_prep.dicom_headers import damage_named, import_pydicom, refuse_bomb
 from data_prep.evaluation import DiscMaps, GradedDisc
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.shards import WINDOW_SHAPE, write_atomically
 from spinejax.tasks import Task
 
@@ -47,7 +47,7 @@ def import_highdicom():
     try:
         import highdicom
     except ImportError as error:
-        raise SpinejaxError("Writing DICOM results needs highdicom. Run `pip install spinejax[scans]`.") from error
+        raise NotInstalledError("Writing DICOM results needs highdicom", "scans") from error
     return highdicom
 
 

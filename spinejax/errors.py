@@ -12,6 +12,22 @@ class SpinejaxError(Exception):
     """
 
 
+class NotInstalledError(SpinejaxError):
+    """A library is missing: no fault of the input, which may well be in order once the library is there.
+
+    Args:
+        need: what needs which library.
+        extra: of this package, with which the library comes. The package is on no index, but installed from its folder.
+    """
+
+    def __init__(self, need: str, extra: str):
+        super().__init__(need, extra)  # what it is pickled by, on its way from a worker
+
+    def __str__(self) -> str:
+        need, extra = self.args
+        return f"{need}. Run `pip install -e '.[{extra}]'` in this project's folder."
+
+
 def status_of(command: Callable[[], int | None]) -> int:
     """Run a command and give its exit status: 0 done, 2 the user can mend it, 130 interrupted.
 

@@ -12,7 +12,7 @@ import rich.console
 import rich.progress
 from typing_extensions import TypedDict
 
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.shards import write_atomically
 
 LOG = "log.jsonl"
@@ -139,5 +139,5 @@ def _tensorboard_writer(run: Path, step: int):
     try:
         import tensorboardX
     except ImportError as error:
-        raise SpinejaxError("Option --tensorboard needs the extra: pip install 'spinejax[tensorboard]'.") from error
+        raise NotInstalledError("Option --tensorboard needs tensorboardX", "tensorboard") from error
     return tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -23,7 +23,7 @@ import numpy as np
 
 from spinejax import tasks as task_tables
 from spinejax.dataset import DataSet
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.hotspots import Method
 from spinejax.shards import VOLUME_SHAPE, WINDOW_SHAPE, write_atomically
 from spinejax.tasks import Task
@@ -145,5 +145,5 @@ def _nibabel():
     try:
         import nibabel
     except ImportError as error:
-        raise SpinejaxError("Writing NIfTI needs nibabel. Run `pip install spinejax[scans]`.") from error
+        raise NotInstalledError("Writing NIfTI needs nibabel", "scans") from error
     return nibabel

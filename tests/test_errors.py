@@ -1,10 +1,11 @@
 """How a command ends: what the user can mend is one line and status 2, and only our own faults show a traceback."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from spinejax.errors import SpinejaxError, status_of
+from spinejax.errors import NotInstalledError, SpinejaxError, status_of
 
 
 def raising(error):
@@ -28,6 +29,12 @@ def raising(error):
 def test_status_and_message(command, status, said, capsys):
     assert status_of(command) == status
     assert capsys.readouterr().err == said
+
+
+def test_missing_library_is_told_the_same_from_a_worker():
+    error = NotInstalledError("Reading NIfTI files needs nibabel", "scans")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "`pip install -e '.[scans]'`" in str(error)
 
 
 def test_our_own_faults_are_not_hidden():

@@ -277,7 +277,7 @@ def test_missing_decoder_says_how_to_get_it(tmp_path, scan, monkeypatch):
     for one in series(tmp_path / "a", scan):
         pack_as_jpeg_lossless(Path(one.filename), uid.JPEGLosslessSV1)
     monkeypatch.delitem(pydicom.pixels.get_decoder(uid.JPEGLosslessSV1)._available, "gdcm")
-    with pytest.raises(SpinejaxError, match=r"packed as JPEG Lossless.*gdcm.*pip install spinejax\[scans\]"):
+    with pytest.raises(SpinejaxError, match=r"packed as JPEG Lossless.*gdcm.*pip install -e '\.\[scans\]'"):
         read(tmp_path / "a")
 
 

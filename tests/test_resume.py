@@ -18,7 +18,7 @@ from data_prep.discs import DiscVolume
 from data_prep.executors import run_all
 from data_prep.finished import keep_scan
 from data_prep.scan import NotSagittalError
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.manifest import MANIFEST
 from spinejax.shards import VOLUME_SHAPE
 from spinejax.tasks import Task
@@ -35,6 +35,8 @@ def cut(folder, number):
         raise NotSagittalError(f"scan{number}: an axial series.")
     if text == "black":
         raise SpinejaxError(f"scan{number}: its slices are black.")
+    if text == "packed":
+        raise NotInstalledError(f"scan{number}: gdcm unpacks it", "scans")
     if (folder / "slow").exists():
         time.sleep(0.2)
     volume = np.full(VOLUME_SHAPE, int(text), np.uint16)
@@ -170,6 +172,15 @@ def test_scan_that_could_not_be_read_just_now_is_tried_again(tmp_path, folder, m
     stop_before_manifest(monkeypatch, folder, tmp_path / "out")
     outcome = run(folder, tmp_path / "out")
     assert "cannot be read" in outcome.failures["scan0"]
+    assert cuts(folder) == ["0"]
+
+
+def test_scan_that_lacks_a_library_is_tried_again_once_it_may_be_there(tmp_path, folder, monkeypatch):
+    jobs(folder)
+    (folder / "scan0").write_text("packed")
+    stop_before_manifest(monkeypatch, folder, tmp_path / "out")
+    outcome = run(folder, tmp_path / "out")
+    assert "pip install" in outcome.failures["scan0"]
     assert cuts(folder) == ["0"]
 
 

@@ -216,8 +216,8 @@ def test_missing_simpleitk_says_how_to_get_it(tmp_path):
         "except Exception as error: print(type(error).__name__, error)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "SpinejaxError" in run.stdout
-    assert "pip install spinejax[scans]" in run.stdout
+    assert "NotInstalledError" in run.stdout
+    assert "Run `pip install -e '.[scans]'` in this project's folder." in run.stdout
 
 
 def test_only_mha_is_written(tmp_path, scan):

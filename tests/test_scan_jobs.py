@@ -1,23 +1,28 @@
 """Scans of every format, through the command, to the same discs."""
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.__main__ import main
 from data_prep.detector.detect import Detection
+from data_prep.dicom_headers import is_dicom
 from data_prep.phantom_files import FORMATS
 from data_prep.read_mha import read_mha, write_mha
 from data_prep.read_nifti import write_nifti
 from data_prep.scan import Scan
+from data_prep.scans import find_series
 from data_prep.vertebrae import bodies_from_spider_mask
 from spinejax.dataset import DataSet, verify
 from spinejax.shards import INTENSITY_ONE
 from tests.block_spine import block_spine
 from tests.dicom_files import save, series
+from tests.test_resume import stop_at
 
 SPINE = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5, angles_deg=(6.0, -4.0))
 
@@ -166,9 +171,24 @@ def test_bad_series_is_told_and_the_others_are_written(tmp_path, capsys):
     assert "4 discs" in told.out
     assert re.search("1 slices are missing between t200[24] and t200[24]", told.err)
     assert "cut: " in told.err
-    assert "2 of 3 scans failed" in told.err
+    assert "1 of 2 scans failed" in told.err
+    assert "1 files or folders cannot be read" in told.err
     assert scans(root, "--masks", masks, "--out", tmp_path / "strict", "--strict") == 2
     assert not (tmp_path / "strict").exists()
+
+
+def test_series_whose_end_slice_is_damaged_fails(tmp_path, capsys):
+    """Without its end slice it would be a whole series, though a shorter one."""
+    root = write_set(tmp_path, ("a",))
+    slices = put(root / "images" / "dicom", SPINE.scan, "p1", "t2")
+    write_mha(root / "masks" / f"{slices[0].SeriesInstanceUID}.mha", SPINE.mask)
+    whole = Path(slices[0].filename).read_bytes()
+    Path(slices[0].filename).write_bytes(whole[: whole.index(slices[0].SeriesInstanceUID.encode()) + 80])
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "t2001 of it cannot be read" in told.err
+    assert "1 of 2 scans failed" in told.err
+    assert "4 discs" in told.out
 
 
 @pytest.mark.parametrize(
@@ -190,6 +210,54 @@ def test_series_without_one_patient_fails(tmp_path, capsys, values, message):
     told = capsys.readouterr()
     assert message in told.err
     assert "4 discs" in told.out
+
+
+def test_file_and_folder_that_may_not_be_read_are_told_and_the_others_are_written(tmp_path, capsys, monkeypatch):
+    root = write_set(tmp_path, ("a",))
+    (root / "images" / "locked").mkdir()
+    (root / "images" / "locked.dcm").touch()
+    scandir = os.scandir
+
+    def refuse(path, look):
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(path, scandir))
+    monkeypatch.setattr("data_prep.scans.is_dicom", lambda path: refuse(path, is_dicom))
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    for name in ("locked", "locked.dcm"):
+        assert f"failed: {root / 'images' / name}: cannot be read (Permission denied)." in told.err
+    assert "4 discs" in told.out
+    assert "of 1 scans" in told.out
+    assert "2 files or folders cannot be read" in told.err
+    assert "scans failed" not in told.err
+    (root / "masks" / "locked").mkdir()
+    assert scans(root / "images" / "a_t2.mha", "--masks", root / "masks", "--out", tmp_path / "none") == 2
+    assert "error: " + str(root / "masks" / "locked") in capsys.readouterr().err
+
+
+def test_folders_that_are_links_are_looked_into_once(tmp_path):
+    """Also where they lead in a circle; what is there twice is of its own folder's patient."""
+    root = write_set(tmp_path, ("a",))
+    (root / "far").mkdir()
+    shutil.copy(root / "images" / "a_t2.mha", root / "far" / "b_t2.mha")
+    (root / "images" / "one").mkdir()
+    (root / "images" / "a_t2.mha").rename(root / "images" / "one" / "a_t2.mha")
+    for name, target in (("all", "images"), ("another", "images/one"), ("far", "far")):
+        (root / "images" / name).symlink_to(root / target)
+    found = find_series([root / "images"], patients_by="folder")
+    assert {one.key for one in found.series} == {"one/a_t2", "far/b_t2"}
+
+
+@pytest.mark.parametrize(
+    ("names", "doubted"), [(("spine_000", "spine_001"), True), (("a_t2", "b_t2"), False), (("a_t2",), False)]
+)
+def test_names_that_make_all_scans_one_patients_are_doubted(tmp_path, capsys, names, doubted):
+    root = write_set(tmp_path, names, suffix="")
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
+    assert ("note: 2 scans are all of patient 'spine', by what their" in capsys.readouterr().err) == doubted
 
 
 def test_axial_volume_needs_no_mask_to_be_left_out(tmp_path, capsys):
@@ -313,7 +381,16 @@ def test_patients_by_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["a_t2", "a_mod-t2_seg-vert_msk", "a_seg-vert_msk", "a_t2_seg", "images", "deep/a_t2"],
+    [
+        "a_t2",
+        "a_mod-t2_seg-vert_msk",
+        "a_seg-vert_msk",
+        "a_t2_seg",
+        "a_t2_totalspineseg_v2",
+        "a_t2_vertebrae_mr",
+        "images",
+        "deep/a_t2",
+    ],
 )
 def test_masks_are_found_by_name(tmp_path, name):
     root = write_set(tmp_path, ("a",))
@@ -330,6 +407,40 @@ def test_a_mask_named_as_another_scan_is_that_ones(tmp_path, capsys):
     assert "failed: a.mha: no mask a.nii.gz" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["", "_seg"])
+def test_a_mask_of_a_longer_name_is_another_series(tmp_path, capsys, ending):
+    """SPIDER has `110_t2` and `110_t2_SPACE`, on grids of their own."""
+    root = write_set(tmp_path, ("a",))
+    (root / "masks" / "a_t2.mha").rename(root / "masks" / f"a_t2_SPACE{ending}.mha")
+    shutil.copy(root / "images" / "a_t2.mha", root / "images" / "a_t2_SPACE.mha")
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "failed: a_t2.mha: no mask a_t2.nii.gz" in told.err
+    assert "4 discs" in told.out
+    assert scans(root / "images" / "a_t2.mha", "--masks", root / "masks", "--out", tmp_path / "one") == 2
+
+
+@pytest.mark.parametrize("scan", ["", "a_t2.mha"])
+@pytest.mark.parametrize("ending", ["_seg", "_dseg", "_msk", "_mask", "_label", "_labels", "_T2w_seg-vert_msk"])
+def test_masks_beside_their_scans_are_no_scans(tmp_path, capsys, ending, scan):
+    root = write_set(tmp_path, ("a",))
+    (root / "masks" / "a_t2.mha").rename(root / "images" / f"a_t2{ending}.mha")
+    assert scans(root / "images" / scan, "--masks", root / "images", "--out", tmp_path / "out") == 0
+    told = capsys.readouterr()
+    assert "4 discs" in told.out
+    assert "of 1 scans" in told.out
+    assert scan or f"1 files are masks by how their names end: a_t2{ending}.mha" in told.err
+    assert scans(root / "images" / f"a_t2{ending}.mha", "--out", tmp_path / "none") == 2
+    assert "No sagittal scan was found" in capsys.readouterr().err
+
+
+def test_a_scan_is_not_its_own_mask(tmp_path, capsys):
+    root = write_set(tmp_path, ("a",))
+    assert scans(root / "images", "--masks", root / "images", "--out", tmp_path / "out") == 2
+    assert "no mask a_t2.nii.gz or .mha among the 0" in capsys.readouterr().err
+    assert scans(root / "images", "--masks", root, "--out", tmp_path / "out") == 0
+
+
 def test_normalising_per_disc_keeps_the_difference_between_slices(tmp_path):
     root = write_set(tmp_path, ("a",))
     for way in ("slice", "disc"):
@@ -342,6 +453,35 @@ def test_normalising_per_disc_keeps_the_difference_between_slices(tmp_path):
             np.testing.assert_allclose(ramp, 1, atol=0.02)
         else:
             assert ramp[0] < 0.95 < 1.05 < ramp[2]
+
+
+# Interrupted runs, gone on with otherwise ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def detected(monkeypatch):
+    """The detector finds what the block spine's mask says."""
+    bodies, _ = bodies_from_spider_mask(SPINE.mask)
+    monkeypatch.setattr("data_prep.detector.detect.detect", lambda scan, **_: Detection(bodies, {}, []))
+
+
+def test_discs_that_were_detected_are_not_those_of_a_mask_that_is_missing(tmp_path, capsys, monkeypatch, detected):
+    root = write_set(tmp_path, ("a", "b"))
+    command = [root / "images", "--out", tmp_path / "out", "--shards", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.build.keep_scan", stop_at(1))
+        assert scans(*command) == 130
+    (root / "masks" / "a_t2.mha").unlink()
+    assert scans(*command, "--masks", root / "masks") == 2
+    assert "failed: a_t2.mha: no mask" in capsys.readouterr().err
+
+
+def test_missing_mask_is_not_told_of_where_the_detector_is_asked(tmp_path, detected):
+    root = write_set(tmp_path, ("a",))
+    (root / "masks" / "a_t2.mha").unlink()
+    command = [root / "images", "--out", tmp_path / "out", "--strict"]
+    assert scans(*command, "--masks", root / "masks") == 2
+    assert scans(*command) == 0
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------
@@ -408,6 +548,10 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
         (["{masks}/../labels.csv", "--masks", "{masks}"], "No sagittal scan was found"),
         (["{images}", "--masks", "{masks}", "--lowest-level", "L9"], "--lowest-level L9: expected one of"),
         (["{images}", "--masks", "{masks}", "--labels", "none.csv"], "none.csv: no such file"),
+        (
+            ["{images}", "--labels", "{images}/../labels.csv"],
+            "it names 7, 7 7_t2, the scans are a a_t2. Make the names",
+        ),
         (["{images}", "--corners", "none.json"], "not a readable JSON file"),
         (["{images}", "{images}/../copy", "--masks", "{masks}"], "both are called 'a_t2'"),
     ],
@@ -415,7 +559,7 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
 def test_bad_options_are_one_message_and_status_2(tmp_path, capsys, arguments, message):
     root = write_set(tmp_path, ("a",))
     shutil.copytree(root / "images", root / "copy")
-    (root / "labels.csv").write_text("patient,scan,level,pfirrmann\n")
+    (root / "labels.csv").write_text("patient,scan,level,pfirrmann\n7,,L5-S1,2\n7,7_t2,L4-L5,2\n")
     filled = [argument.format(images=root / "images", masks=root / "masks") for argument in arguments]
     assert scans(*filled, "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
