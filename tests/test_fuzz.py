@@ -17,7 +17,7 @@ def printed():
     environment = os.environ | {"PYTHONWARNINGS": "error"}
     cases = ["--cases", str(CASES * len(FORMATS)), "--seed", "7"]
     command = [sys.executable, "-m", "benchmarks.fuzz_readers", *cases]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     return done.stdout + done.stderr
 
 

@@ -112,7 +112,7 @@ def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder
     for _ in range(3):
         forget_cuts(folder)
         process = start(folder, out, f"{RUN[:-1]}, num_shards={num_shards})")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             if len(cuts(folder)) > 1 or cuts(folder) == ["5"]:  # it has finished a scan, or there is only the last
                 break
