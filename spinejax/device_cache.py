@@ -12,6 +12,8 @@ batch and no more, makes the stretches whole discs, split over the devices as ba
 import functools
 import math
 import os
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +91,33 @@ def free_bytes(mesh: Mesh) -> int:
     stats = [device.memory_stats() for device in here]
     if all(stats):
         return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(here)
+    return available_bytes() // len(here)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process can have: of this machine's, and of what its container leaves.
+
+    The page cache counts as free in both, since the system gives it up when memory is asked for.
+
+    Args:
+        root: where `proc` and `sys` are.
+    """
+
+    def number(name: str, field: str = "") -> int:
+        """A file's first number, or the sum of a field's; 0 if it has none, as where it says "max" for no limit."""
+        path = root / name
+        return sum(map(int, re.findall(rf"^{field}(\d+)", path.read_text(), re.MULTILINE))) if path.is_file() else 0
+
+    free = 1024 * number("proc/meminfo", "MemAvailable: +")
+    free = free or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for group, limit, used in (  # control groups, versions 2 and 1
+        ("sys/fs/cgroup", "memory.max", "memory.current"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        if most := number(f"{group}/{limit}"):
+            cached = number(f"{group}/memory.stat", "(?:in)?active_file ")
+            free = max(0, min(free, most - number(f"{group}/{used}") + cached))
+    return free
 
 
 def check_fits(num_discs: int, needed_bytes: int, free_bytes: int, num_devices: int) -> None:

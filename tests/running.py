@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from spinejax import logbook
 
 ROOT = Path(__file__).parent.parent
+START_SECONDS = 600  # until a process has imported everything, on a machine with other things to do
 SMALL = ("--width", "0.02", "--batch-size", "8", "--eval-epochs", "1")
 
 
@@ -31,6 +33,24 @@ def environment(cache):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return os.environ | fixed | {"PYTHONPATH": str(ROOT)}
+
+
+@contextlib.contextmanager
+def free_address():
+    """An address of this machine that is for the block alone: it is held, and shared with a gRPC server of this user's.
+
+    Nobody answers there until there is one.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+def read_line(pipe, seconds=START_SECONDS):
+    """The next line of a process that writes one at a time. Raises AssertionError if the time is up."""
+    assert select.select([pipe], [], [], seconds)[0], f"nothing was said in {seconds} seconds"
+    return pipe.readline()
 
 
 class Launcher:
@@ -61,25 +81,27 @@ class Launcher:
     @contextlib.contextmanager
     def together(self, *commands):
         """Start one process a command, as processes 0, 1, … of one run. None outlives the block."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
-        started = [
-            self.start([*command, "--distributed"], JAX_PROCESS_ID=str(place), **shared)
-            for place, command in enumerate(commands)
-        ]
-        try:
-            yield started
-        finally:
-            for process in started:
-                process.kill()
+        with free_address() as address:
+            shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
+            started = [
+                self.start([*command, "--distributed"], JAX_PROCESS_ID=str(place), **shared)
+                for place, command in enumerate(commands)
+            ]
+            try:
+                yield started
+            finally:
+                for process in started:
+                    process.kill()
 
     def ask(self, order):
         """Give an order, and its answer."""
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        try:
+            return json.loads(read_line(self._process.stdout, order.get("seconds", 0) + START_SECONDS))
+        except AssertionError:
+            self._process.kill()
+            raise
 
     def close(self):
         self._process.stdin.close()
@@ -121,9 +143,13 @@ class Started:
         os.kill(self.pid, number)
 
     def kill(self):
-        if self.is_running():
+        if self._status is None:  # its end was not asked for, so its id is still its own
             self.send(signal.SIGKILL)
         return self.end()
+
+    def errors(self):
+        """What it has written to its standard error."""
+        return Path(f"{self._out}.err").read_text()
 
     def end(self, seconds=900):
         """Wait for its end; a process that takes longer is killed, and that is its status."""
@@ -132,7 +158,7 @@ class Started:
         if self._status is None:
             self.send(signal.SIGKILL)
             self._status = self._launcher.ask({"wait": self.pid, "seconds": 60})
-        return Ended(self._status, self._out.read_text(), Path(f"{self._out}.err").read_text())
+        return Ended(self._status, self._out.read_text(), self.errors())
 
     def wait_until(self, condition, seconds=900):
         """Wait until something is so. Raises AssertionError if the process ended before, or the time is up."""

@@ -76,9 +76,13 @@ class Page:
         drawn = """const overlay = document.getElementById("overlay");
             const map = overlay && overlay.checked ? document.getElementById("opacity").value : "plain";
             return document.body.dataset.drawn === `${state.disc} ${state.task} ${state.slice} ${map}`"""
+        self.wait_until(drawn)
+
+    def wait_until(self, script):
+        """Wait until a script gives something true."""
         end = time.monotonic() + 30
-        while not self.run(drawn):
-            assert time.monotonic() < end, "nothing was drawn"
+        while not self.run(script):
+            assert time.monotonic() < end, f"never came: {script}"
             time.sleep(0.02)
 
     def choose(self, name, value):
@@ -122,8 +126,7 @@ def test_the_policy_stops_what_the_page_does_not_bring_along(page):
     page.run('window.hit = 0; const s = document.createElement("script"); s.text = "hit = 1"; document.body.append(s);')
     assert page.run("return hit") == 0
     page.run('const i = new Image(); i.onerror = () => { hit = 2 }; i.src = "http://127.0.0.1:9/x.png";')
-    time.sleep(0.3)
-    assert page.run("return hit") == 2
+    page.wait_until("return hit === 2")
     assert any("Content Security Policy" in entry["message"] for entry in page.driver.get_log("browser"))
 
 

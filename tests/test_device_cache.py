@@ -76,6 +76,44 @@ def test_what_does_not_fit_is_refused_with_the_figures(data, monkeypatch):
         DeviceCache(data, np.arange(1, 7), devices.make_mesh())
 
 
-def test_free_memory_is_counted():
-    assert device_cache.free_bytes(devices.make_mesh()) > 2**20
+def test_free_memory_is_counted(monkeypatch):
+    assert device_cache.available_bytes() > 2**20
+    monkeypatch.setattr(device_cache, "available_bytes", lambda: 80_000)
     assert jax.device_count() == 8
+    assert device_cache.free_bytes(devices.make_mesh()) == 10_000
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:       24684084 kB\nMemFree:          300000 kB\nMemAvailable:   20000000 kB\n"}
+V2, V1 = "sys/fs/cgroup/", "sys/fs/cgroup/memory/"
+USED = "anon 3\ninactive_anon 5\nactive_anon 7\ninactive_file 200\nactive_file 1000\ntotal_inactive_file 900\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 20_480_000_000),  # the page cache is as good as free
+        ({V2 + "memory.max": "max\n", V2 + "memory.current": "4000\n"}, 20_480_000_000),
+        ({V2 + "memory.max": "9000\n", V2 + "memory.current": "4000\n"}, 5000),
+        ({V2 + "memory.max": "9000\n", V2 + "memory.current": "4000\n", V2 + "memory.stat": USED}, 6200),
+        ({V2 + "memory.max": "9000\n", V2 + "memory.current": "9500\n"}, 0),
+        ({V2 + "memory.max": "30000000000\n", V2 + "memory.current": "4000\n"}, 20_480_000_000),
+        ({V1 + "memory.limit_in_bytes": "9223372036854771712\n"}, 20_480_000_000),
+        (
+            {
+                V1 + "memory.limit_in_bytes": "9000\n",
+                V1 + "memory.usage_in_bytes": "4000\n",
+                V1 + "memory.stat": USED,
+            },
+            6200,
+        ),
+    ],
+)
+def test_memory_is_what_the_machine_has_and_the_container_leaves(tmp_path, files, free):
+    for name, text in (MEMINFO | files).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert device_cache.available_bytes(tmp_path) == free
+
+
+def test_where_the_system_tells_of_free_pages_alone_these_count(tmp_path):
+    assert device_cache.available_bytes(tmp_path) > 2**20

@@ -3,7 +3,6 @@
 import csv
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,13 +14,12 @@ import pytest
 import spinejax
 from spinejax import checkpoint
 from tests.conftest import write_tiny
-from tests.running import Launcher, environment, figures, train_command
+from tests.running import Launcher, environment, figures, free_address, read_line, train_command
 
 pytestmark = pytest.mark.slow
-EPOCHS = 4
 # Another number of processes sums in another order. At the preset's rate the first difference of 1e-8 grows in this
 # narrow network tenfold a step and more, where a ReLU or a pool flips; at this rate it stays where it began.
-GENTLY = ("--epochs", EPOCHS, "--learning-rate", "1e-4")
+GENTLY = ("--learning-rate", "1e-4", "--epochs")
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +30,36 @@ def launcher(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(tiny, launcher, tmp_path_factory):
+def stopped(tiny, launcher, tmp_path_factory):
+    """A run of two processes of which the second, and it alone, was told to stop after the first epoch."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    with launcher.together(*[train_command(tiny, run, *GENTLY, 1000)] * 2) as processes:
+        processes[0].wait_until(lambda: latest(run))
+        # JAX looks for a notice once a second. The first process, and with it the run, waits that long.
+        processes[0].send(signal.SIGSTOP)
+        processes[1].send(signal.SIGTERM)
+        processes[1].wait_until(lambda: "SIGTERM caught" in processes[1].errors())
+        processes[0].send(signal.SIGCONT)
+        ends = [process.end() for process in processes]
+    return run, ends
+
+
+@pytest.fixture(scope="module")
+def epochs(stopped):
+    """As many as let the stopped run go on for more than one."""
+    return max(4, latest(stopped[0]) // 3 + 2)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, launcher, epochs, tmp_path_factory):
     run = tmp_path_factory.mktemp("alone") / "run"
-    end = launcher.run(train_command(tiny, run, *GENTLY))
+    end = launcher.run(train_command(tiny, run, *GENTLY, epochs))
     assert end.status == 0, end
     return run
 
 
-@pytest.fixture(scope="module")
-def stopped(tiny, launcher, tmp_path_factory):
-    """A run of two processes of which the second, and it alone, was told to stop after the first epoch."""
-    run = tmp_path_factory.mktemp("two") / "run"
-    with launcher.together(*[train_command(tiny, run, *GENTLY)] * 2) as processes:
-        processes[0].wait_until(lambda: figures(run))
-        processes[1].send(signal.SIGTERM)
-        ends = [process.end() for process in processes]
-    return run, ends
+def latest(run):
+    return checkpoint.open_checkpoints(run, read_only=True).latest_step()
 
 
 def same_curve(run, other):
@@ -60,18 +72,16 @@ def same_curve(run, other):
 def test_a_stop_notice_to_one_process_saves_and_ends_all_with_status_0(stopped):
     run, ends = stopped
     assert [end.status for end in ends] == [0, 0], ends
-    step = checkpoint.open_checkpoints(run, read_only=True).latest_step()
-    assert f"is saved at step {step}: start it again to go on" in ends[0].stdout
+    assert f"is saved at step {latest(run)}: start it again to go on" in ends[0].stdout
     assert ends[1].printed == []
-    assert step < 3 * EPOCHS
 
 
 @pytest.mark.parametrize("num_processes", [1, 4])
 def test_a_run_of_two_processes_goes_on_with_other_numbers_and_has_the_curve_of_one(
-    stopped, alone, tiny, launcher, tmp_path, num_processes
+    stopped, alone, epochs, tiny, launcher, tmp_path, num_processes
 ):
     run = shutil.copytree(stopped[0], tmp_path / "run")
-    command = train_command(tiny, run, *GENTLY)
+    command = train_command(tiny, run, *GENTLY, epochs)
     if num_processes == 1:
         ends = [launcher.run(command)]
     else:
@@ -79,19 +89,19 @@ def test_a_run_of_two_processes_goes_on_with_other_numbers_and_has_the_curve_of_
             ends = [process.end() for process in processes]
     assert [end.status for end in ends] == [0] * num_processes, ends
     same_curve(run, alone)
-    networks = [spinejax.load(folder / "checkpoints" / str(3 * EPOCHS))[1] for folder in (run, alone)]
+    networks = [spinejax.load(folder / "checkpoints" / str(3 * epochs))[1] for folder in (run, alone)]
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
 
 
-def test_parameters_and_discs_split_over_processes_give_the_curve_of_one(alone, tiny, launcher, tmp_path):
+def test_parameters_and_discs_split_over_processes_give_the_curve_of_one(alone, epochs, tiny, launcher, tmp_path):
     """fc6, fc7 and the data set lie half here, half there; each step and each save brings them together."""
-    command = train_command(tiny, tmp_path / "run", *GENTLY, "--layout", "split", "--cache", "device")
+    command = train_command(tiny, tmp_path / "run", *GENTLY, epochs, "--layout", "split", "--cache", "device")
     with launcher.together(command, command) as processes:
         ends = [process.end() for process in processes]
     assert [end.status for end in ends] == [0, 0], ends
     assert "a dimension does not divide by the 2 devices" in ends[0].stdout  # conv2 has five features at this width
     same_curve(tmp_path / "run", alone)
-    networks = [spinejax.load(folder / "checkpoints" / str(3 * EPOCHS))[1] for folder in (tmp_path / "run", alone)]
+    networks = [spinejax.load(folder / "checkpoints" / str(3 * epochs))[1] for folder in (tmp_path / "run", alone)]
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
 
 
@@ -174,12 +184,13 @@ def test_more_processes_than_discs_to_validate_work(launcher, tmp_path):
 @pytest.mark.parametrize("place", ["0", "1"])
 def test_without_a_network_between_them_each_process_says_so_and_ends(tiny, launcher, tmp_path, place):
     command = train_command(tiny, tmp_path / "run", "--distributed", "--start-seconds", 2)
-    lost = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:1987{place}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": place}
-    end = launcher.run(command, **lost)
+    with free_address() as address:
+        lost = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": place}
+        end = launcher.run(command, **lost)
     assert end.status == 2
     assert len(end.said) == 1
     assert "not all processes met within 2 seconds" in end.said[0]
-    assert lost["JAX_COORDINATOR_ADDRESS"] in end.said[0]
+    assert address in end.said[0]
 
 
 def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
@@ -188,26 +199,25 @@ def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
         "import time; from spinejax import processes\n"
         "with processes.started(True):\n    processes.end_on_sigterm(); print('ready', flush=True); time.sleep(120)"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=environment(tmp_path) | shared | {"JAX_PROCESS_ID": place},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for place in ("0", "1")
-    ]
-    try:
-        assert [process.stdout.readline() for process in started] == ["ready\n"] * 2
-        started[1].terminate()
-        assert started[1].wait(timeout=30) == -signal.SIGTERM
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+    with free_address() as address:
+        shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                env=environment(tmp_path) | shared | {"JAX_PROCESS_ID": place},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for place in ("0", "1")
+        ]
+        try:
+            assert [read_line(process.stdout) for process in started] == ["ready\n"] * 2
+            started[1].terminate()
+            assert started[1].wait(timeout=30) == -signal.SIGTERM
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
 
 
 def test_an_environment_that_names_nobody_is_said_so(tiny, launcher, tmp_path):
