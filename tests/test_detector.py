@@ -1,5 +1,6 @@
 """The detector: chain and names on candidates that are given, its parts against truth, and the whole on phantoms."""
 
+import contextlib
 import json
 
 import jax
@@ -152,6 +153,16 @@ def test_a_longer_column_alone_does_not_make_an_image_turned(seen, monkeypatch):
     monkeypatch.setattr(detecting, "see_images", lambda variables, images: [upside_down, here, [], []])
     with pytest.raises(SpinejaxError, match="looks upside down"):
         detect(SCAN)
+
+
+def test_where_no_sacrum_is_in_view_a_faint_one_in_a_turned_image_says_nothing(seen, monkeypatch):
+    here = spine(6, sacrum=False)
+    seen(here)
+    for score, refused in ((0.5, False), (0.6, True)):
+        turned = [body(260.0, kind=SACRUM, score=score), *here]
+        monkeypatch.setattr(detecting, "see_images", lambda variables, images, turned=turned: [here, turned, [], []])
+        with pytest.raises(SpinejaxError, match="looks upside down") if refused else contextlib.nullcontext():
+            detect(SCAN)
 
 
 def test_slices_are_grouped_and_one_slices_slip_does_not_count():

@@ -24,7 +24,10 @@ _LEAST_BODIES = 2
 _FEW_BODIES = 4
 _SURE = 0.5
 _AMBIGUOUS = 0.25
-_TURNED_SACRUM = 0.15  # by which the sacrum must be surer in a turned image than in the image itself
+_TURNED_SACRUM = (
+    0.55  # score of a sacrum in a turned image, to be believed; where none is in view, others look like one
+)
+_TURNED_MARGIN = 0.15  # by which it must be surer than the sacrum in the image itself
 _TURNED_COLUMN = 8.0  # by which the column there may be worse
 _NO_SACRUM_CONFIDENCE = 0.3
 
@@ -191,7 +194,8 @@ def _refuse_turned(variables: dict[str, Any], scan: Scan) -> None:
     turns = {"upside down": image[::-1], "back to front": image[:, ::-1], "turned by 180°": image[::-1, ::-1]}
     here, *turned = (best_column(group([found], [middle])) for found in see_images(variables, [image, *turns.values()]))
     own = 0.0 if here is None else max(here.score, 0.0)
-    least_sacrum, least_column = _sacrum_score(here) + _TURNED_SACRUM, own - _TURNED_COLUMN
+    least_sacrum = max(_sacrum_score(here) + _TURNED_MARGIN, _TURNED_SACRUM)
+    least_column = own - _TURNED_COLUMN
     for name, other in zip(turns, turned, strict=True):
         if other is not None and _sacrum_score(other) > least_sacrum and other.score > least_column:
             raise SpinejaxError(
