@@ -58,6 +58,7 @@ def test_a_missing_or_broken_file_is_said_so(tmp_path):
     "changes",
     [
         {"width": 0.0},
+        {"width": 100000.0},
         {"epochs": 0},
         {"plateau_factor": 1.0},
         {"seed": -1},
