@@ -50,15 +50,17 @@ def ungraded_discs(
     Raises:
         SpinejaxError: no scan was found, or no disc came out of any; or another data set lies in `out/discs`.
     """
+    # Made beside the results and put among them when it is whole: what a run leaves that is killed names the scans.
+    made = out.resolve().with_name(f"{out.resolve().name}.discs")
     _refuse_to_replace(out / "discs")
+    if (made / MANIFEST).exists():
+        _refuse_to_replace(made)
     found = find_series(paths, exclude=[masks] if masks else [])
     cutting = Cutting(lowest_level=lowest_level)
     jobs, notes = scan_jobs(
         found, masks=masks, corners=None, labels=None, cutting=cutting, seed=0, pseudonyms=pseudonyms
     )
     jobs = [dataclasses.replace(job, split=SPLIT) for job in jobs]
-    # Made beside the results and put among them when it is whole: what a run leaves that is killed names the scans.
-    made = out.resolve().with_name(f"{out.resolve().name}.discs")
     outcome = build(jobs, made, tasks=tasks, preprocessing=PREPROCESSING | SOURCE, overwrite=True, console=console)
     failures = found.failures | outcome.failures
     if jobs and len(outcome.failures) == len(jobs):
@@ -71,6 +73,9 @@ def ungraded_discs(
 
 
 def _refuse_to_replace(discs: Path) -> None:
-    """A data set that somebody made with care may have the same name."""
-    if (discs / MANIFEST).exists() and not SOURCE.items() <= read_manifest(discs)["preprocessing"].items():
-        raise SpinejaxError(f"{discs}: a data set that --scan did not make, and would replace. Give another --out.")
+    """A folder that this module did not make, and that may be all there is of it, goes for nothing."""
+    if not discs.is_dir() or not any(discs.iterdir()):
+        return
+    made = (discs / MANIFEST).exists() and SOURCE.items() <= read_manifest(discs)["preprocessing"].items()
+    if not made:
+        raise SpinejaxError(f"{discs}: holds what --scan did not make, and would replace. Give another --out.")

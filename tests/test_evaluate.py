@@ -245,9 +245,16 @@ def test_raw_scans_replace_what_raw_scans_left_and_nothing_else(run, tiny, raw, 
     assert (out / "levels.png").stat().st_mtime_ns == before
     shutil.rmtree(out / "discs")
     shutil.copytree(tiny, out / "discs")
-    with pytest.raises(SpinejaxError, match="that --scan did not make"):
-        evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
-    assert DataSet(out / "discs").digest == DataSet(tiny).digest
+    for place in (out / "discs", tmp_path / "out.discs"):
+        with pytest.raises(SpinejaxError, match=f"{place.name}: holds what --scan did not make"):
+            evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
+        assert DataSet(place).digest == DataSet(tiny).digest
+        (place / "manifest.json").unlink()  # not a data set, but somebody's
+        if place.parent == out:
+            with pytest.raises(SpinejaxError, match="holds what --scan did not make"):
+                evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
+            shutil.rmtree(place)
+            shutil.copytree(tiny, tmp_path / "out.discs")
 
 
 def test_the_key_of_raw_scans_is_not_in_the_run_which_is_shared(run, raw, tmp_path):

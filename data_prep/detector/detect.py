@@ -24,9 +24,7 @@ _LEAST_BODIES = 2
 _FEW_BODIES = 4
 _SURE = 0.5
 _AMBIGUOUS = 0.25
-_TURNED_SACRUM = (
-    0.55  # score of a sacrum in a turned image, to be believed; where none is in view, others look like one
-)
+_TURNED_SACRUM = 0.55  # score of a sacrum in a turned image, to be believed
 _TURNED_MARGIN = 0.15  # by which it must be surer than the sacrum in the image itself
 _TURNED_COLUMN = 8.0  # by which the column there may be worse
 _NO_SACRUM_CONFIDENCE = 0.3

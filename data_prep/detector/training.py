@@ -84,9 +84,8 @@ def detector_loss(
     voting = (to_centres.min(-1) < _VOTING_MM)[..., None]
     corner_loss, corner_mm = _corner_loss(far, of_nearest, voting, cells)
 
-    corners = jnp.where(told[:, :, None, None], crops.corners, jnp.nan).swapaxes(1, 2)[
-        :, None, None
-    ]  # [N, 1, 1, 4, K, 2]
+    corners = jnp.where(told[:, :, None, None], crops.corners, jnp.nan)
+    corners = corners.swapaxes(1, 2)[:, None, None]  # [N, 1, 1, 4, K, 2]
     to_corners = PIXEL_MM * jnp.linalg.norm(cells[None, :, :, None, None] - corners, axis=-1)
     to_corners = jnp.where(jnp.isnan(to_corners), jnp.inf, to_corners)  # [N, h, w, 4, K]
     nearest = jnp.take_along_axis(corners, to_corners.argmin(-1)[..., None, None], axis=-2)[..., 0, :]
