@@ -26,8 +26,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.running import require_trained, run_script
 from spinejax import paper
-from spinejax.config import PRESETS, ViewRanges
-from spinejax.model import BRANCH_POINTS
+from spinejax.config import PRESETS
+from spinejax.network.spinenet import BRANCH_POINTS
+from spinejax.network.views import ViewRanges
 
 SWAPS = (("validation", "test"), ("test", "validation"))
 """The split that decides a run, and the one it is judged on: the paper's two networks an experiment (Sect. 5)."""

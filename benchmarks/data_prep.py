@@ -18,13 +18,13 @@ import numpy as np
 from rich.console import Console
 from scipy import ndimage
 
-from data_prep.phantom import phantom
-from data_prep.read_mha import write_mha
-from data_prep.read_nifti import write_nifti
-from data_prep.scan import Scan
-from data_prep.scan_jobs import Cutting, cut_scan
-from data_prep.scans import find_series
-from data_prep.write_dicom import write_dicom
+from data_prep.phantom.phantom import phantom
+from data_prep.phantom.write_dicom import write_dicom
+from data_prep.read.metaimage import write_mha
+from data_prep.read.nifti import write_nifti
+from data_prep.read.scan import Scan
+from data_prep.read.series import find_series
+from data_prep.sources.scan_files import Cutting, cut_scan
 
 
 def resampled(scan: Scan, shape: tuple[int, int, int], order: int) -> Scan:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.data_prep import peak_mib, resampled
 from data_prep.detector.detect import detect
-from data_prep.phantom import phantom
+from data_prep.phantom.phantom import phantom
 
 
 def main() -> None:

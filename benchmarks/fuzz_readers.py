@@ -32,9 +32,9 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
     """One small valid scan in every format, the files of each."""
     import pydicom
 
-    from data_prep.read_mha import write_mha
-    from data_prep.read_nifti import write_nifti
-    from data_prep.scan import Scan
+    from data_prep.read.metaimage import write_mha
+    from data_prep.read.nifti import write_nifti
+    from data_prep.read.scan import Scan
     from tests.block_spine import house_affine
     from tests.dicom_files import enhanced, pack_as_jpeg_lossless, save, series
 
@@ -101,7 +101,7 @@ def mutate(data: bytes, rng: np.random.Generator, head: int) -> bytes:
 
 def run_case(number: int, seed: int, found: dict[str, list[Path]], folder: Path) -> str:
     """Mutate one file of one format, read the scan, and say how it ended."""
-    from data_prep.scans import find_series
+    from data_prep.read.series import find_series
     from spinejax.errors import SpinejaxError
 
     rng = np.random.default_rng([seed, number])

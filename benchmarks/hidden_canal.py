@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.mask_conventions import to_house
-from data_prep.phantom import phantom
-from data_prep.read_mha import read_mha
-from data_prep.scan import Scan
-from data_prep.vertebrae import SPIDER_VERTEBRAE, bodies_from_spider_mask
+from data_prep.anatomy.mask_labels import to_house
+from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE, bodies_from_spider_mask
+from data_prep.phantom.phantom import phantom
+from data_prep.read.metaimage import read_mha
+from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
 

@@ -73,12 +73,15 @@ def timed(arguments: Arguments) -> dict:
     from captum.attr import Saliency
     from torch_twin import Twin, windows_of
 
-    from spinejax import checkpoint, devices, hotspots, views
-    from spinejax.dataset import DataSet
-    from spinejax.hotspots import Method
-    from spinejax.shards import INTENSITY_STEP
+    from spinejax.data.dataset import DataSet
+    from spinejax.geometry import INTENSITY_STEP
+    from spinejax.inference import hotspots
+    from spinejax.inference.hotspots import Method
+    from spinejax.network import views
+    from spinejax.parallel import runtime
+    from spinejax.training import checkpoint
 
-    devices.set_up()
+    runtime.set_up()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, variables = checkpoint.load(arguments.checkpoint)
@@ -194,7 +197,7 @@ def agree(model, variables, network, windows, in_torch, names, grades) -> None:
 
 def warps(chosen) -> tuple[np.ndarray, np.ndarray]:
     """`grid_sample`'s grids: volume → windows, and windows → the identity window. float32[V, 112, 224, 2] each."""
-    from spinejax.shards import VOLUME_SHAPE, WINDOW_SHAPE
+    from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
 
     rows, columns = (np.arange(size) - (size - 1) / 2 for size in WINDOW_SHAPE[:2])
     pixel = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
@@ -225,11 +228,13 @@ def peak_mb(arguments: Arguments) -> int:
     """The most memory that this process held while it made maps, `measure` views at once; without maps if that is 0."""
     import jax
 
-    from spinejax import checkpoint, devices, hotspots
-    from spinejax.dataset import DataSet
-    from spinejax.hotspots import Method
+    from spinejax.data.dataset import DataSet
+    from spinejax.inference import hotspots
+    from spinejax.inference.hotspots import Method
+    from spinejax.parallel import runtime
+    from spinejax.training import checkpoint
 
-    devices.set_up()
+    runtime.set_up()
     model, variables = checkpoint.load(arguments.checkpoint)
     data = DataSet(arguments.data)
     rows = data.rows("test")[:1]

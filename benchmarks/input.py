@@ -32,11 +32,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from spinejax import devices, pipeline
-from spinejax import views as our_views
-from spinejax.config import ViewRanges
-from spinejax.dataset import DataSet
-from spinejax.shards import VOLUME_SHAPE, WINDOW_SHAPE, checksum_of
+from spinejax.data.batches import num_steps, train_batches
+from spinejax.data.dataset import DataSet
+from spinejax.data.shards import checksum_of
+from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
+from spinejax.network import views as our_views
+from spinejax.network.views import ViewRanges
+from spinejax.parallel import runtime
 
 Part = Literal["formats", "loaders", "views"]
 DISC_BYTES = 2 * int(np.prod(VOLUME_SHAPE))
@@ -80,7 +82,7 @@ class Row:
 
 def main(arguments: Arguments) -> None:
     """Print a table per part, and write it as soon as it stands."""
-    devices.set_up()
+    runtime.set_up()
     figures: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
     for part in arguments.parts:
         for title, rows, count in PARTS[part](arguments):
@@ -189,13 +191,13 @@ def loaders(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
     ahead while others had their turns, and the rest comes at the loader's own pace.
     """
     data, size = DataSet(arguments.data), arguments.batch_size
-    timed = pipeline.num_steps(len(data.rows("train")), size) - AHEAD
+    timed = num_steps(len(data.rows("train")), size) - AHEAD
     if timed < AHEAD:
         raise SystemExit(f"{arguments.data}: {len(data.rows('train'))} training discs; expected {2 * AHEAD * size}.")
     columns = list(range(len(data.tasks)))
     every: dict[str, Iterator] = {"plain reads": plain_reads(data, size)}
     for count in arguments.workers:
-        ours = pipeline.train_batches(data, columns, batch_size=size, seed=0, workers=count)
+        ours = train_batches(data, columns, batch_size=size, seed=0, workers=count)
         every[f"shards + Grain, {count} workers"] = ours
     for count in arguments.workers:
         every[f"DataLoader, {count} workers"] = data_loader(data, size, count)

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from spinejax.dataset import DataSet
-from spinejax.shards import INTENSITY_STEP, VOLUME_SHAPE
+from spinejax.data.dataset import DataSet
+from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE
 from spinejax.tasks import UNLABELLED
 
 _CENTRE = np.array(VOLUME_SHAPE[:2]) // 2

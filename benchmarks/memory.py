@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from spinejax.manifest import write_manifest
-from spinejax.shards import VOLUME_SHAPE, Disc, shard_name, write_shard
+from spinejax.data.manifest import write_manifest
+from spinejax.data.shards import Disc, shard_name, write_shard
+from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import PAPER_TASKS
 
 STEPS = 30
@@ -85,18 +86,20 @@ def train(folder: Path) -> int:
     """Peak memory in MB of a process that takes `STEPS` steps."""
     import jax
 
-    from spinejax import losses, pipeline, training
     from spinejax.config import Config
-    from spinejax.dataset import DataSet
+    from spinejax.data.batches import train_batches
+    from spinejax.data.dataset import DataSet
+    from spinejax.network import losses
+    from spinejax.training import train_step
 
     data, options = DataSet(folder), Config(width=0.05, batch_size=BATCH_SIZE)
-    model = training.make_model(options, data.tasks)
+    model = train_step.make_model(options, data.tasks)
     key = jax.random.key(0)
-    state = training.init(key, model, options, data.slice_mean)
+    state = train_step.init(key, model, options, data.slice_mean)
     weights = losses.class_weights(data.labels, data.tasks)
-    batches = pipeline.train_batches(data, list(range(6)), batch_size=BATCH_SIZE, seed=0)
+    batches = train_batches(data, list(range(6)), batch_size=BATCH_SIZE, seed=0)
     for _ in range(STEPS):
-        state, _ = training.train_step(key, state, next(batches), weights, model=model, config=options)
+        state, _ = train_step.train_step(key, state, next(batches), weights, model=model, config=options)
     jax.block_until_ready(state)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 

@@ -34,12 +34,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.torch_twin import Twin, windows_of
-from spinejax import devices, losses, predict, training, views
 from spinejax.config import Config
-from spinejax.hotspots import input_gradients
-from spinejax.model import SpineNet
-from spinejax.shards import VOLUME_SHAPE
+from spinejax.geometry import VOLUME_SHAPE
+from spinejax.inference import predict
+from spinejax.inference.hotspots import input_gradients
+from spinejax.network import losses, views
+from spinejax.network.spinenet import SpineNet
+from spinejax.parallel import runtime
 from spinejax.tasks import PAPER_TASKS
+from spinejax.training import train_step
 
 Part = Literal["forward", "train", "tta", "hotspots"]
 NUM_VIEWS = 32
@@ -66,7 +69,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Print a row per part and batch size, and write it as soon as it stands."""
-    devices.set_up()
+    runtime.set_up()
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     model = SpineNet(PAPER_TASKS, width=arguments.width)
@@ -136,7 +139,7 @@ def forward(model, variables, twin, size, compiled):
 def train(model, variables, twin, size, compiled):
     """One step of SGD on windows; the loss without dropout must agree first."""
     options = Config(width=model.width)
-    state = training.init(jax.random.key(0), model, options, np.zeros(9, np.float32))
+    state = train_step.init(jax.random.key(0), model, options, np.zeros(9, np.float32))
     state = state.replace(params=jax.tree.map(jnp.array, variables["params"]))
     windows, theirs = _windows(size), None
     labels = np.random.default_rng(1).integers(0, 2, (size, len(model.tasks))).astype(np.int32)
@@ -173,7 +176,7 @@ def train(model, variables, twin, size, compiled):
 
     def step():
         nonlocal state
-        state, figures = training.update(
+        state, figures = train_step.update(
             jax.random.key(0), state, windows, labels, weights, model=model, config=options
         )
         jax.block_until_ready((state, figures))

@@ -41,12 +41,14 @@ from jax.sharding import AxisType, Mesh
 from rich.console import Console
 from rich.table import Table
 
-from spinejax import devices, hotspots, predict, training
-from spinejax import layout as layouts
 from spinejax.config import Config
-from spinejax.layout import Layout
-from spinejax.shards import VOLUME_SHAPE
+from spinejax.geometry import VOLUME_SHAPE
+from spinejax.inference import hotspots, predict
+from spinejax.parallel import devices
+from spinejax.parallel import layout as layouts
+from spinejax.parallel.layout import Layout
 from spinejax.tasks import PAPER_TASKS
+from spinejax.training import train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
@@ -169,14 +171,14 @@ def collectives_of(program: str) -> dict[str, dict[str, int]]:
 def train(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
     """The train step as one program."""
     config = Config(dtype=arguments.dtype, batch_size=arguments.batch_size)
-    model = training.make_model(config, PAPER_TASKS)
+    model = train_step.make_model(config, PAPER_TASKS)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key: training.init(key, model, config, np.zeros(9, np.float32)), key)
+    state = jax.eval_shape(lambda key: train_step.init(key, model, config, np.zeros(9, np.float32)), key)
     layout = layouts.make(kind, mesh, state.params, batch_size=arguments.batch_size)
     weights = {task.name: jax.ShapeDtypeStruct((task.num_grades,), np.float32) for task in PAPER_TASKS}
     volumes = jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16)
     batch = {"volume": volumes, "labels": jax.ShapeDtypeStruct((arguments.batch_size, len(PAPER_TASKS)), np.int32)}
-    return training.whole_step.lower(
+    return train_step.whole_step.lower(
         _lies(key, devices.replicated(mesh)),
         jax.tree.map(_lies, state, layout.shardings(state)),
         _lies(batch, devices.by_disc(mesh)),
@@ -221,7 +223,7 @@ STEPS: dict[str, Callable[[Mesh, str, Arguments], jax.stages.Lowered]] = {
 
 
 def _network(arguments: Arguments):
-    model = training.make_model(Config(dtype=arguments.dtype), PAPER_TASKS)
+    model = train_step.make_model(Config(dtype=arguments.dtype), PAPER_TASKS)
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 112, 224, 9))))
 
 

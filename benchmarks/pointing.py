@@ -22,14 +22,22 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from spinejax import checkpoint, config, devices, faithfulness, hotspots, pipeline, pointing, predict, tables, views
-from spinejax.config import ViewRanges
-from spinejax.dataset import DataSet
-from spinejax.hotspots import ONE_PLACE, Method
-from spinejax.metrics import Estimate, mean_over_patients
-from spinejax.model import SpineNet
-from spinejax.shards import INTENSITY_STEP, WINDOW_SHAPE, central_window
+from benchmarks import faithfulness
+from spinejax import config
+from spinejax.data.batches import eval_batches
+from spinejax.data.dataset import DataSet
+from spinejax.geometry import INTENSITY_STEP, WINDOW_SHAPE, central_window
+from spinejax.inference import hotspots, predict
+from spinejax.inference.hotspots import ONE_PLACE, Method
+from spinejax.metrics import pointing
+from spinejax.metrics.grading import Estimate, mean_over_patients
+from spinejax.network import views
+from spinejax.network.spinenet import SpineNet
+from spinejax.network.views import ViewRanges
+from spinejax.parallel import devices, runtime
+from spinejax.report import tables
 from spinejax.tasks import Task
+from spinejax.training import checkpoint
 
 WEAK = ViewRanges(angle_deg=5, shift_rows_px=8, shift_columns_px=10, shift_slices=0, scale=0.03, intensity=0.03)
 WILD = ViewRanges(angle_deg=25, shift_rows_px=36, shift_columns_px=48, shift_slices=3, scale=0.2, intensity=0.15)
@@ -115,7 +123,7 @@ class Lesion:
 
 def main(arguments: Arguments) -> None:
     """A table for each network."""
-    devices.set_up()
+    runtime.set_up()
     data, found = DataSet(arguments.data), {}
     for run in arguments.checkpoints:
         model, variables = checkpoint.load(run)
@@ -143,7 +151,7 @@ def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Ar
     rows = np.arange(len(data)) if arguments.split is None else data.rows(arguments.split)
     rows = rows[(data.labels[rows][:, list(columns.values())] > 0).any(1)]
     mesh = devices.make_mesh()
-    batches = pipeline.eval_batches(data, rows, [], batch_size=16 * mesh.size)
+    batches = eval_batches(data, rows, [], batch_size=16 * mesh.size)
     parts = [part for _, part, _ in predict.predict(model, variables, batches, mesh)]
     given = {name: np.concatenate([part[name] for part in parts]).argmax(1) for name in local}
     lesions = [

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 import spinejax
-from spinejax import devices, pipeline, predict
-from spinejax.dataset import DataSet
+from spinejax.data.batches import eval_batches
+from spinejax.data.dataset import DataSet
+from spinejax.inference import predict
+from spinejax.parallel import devices, runtime
 
 DTYPES = ("float32", "bfloat16")
 
@@ -37,13 +39,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Print the table."""
-    devices.set_up()
+    runtime.set_up()
     data, (model, variables) = DataSet(arguments.data), spinejax.load(arguments.checkpoint)
     rows, mesh = data.rows(arguments.split), devices.make_mesh()
 
     def graded(dtype: str) -> dict[str, np.ndarray]:
         network = model.clone(dtype=jnp.dtype(dtype))
-        batches = pipeline.eval_batches(data, rows, [0], batch_size=arguments.batch_size)
+        batches = eval_batches(data, rows, [0], batch_size=arguments.batch_size)
         found = [each for _, each, _ in predict.predict(network, variables, batches, mesh, tta=arguments.tta)]
         return {task.name: np.concatenate([each[task.name] for each in found]) for task in model.tasks}
 

@@ -24,14 +24,20 @@ from rich.console import Console
 
 from benchmarks import intensity_baseline
 from benchmarks.running import require_trained, run_script
-from data_prep.folds import fold_of_patients, labels_by_patient
-from spinejax import checkpoint, config, devices, hotspots, metrics, paper, pipeline, pointing
+from data_prep.dataset.folds import fold_of_patients, labels_by_patient
+from spinejax import config, paper
 from spinejax.config import PRESETS
-from spinejax.dataset import DataSet
-from spinejax.metrics import Estimate, TaskResult
-from spinejax.shards import central_window, write_atomically
-from spinejax.tables import BESIDE_NOT_AGAINST, percent
+from spinejax.data.batches import eval_batches
+from spinejax.data.dataset import DataSet
+from spinejax.files.atomic import write_atomically
+from spinejax.geometry import central_window
+from spinejax.inference import hotspots
+from spinejax.metrics import grading, pointing
+from spinejax.metrics.grading import Estimate, TaskResult
+from spinejax.parallel import devices, runtime
+from spinejax.report.tables import BESIDE_NOT_AGAINST, percent
 from spinejax.tasks import Task, select
+from spinejax.training import checkpoint
 
 PRESET = "spider"
 NETWORK, REGRESSION, MAJORITY = "spinejax", "logistic regression", "majority vote"
@@ -59,7 +65,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Every fold, then the tables."""
-    devices.set_up()
+    runtime.set_up()
     data = DataSet(spider_discs(arguments))
     start = arguments.init_from or phantom_run(arguments.out)
     tasks = select(data.tasks, PRESETS[PRESET][1].tasks)
@@ -151,7 +157,7 @@ def point_in_stacks(data: DataSet, tasks: tuple[Task, ...], folder: Path) -> Non
         mesh = devices.make_mesh()
         method = hotspots.Method(ranges=config.load(folder / "run" / checkpoint.OPTIONS).views)
         grades = np.ones((len(data), len(model.tasks)), np.int64)
-        batches = pipeline.eval_batches(data, rows, [], batch_size=mesh.size)
+        batches = eval_batches(data, rows, [], batch_size=mesh.size)
         stream = hotspots.stream(jax.random.key(0), model, variables, batches, data.slices, grades, mesh, method=method)
         for batch_rows, batch_maps in stream:
             for row, maps in zip(batch_rows, batch_maps, strict=True):
@@ -180,7 +186,7 @@ def own_sides(folds: list[Path]) -> dict:
     for name in sorted({share["task"] for share in shares}):
         own = [share for share in shares if share["task"] == name]
         values, patients = np.array([s["own_side"] for s in own]), np.array([s["patient"] for s in own])
-        found[name] = {"n": len(own), "own_side": metrics.mean_over_patients(values, patients).to_json()}
+        found[name] = {"n": len(own), "own_side": grading.mean_over_patients(values, patients).to_json()}
     return found
 
 
@@ -228,7 +234,7 @@ def findings(
     return {
         group: {
             who: [
-                metrics.evaluate_task(task, labels[inside, column], by_task[task.name][inside], data.patient[inside])
+                grading.evaluate_task(task, labels[inside, column], by_task[task.name][inside], data.patient[inside])
                 for column, task in enumerate(tasks)
             ]
             for who, by_task in given.items()

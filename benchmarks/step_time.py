@@ -21,8 +21,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from spinejax import config, devices, losses, pipeline, predict, training, views
-from spinejax.dataset import DataSet
+from spinejax import config
+from spinejax.data.batches import train_batches
+from spinejax.data.dataset import DataSet
+from spinejax.inference import predict
+from spinejax.network import losses, views
+from spinejax.parallel import devices, runtime
+from spinejax.training import train_step
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,16 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Print a row per part."""
-    devices.set_up()
+    runtime.set_up()
     options, size = config.PRESETS[arguments.preset][1], arguments.batch_size
     mesh, data = devices.make_mesh(), DataSet(arguments.data)
-    model = training.make_model(options, data.tasks)
+    model = train_step.make_model(options, data.tasks)
     columns = list(range(len(data.tasks)))
     rows = data.rows("train")
     key = jax.random.key(0)
-    state = devices.put_replicated(training.init(key, model, options, data.slice_mean), mesh)
+    state = devices.put_replicated(train_step.init(key, model, options, data.slice_mean), mesh)
     weights = devices.put_replicated(losses.class_weights(data.labels[rows], data.tasks), mesh)
-    batch = devices.put_batch(next(pipeline.train_batches(data, columns, batch_size=size, seed=0)), mesh)
+    batch = devices.put_batch(next(train_batches(data, columns, batch_size=size, seed=0)), mesh)
     variables = jax.tree.map(np.asarray, {"params": state.params, "constants": state.constants})
     drawn = jax.jit(jax.vmap(lambda key: views.sample(key, options.views)))(jax.random.split(key, size))
     take, forward = jax.jit(jax.vmap(views.take)), jax.jit(model.apply)
@@ -62,16 +67,16 @@ def main(arguments: Arguments) -> None:
     grid = predict.view_set(tta=True)
     picks = itertools.cycle(np.array_split(np.random.default_rng(0).permutation(rows), max(1, len(rows) // size)))
 
-    def train_step():
+    def one_step():
         nonlocal state
-        state, figures = training.train_step(key, state, batch, weights, model=model, config=options)
+        state, figures = train_step.train_step(key, state, batch, weights, model=model, config=options)
         return figures
 
     parts = {
         "read": lambda: data.volumes(next(picks)[:size]),
         "views": lambda: take(batch["volume"], drawn),
         "forward": lambda: forward(variables, windows),
-        "train step, views included": train_step,
+        "train step, views included": one_step,
         "54-view average": lambda: predict.predict_step(variables, batch["volume"], grid, model=model, grid=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
@@ -86,13 +91,13 @@ def main(arguments: Arguments) -> None:
     from_disk: list[np.ndarray] = []
     from_memory: list[np.ndarray] = []
     host_batch = jax.tree.map(np.asarray, batch)
-    batches = pipeline.train_batches(data, columns, batch_size=size, seed=1)
+    batches = train_batches(data, columns, batch_size=size, seed=1)
     for _ in range(arguments.rounds):
         for source, times in ((batches, from_disk), (itertools.repeat(host_batch), from_memory)):
             started = np.array([time.perf_counter(), time.process_time()])
             for one in itertools.islice(source, arguments.steps):
                 on_device = devices.put_batch(one, mesh)
-                state, last = training.train_step(key, state, on_device, weights, model=model, config=options)
+                state, last = train_step.train_step(key, state, on_device, weights, model=model, config=options)
             jax.block_until_ready(last)
             times.append(np.array([time.perf_counter(), time.process_time()]) - started)
     waits, cpu_shares = (1 - np.array(from_memory) / np.array(from_disk)).T

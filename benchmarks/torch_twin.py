@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from spinejax.model import LAYERS, Conv, Dense, SpineNet
-from spinejax.shards import WINDOW_SHAPE
+from spinejax.geometry import WINDOW_SHAPE
+from spinejax.network.spinenet import LAYERS, Conv, Dense, SpineNet
 
 
 class Twin(torch.nn.Module):

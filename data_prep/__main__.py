@@ -13,23 +13,23 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from data_prep.build import Job, Outcome, build
-from data_prep.contact_sheet import contact_sheet
-from data_prep.discs import PREPROCESSING
-from data_prep.folds import write_fold
-from data_prep.grade_table import grade_table
-from data_prep.labels import Labels, read_labels, read_tasks
-from data_prep.overlay import overlay_sheet
-from data_prep.phantom_files import write_phantoms
-from data_prep.phantom_set import phantom_jobs
-from data_prep.privacy import Pseudonyms, load_or_make_key
-from data_prep.results import results_as_dicom
-from data_prep.scan_jobs import Cutting, scan_jobs
-from data_prep.scans import Found, find_series
-from data_prep.spider import SPIDER_TASKS, spider_jobs
-from spinejax.dataset import DataSet, verify
+from data_prep.anatomy.discs import PREPROCESSING
+from data_prep.dataset.build import Job, Outcome, build
+from data_prep.dataset.folds import write_fold
+from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
+from data_prep.look.contact_sheet import contact_sheet
+from data_prep.look.grade_table import grade_table
+from data_prep.look.overlay import overlay_sheet
+from data_prep.output.dicom_results import results_as_dicom
+from data_prep.read.series import Found, find_series
+from data_prep.sources.labels import Labels, read_labels, read_tasks
+from data_prep.sources.phantoms import phantom_jobs, write_phantoms
+from data_prep.sources.scan_files import Cutting, scan_jobs
+from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
+from spinejax.data.dataset import DataSet, verify
+from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError, status_of
-from spinejax.shards import SPLITS, write_atomically
+from spinejax.files.atomic import write_atomically
 from spinejax.tasks import PAPER_TASKS
 
 _PROGRESS = Console(stderr=True)
@@ -292,10 +292,10 @@ class TrainDetector:
     """Of weights, phantoms and crops."""
 
     def run(self) -> int:
-        from data_prep.detector.run import Recipe, train_detector  # loads JAX
-        from spinejax import devices
+        from data_prep.detector.training.run import Recipe, train_detector
+        from spinejax.parallel import runtime
 
-        devices.set_up()
+        runtime.set_up()
         recipe = Recipe(steps=self.steps, learning_rate=self.learning_rate, phantoms=self.phantoms, seed=self.seed)
         train_detector(self.spider, self.out, recipe, begin=self.begin, series=self.series, tell=_PROGRESS.print)
         print(self.out)
@@ -314,9 +314,9 @@ class DetectEval(_Reading):
     """Weights (.npz) of `train-detector`. Default: those that come with the package."""
 
     def run(self) -> int:
-        from data_prep.detector.measure import measure, table  # loads JAX
-        from data_prep.detector.truth import development_patients
+        from data_prep.detector.training.truth import development_patients
         from data_prep.detector.weights import SHIPPED
+        from data_prep.look.detector_accuracy import measure, table
 
         if self.masks is None:
             raise SpinejaxError("detect-eval compares with masks: give --masks DIR.")

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 __all__ = ["PAPER_TASKS", "UNLABELLED", "SpineNet", "SpinejaxError", "Task", "load"]
 
 # JAX is loaded with the first name that needs it: preparing data, in many processes, does not.
-_NEED_JAX = {"load": "spinejax.checkpoint", "SpineNet": "spinejax.model"}
+_NEED_JAX = {"load": "spinejax.training.checkpoint", "SpineNet": "spinejax.network.spinenet"}
 
 
 def __getattr__(name):

@@ -6,52 +6,15 @@ from typing import Literal
 
 import pydantic
 
-from spinejax.errors import SpinejaxError
-from spinejax.shards import write_atomically
+from spinejax.errors import SpinejaxError, require_option
+from spinejax.files.atomic import write_atomically
+from spinejax.network.views import ViewRanges
 
 MOST_WIDTH = 64
 """Times the paper's features. It is beyond any machine, and short of what XLA ends the process at."""
 
 
-def _require(condition: bool, name: str, value, expected: str) -> None:
-    if not condition:
-        raise SpinejaxError(f"Option --{name.replace('_', '-')} is {value}: expected {expected}.")
-
-
 _KNOWN_OPTIONS_ONLY = pydantic.ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True)
-class ViewRanges:
-    """What random views are drawn from; the defaults are the paper's (Sect. 4, "Data augmentation details")."""
-
-    angle_deg: float = 15.0
-    """Rotation by up to this angle either way."""
-    shift_rows_px: float = 24.0
-    """Shift by up to this many rows either way."""
-    shift_columns_px: float = 32.0
-    """Shift by up to this many columns either way."""
-    shift_slices: int = 2
-    """Shift by up to this many whole slices either way, 3 at most."""
-    scale: float = 0.1
-    """Scaling by 1 plus or minus up to this."""
-    intensity: float = 0.1
-    """Intensity offset of up to this either way, of a range of 1."""
-    flip: float = 0.5
-    """Probability of reversing the slices."""
-
-    __pydantic_config__ = _KNOWN_OPTIONS_ONLY
-
-    def __post_init__(self):
-        _require(0 <= self.angle_deg <= 45, "views.angle_deg", self.angle_deg, "0 to 45")
-        _require(
-            0 <= self.shift_slices <= 3, "views.shift_slices", self.shift_slices, "0 to 3, the volume's spare slices"
-        )
-        _require(0 <= self.scale <= 0.5, "views.scale", self.scale, "0 to 0.5")
-        _require(0 <= self.flip <= 1, "views.flip", self.flip, "a probability")
-        _require(0 <= self.shift_rows_px <= 96, "views.shift_rows_px", self.shift_rows_px, "0 to 96, half the volume")
-        _require(0 <= self.shift_columns_px <= 160, "views.shift_columns_px", self.shift_columns_px, "0 to 160")
-        _require(0 <= self.intensity <= 1, "views.intensity", self.intensity, "0 to 1")
 
 
 @dataclass(frozen=True)
@@ -120,17 +83,17 @@ class Config:
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _require(0 < self.width <= MOST_WIDTH, "width", self.width, f"above 0, at most {MOST_WIDTH}")
-        _require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
+            require_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require_option(0 < self.width <= MOST_WIDTH, "width", self.width, f"above 0, at most {MOST_WIDTH}")
+        require_option(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
         for name in ("dropout", "momentum"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
-        _require(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")
+            require_option(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
+        require_option(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")
         for name in ("weight_decay", "num_decays", "workers"):
-            _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+            require_option(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
+        require_option(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         for name, weight in self.task_weights:
-            _require(0 <= weight < float("inf"), "task_weights", f"{name} {weight}", "weights of 0 or more")
+            require_option(0 <= weight < float("inf"), "task_weights", f"{name} {weight}", "weights of 0 or more")
 
     def model_branch_point(self) -> str | None:
         """The branch point as `SpineNet` has it."""

@@ -28,6 +28,12 @@ class NotInstalledError(SpinejaxError):
         return f"{need}. Run `pip install -e '.[{extra}]'` in this project's folder."
 
 
+def require_option(condition: bool, name: str, value, expected: str) -> None:
+    """Raises SpinejaxError, naming the command's option and its value, unless the condition holds."""
+    if not condition:
+        raise SpinejaxError(f"Option --{name.replace('_', '-')} is {value}: expected {expected}.")
+
+
 def status_of(command: Callable[[], int | None]) -> int:
     """Run a command and give its exit status: 0 done, 2 the user can mend it, 130 interrupted.
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.scan import Scan
-from data_prep.vertebrae import SPIDER_VERTEBRAE
+from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE
+from data_prep.read.scan import Scan
 
 BODY_MM, DISC_MM, DEPTH_MM, HALF_WIDTH_MM = 26.0, 9.0, 34.0, 22.0
 MARROW, DISC, CSF, FAT = 100.0, 60.0, 200.0, 20.0

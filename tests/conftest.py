@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from spinejax.manifest import write_manifest
-from spinejax.shards import VOLUME_SHAPE, Disc, shard_name, write_shard
+from spinejax.data.manifest import write_manifest
+from spinejax.data.shards import Disc, shard_name, write_shard
+from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import LEVELS, UNLABELLED, Task
 
 TASKS = (Task("brightness", ("dark", "grey", "bright")), Task("side", ("front", "back")))

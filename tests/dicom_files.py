@@ -5,7 +5,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from data_prep.write_dicom import write_dicom
+from data_prep.phantom.write_dicom import write_dicom
 
 
 def series(folder, scan, *, patient="p1", name="t2"):

@@ -17,8 +17,8 @@ import time
 import traceback
 import warnings
 
-import evaluate  # noqa: F401  (what they import is what takes long)
-import train  # noqa: F401
+import spinejax.commands.evaluate
+import spinejax.commands.train  # noqa: F401
 
 
 def run(order):

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from spinejax import logbook
+from spinejax.training.log import read_log
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 600  # until a process has imported everything, on a machine with other things to do
@@ -176,4 +176,4 @@ class Started:
 def figures(run):
     """The log without what a clock decides; empty before there is one."""
     clock = ("discs_per_second", "waiting_for_data")
-    return [{k: v for k, v in entry.items() if k not in clock} for entry in logbook.read(Path(run) / "log.jsonl")]
+    return [{k: v for k, v in entry.items() if k not in clock} for entry in read_log(Path(run) / "log.jsonl")]

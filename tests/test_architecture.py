@@ -1,96 +1,81 @@
-"""The plan of the house, held by a test: who may import whom, who may touch which library, what a public name needs."""
+"""The plan of the two packages, held by a test: which folder may import which, which file may use which library."""
 
 import ast
+import graphlib
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
-# Imports flow down this list only: a room may use the rooms above it.
-ROOMS = (
-    "errors",
-    "processes",
-    "tasks",
-    "paper",
-    "sink",
-    "shards",
-    "manifest",
-    "dataset",
-    "config",
-    "winograd",
-    "convolution",
-    "model",
-    "losses",
-    "views",
-    "metrics",
-    "calibration",
-    "graded",
-    "pipeline",
-    "devices",
-    "device_cache",
-    "layout",
-    "training",
-    "lock",
-    "sums",
-    "steps",
-    "checkpoint",
-    "temperatures",
-    "predict",
-    "hotspots",
-    "pointing",
-    "faithfulness",
-    "map_files",
-    "figures",
-    "showing",
-    "tables",
-    "sprites",
-    "report",
-    "logbook",
-)
+# A folder, or a file beside the folders, may import those before it in its list, and files of its own folder.
+ROOMS = {
+    "spinejax": (
+        "errors",
+        "tasks",
+        "paper",
+        "geometry",
+        "files",
+        "metrics",
+        "network",
+        "config",
+        "parallel",
+        "data",
+        "training",
+        "inference",
+        "report",
+        "commands",
+    ),
+    "data_prep": ("read", "anatomy", "phantom", "detector", "dataset", "sources", "look", "output", "__main__"),
+}
 
-# What data_prep may use of the library: the format, never the network.
-SHARED = {"errors", "tasks", "paper", "shards", "manifest", "dataset"}
+# What data_prep may use of spinejax: the data set's format, never the network.
+SHARED = {"errors", "tasks", "paper", "geometry", "files", "data"}
 
-# Training the detector tells JAX first which CPU kernels and memory to use, as train.py does.
-ALSO = {"data_prep/__main__.py": {"devices"}}
+# Training the detector first sets JAX up for this machine, as train.py does.
+ALSO_SHARED = {"data_prep/__main__.py": {"parallel"}}
 
-# The detector is the one place in data_prep with a network of its own; it is not the library's.
-DETECTOR = "data_prep/detector"
+# `evaluate.py --scan` cuts discs out of raw scans first.
+USES_DATA_PREP = {"spinejax/commands/evaluate.py"}
+
+# The network knows arrays, tasks and shapes, and nothing of files, data sets or devices.
+NETWORK_LIBRARIES = {"jax", "flax", "numpy", "jaxtyping", "optax"}
 
 # Libraries that only some files may import; a change of library is then a change of one file.
 ONLY_IN = {
-    "orbax": {"spinejax/steps.py"},
-    "grain": {"spinejax/pipeline.py"},
-    "absl": {"spinejax/pipeline.py"},
-    "h5py": {"spinejax/shards.py", "spinejax/dataset.py", "spinejax/map_files.py", "data_prep/evaluation.py"},
-    # One reader a file format, and one library a reader.
-    "SimpleITK": {"data_prep/read_mha.py"},
-    "nibabel": {"data_prep/read_nifti.py", "spinejax/map_files.py"},
-    "pydicom": {
-        "data_prep/dicom_headers.py",
-        "data_prep/read_dicom.py",
-        "data_prep/write_dicom.py",
-        "data_prep/write_results.py",
+    "orbax": {"spinejax/training/saved_step.py"},
+    "grain": {"spinejax/data/batches.py"},
+    "absl": {"spinejax/data/batches.py"},
+    "h5py": {
+        "spinejax/data/shards.py",
+        "spinejax/data/dataset.py",
+        "spinejax/report/hotspot_files.py",
+        "data_prep/output/evaluation.py",
     },
-    "highdicom": {"data_prep/write_results.py"},
-    "jinja2": {"spinejax/report.py"},
-    "PIL": {"spinejax/sprites.py"},
-    "distributed": {"data_prep/executors.py"},
+    # One reader a file format, and one library a reader.
+    "SimpleITK": {"data_prep/read/metaimage.py"},
+    "nibabel": {"data_prep/read/nifti.py", "spinejax/report/hotspot_files.py"},
+    "pydicom": {
+        "data_prep/read/dicom_headers.py",
+        "data_prep/read/dicom.py",
+        "data_prep/phantom/write_dicom.py",
+        "data_prep/output/dicom_objects.py",
+    },
+    "highdicom": {"data_prep/output/dicom_objects.py"},
+    "jinja2": {"spinejax/report/page.py"},
+    "PIL": {"spinejax/report/page.py"},
+    "distributed": {"data_prep/dataset/workers.py"},
     "sklearn": set(),
 }
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 
-
-def sources(*folders):
-    files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
-    return [path.relative_to(ROOT) for path in files]
-
-
-LIBRARY = sources("spinejax", "data_prep", DETECTOR, ".")
+SOURCES = [path.relative_to(ROOT) for package in ROOMS for path in sorted((ROOT / package).rglob("*.py"))]
+LIBRARY = [*SOURCES, Path("train.py"), Path("evaluate.py")]
 
 
 def imports(path):
@@ -103,32 +88,60 @@ def imports(path):
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def rooms_of(path):
-    return {parts[1] for name in imports(path) if (parts := name.split("."))[0] == "spinejax" and len(parts) > 1} & set(
-        ROOMS
-    )
+def room_of(path):
+    """The folder below the package that a file lies in, or its own name if it lies beside the folders."""
+    return path.parts[1] if len(path.parts) > 2 else path.stem
 
 
-def test_every_room_is_in_the_list():
-    assert {path.stem for path in sources("spinejax")} == {*ROOMS, "__init__"}
+def rooms_used(path, package):
+    """The rooms of a package that a file imports from."""
+    parts = [name.split(".") for name in imports(path)]
+    return {each[1] for each in parts if each[0] == package and len(each) > 1} & set(ROOMS[package])
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_flow_down_the_list(room):
-    above = set(ROOMS[: ROOMS.index(room)])
-    assert rooms_of(Path("spinejax") / f"{room}.py") <= above
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_is_in_the_list(package):
+    found = {room_of(path) for path in SOURCES if path.parts[0] == package}
+    assert found - {"__init__"} == set(ROOMS[package])
 
 
-@pytest.mark.parametrize("path", sources("data_prep", DETECTOR), ids=str)
+# `levels.png` of `evaluate.py --scan` is drawn with what the sources know of their jobs.
+AGAINST_THE_FLOW = {"data_prep/sources/ungraded.py": {"look"}}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if room_of(path) != "__init__"], ids=str)
+def test_imports_flow_down_the_list(path):
+    package, room = path.parts[0], room_of(path)
+    before = set(ROOMS[package][: ROOMS[package].index(room)])
+    assert rooms_used(path, package) <= before | {room} | AGAINST_THE_FLOW.get(str(path), set())
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_files_of_one_folder_import_each_other_in_no_circle(package):
+    graph = {}
+    for path in SOURCES:
+        if path.parts[0] == package:
+            module = ".".join(path.with_suffix("").parts)
+            graph[module] = {name for name in imports(path) if name.startswith(package)} - {module}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] == "data_prep"], ids=str)
 def test_data_prep_knows_the_format_and_not_the_network(path):
-    assert rooms_of(path) <= SHARED | ALSO.get(str(path), set())
+    assert rooms_used(path, "spinejax") <= SHARED | ALSO_SHARED.get(str(path), set())
     loaded = {name.split(".")[0] for name in imports(path)}
-    assert not {"jax", "flax", "optax"} & loaded or str(path.parent) == DETECTOR
+    assert not {"jax", "flax", "optax"} & loaded or room_of(path) == "detector"
 
 
-@pytest.mark.parametrize("path", sources("spinejax"), ids=str)
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] == "spinejax"], ids=str)
 def test_the_library_knows_nothing_of_data_prep(path):
-    assert not any(name.split(".")[0] == "data_prep" for name in imports(path))
+    assert str(path) in USES_DATA_PREP or not any(name.split(".")[0] == "data_prep" for name in imports(path))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if room_of(path) == "network"], ids=str)
+def test_the_network_imports_nothing_but_jax_and_flax(path):
+    used = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"spinejax"}
+    assert used <= NETWORK_LIBRARIES
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=str)
@@ -148,13 +161,13 @@ def test_no_pickle_and_no_mutable_globals(path):
 
 
 def public(path):
-    module = importlib.import_module(".".join(path.with_suffix("").parts))
+    module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
     for name, value in vars(module).items():
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__:
             yield name, value
 
 
-@pytest.mark.parametrize("path", [p for p in LIBRARY if p.name not in ("__main__.py", "conftest.py")], ids=str)
+@pytest.mark.parametrize("path", [path for path in LIBRARY if path.name != "__main__.py"], ids=str)
 def test_public_names_have_docstrings_and_the_house_order_of_arguments(path):
     for name, value in public(path):
         if not (inspect.isclass(value) or inspect.isfunction(value)) or getattr(value, "_is_protocol", False):
@@ -168,9 +181,15 @@ def test_public_names_have_docstrings_and_the_house_order_of_arguments(path):
                 assert parameters["train"].kind is inspect.Parameter.KEYWORD_ONLY, f"{name}: train is keyword-only"
 
 
-def test_importing_the_library_to_prepare_data_does_not_load_jax():
-    import subprocess
-    import sys
-
-    code = "import sys, spinejax.dataset, data_prep.build, data_prep.__main__; sys.exit('jax' in sys.modules)"
+def test_preparing_data_does_not_load_jax():
+    code = (
+        "import sys, spinejax.data.dataset, data_prep.dataset.build, data_prep.__main__; sys.exit('jax' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_tests_mirror_the_folders():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests")
+        homes = (ROOT / "spinejax" / folder, ROOT / folder)
+        assert any(home.is_dir() for home in homes), f"{path}: no folder of the packages is called {folder}"

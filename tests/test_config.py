@@ -6,8 +6,9 @@ import json
 import pytest
 
 from spinejax import config
-from spinejax.config import PRESETS, Config, ViewRanges
+from spinejax.config import PRESETS, Config
 from spinejax.errors import SpinejaxError
+from spinejax.network.views import ViewRanges
 
 
 def test_the_paper_preset_is_the_papers_section_4():

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from data_prep.detector.grid import CELL_MM, CELL_PX, OFFSET_MM, normalise, resample
 from data_prep.detector.network import BodyNet
-from data_prep.scan import Scan
+from data_prep.read.scan import Scan
 
 BODY, SACRUM = 0, 1  # the heat-maps' order
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE, VertebralBody
 from data_prep.detector.candidates import BODY, SACRUM, Group, group, see, see_images, slices_to_see
 from data_prep.detector.chain import SAME_PLACE_MM, Column, best_column
 from data_prep.detector.grid import normalise, resample
 from data_prep.detector.weights import SHIPPED, load
-from data_prep.scan import Scan
-from data_prep.vertebrae import SPIDER_VERTEBRAE, VertebralBody
+from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 

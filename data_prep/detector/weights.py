@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spinejax.errors import SpinejaxError
-from spinejax.shards import write_atomically
+from spinejax.files.atomic import write_atomically
 
 SHIPPED = Path(__file__).parent / "weights" / "detector.npz"
 

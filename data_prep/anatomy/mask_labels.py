@@ -1,0 +1,186 @@
+"""Masks of several segmentation tools, brought to one convention: SPIDER's, with a label more for the sacrum.
+
+A tool names each structure by a number of its own. Where it has no label for the spinal canal, posterior elements are
+told from bodies by the shape of each vertebra (`posterior.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.anatomy.posterior_wall import posterior_elements
+from data_prep.anatomy.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, POSTERIOR, SACRUM, SPIDER_VERTEBRAE
+from data_prep.read.scan import Scan
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import LEVELS
+
+_NAMES = tuple(SPIDER_VERTEBRAE)  # L5 first
+_SURPLUS = ("T13", "L6")  # vertebrae that some people have, and no level is named after
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One tool's labels.
+
+    Args:
+        vertebrae: name → label. Posterior elements may share it.
+        discs: name of the vertebra above → label; empty if the tool has none.
+        canal: labels of the spinal canal and what it holds; empty if the tool has none.
+        sacrum: its label, or None.
+        others: labels of structures that are not needed, so that they do not speak against the tool.
+        needed: labels of which a mask of this tool holds one at least; they tell it from the others.
+    """
+
+    vertebrae: Mapping[str, int]
+    discs: Mapping[str, int]
+    canal: Sequence[int]
+    sacrum: int | None
+    others: frozenset[int]
+    needed: frozenset[int]
+
+    @property
+    def labels(self) -> frozenset[int]:
+        sacrum = {self.sacrum} if self.sacrum else set()
+        return frozenset({*self.vertebrae.values(), *self.discs.values(), *self.canal} | sacrum | self.others)
+
+
+def _upwards(lowest: int) -> dict[str, int]:
+    return {name: lowest + place for place, name in enumerate(_NAMES)}
+
+
+_TOTALSPINESEG = dict(zip(_NAMES, (45, 44, 43, 42, 41, 32, 31, 30, 29), strict=True)) | {"L6": 46}
+_SPINEPS = dict(zip(_NAMES, (24, 23, 22, 21, 20, 19, 18, 17, 16), strict=True)) | {"L6": 25, "T13": 28}
+
+CONVENTIONS = {
+    # van der Graaf et al. 2024: counted from the bottom, whatever the lowest vertebra is.
+    "spider": Convention(
+        vertebrae=_upwards(1),
+        discs=_upwards(201),
+        canal=(CANAL,),
+        sacrum=None,
+        others=frozenset({*range(10, 26), *range(101, 126), *range(210, 226)}),
+        needed=frozenset({CANAL}),
+    ),
+    # github.com/neuropoly/totalspineseg, list of classes.
+    "totalspineseg": Convention(
+        vertebrae=_TOTALSPINESEG,
+        discs=dict(zip(_NAMES, (100, 95, 94, 93, 92, 91, 82, 81, 80), strict=True)),
+        canal=(1, 2),
+        sacrum=50,
+        others=frozenset({*range(11, 18), *range(21, 29), *range(60, 80), 96}),
+        needed=frozenset(range(41, 47)),
+    ),
+    # github.com/Hendrik-code/spineps, vertebra masks (seg-vert): discs are 100, endplates 200 above their vertebra.
+    "spineps": Convention(
+        vertebrae=_SPINEPS,
+        discs={name: 100 + label for name, label in _SPINEPS.items()},
+        canal=(),
+        sacrum=26,
+        others=frozenset({*range(1, 16), 27, *range(101, 116), *range(126, 128), *range(201, 229)}),
+        needed=frozenset(range(116, 126)),
+    ),
+    # github.com/wasserth/TotalSegmentator, task vertebrae_mr, saved with --ml.
+    "totalsegmentator": Convention(
+        vertebrae=_upwards(2),
+        discs={},
+        canal=(),
+        sacrum=1,
+        others=frozenset(range(11, 26)),
+        needed=frozenset({1, 2}),
+    ),
+}
+
+
+def to_house(mask: Scan, convention: str | None, lowest_level: str | None) -> tuple[Scan, list[str]]:
+    """A tool's mask in SPIDER's convention, and notes on what is doubtful.
+
+    Args:
+        mask: integer[H, W, S].
+        convention: one of `CONVENTIONS`; None to recognise it by its labels.
+        lowest_level: the name of the mask's lowest disc, one of `LEVELS`, if the levels are to be counted from it; None
+            to take the mask's own names. SPIDER's masks have none and are counted from L5-S1.
+
+    Raises:
+        SpinejaxError: the mask is of no known convention, or of several; it holds fewer than two vertebrae; levels
+            cannot be counted from `lowest_level`.
+    """
+    present = {int(label) for label in np.flatnonzero(np.bincount(mask.voxels.ravel(), minlength=256)) if label}
+    if convention is None:
+        convention = _recognise(present, mask.name)
+    tool = CONVENTIONS[convention]
+    known = {name: label for name, label in tool.vertebrae.items() if label in present}
+    if len(known) + (tool.sacrum in present) < 2:
+        raise SpinejaxError(
+            f"{mask.name}: {len(known)} vertebrae from T9 down by {convention}'s labels, expected two or more; its "
+            f"labels are {_some(present)}. Is it a mask of {convention}? Choose with --convention."
+        )
+    house, notes = (mask.voxels, []) if convention == "spider" else _relabel(mask, tool, known)
+    if lowest_level is not None:
+        house = _count_from(house, lowest_level, mask.name)
+    if not (house == CANAL).any():
+        house = np.where(posterior_elements(house, mask.spacing_mm), np.uint8(POSTERIOR), house)
+    return Scan(house, mask.affine, mask.name), notes
+
+
+def _recognise(present: set[int], name: str) -> str:
+    fitting = [
+        convention for convention, tool in CONVENTIONS.items() if present <= tool.labels and present & tool.needed
+    ]
+    if len(fitting) != 1:
+        found = f"could be of {' or '.join(fitting)}" if fitting else f"fits none of {', '.join(CONVENTIONS)}"
+        raise SpinejaxError(
+            f"{name}: with its labels {_some(present)} it {found}. Name its tool with --convention, or give --corners."
+        )
+    return fitting[0]
+
+
+def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np.ndarray, list[str]]:
+    """The mask's voxels by SPIDER's numbers. Levels beside a surplus vertebra have no name and are left out."""
+    table = np.zeros(256, np.uint8)
+    table[list(tool.canal)] = CANAL
+    surplus = [name for name in _SURPLUS if name in known]
+    for name in _NAMES:
+        table[tool.vertebrae[name]] = SPIDER_VERTEBRAE[name]
+        if name in tool.discs:
+            table[tool.discs[name]] = DISC_BELOW + SPIDER_VERTEBRAE[name]
+    if tool.sacrum is not None:
+        table[tool.sacrum] = SACRUM
+    if "L6" in surplus:  # the disc below L5 is not L5-S1
+        table[[tool.sacrum or 0, tool.discs.get("L5", 0)]] = 0
+    if "T13" in surplus:  # nor is the one below T12 T12-L1
+        table[[tool.vertebrae[name] for name in _NAMES if name[0] == "T"]] = 0
+        table[[tool.discs[name] for name in _NAMES if name[0] == "T" and name in tool.discs]] = 0
+    notes = [
+        f"{mask.name}: has {name}, so the numbering is doubtful; the levels beside it have no name and are left out."
+        for name in surplus
+    ]
+    numbers = sorted(SPIDER_VERTEBRAE[name] for name in known if name in SPIDER_VERTEBRAE)
+    if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
+        notes.append(f"{mask.name}: a vertebra is missing between {', '.join(known)}: the numbering is doubtful.")
+    return table[mask.voxels], notes
+
+
+def _count_from(house: np.ndarray, lowest_level: str, name: str) -> np.ndarray:
+    """The mask renumbered so that its lowest disc is `lowest_level`."""
+    labels = {int(label) for label in np.unique(house)}
+    discs = [label - DISC_BELOW for label in labels if label > DISC_BELOW]
+    vertebrae = [label for label in labels if 0 < label <= LAST_VERTEBRA]
+    lowest = min(discs) if discs else 1 if SACRUM in labels else min(vertebrae) + 1
+    shift = len(LEVELS) - LEVELS.index(lowest_level) - lowest
+    table = np.arange(256)
+    for first in (0, 100, DISC_BELOW):
+        numbers = np.arange(1, LAST_VERTEBRA + 1)
+        table[first + numbers] = np.where(
+            (numbers + shift >= 1) & (numbers + shift <= LAST_VERTEBRA), first + numbers + shift, 0
+        )
+    if shift and SACRUM in labels:
+        raise SpinejaxError(
+            f"{name}: labels a sacrum, so its lowest disc is L5-S1, not --lowest-level {lowest_level}. Leave the "
+            "option out, or remove the sacrum from the mask."
+        )
+    return table.astype(np.uint8)[house]
+
+
+def _some(labels: set[int]) -> str:
+    return ", ".join(map(str, sorted(labels)[:12])) + (", …" if len(labels) > 12 else "") if labels else "none at all"

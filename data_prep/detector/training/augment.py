@@ -1,0 +1,151 @@
+"""Random training crops: geometry, contrast and artefacts of a slice, with its keypoints. A pure function of a key.
+
+The ranges are wide on purpose (domain randomisation): a real scan should look like one more draw. Intensities are in
+[0, 1.25] before and after.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+from data_prep.detector.grid import PIXEL_MM
+from data_prep.detector.training.truth import BODY, NOTHING, SACRUM, SOURCE_MM
+
+CROP_SHAPE = (160, 128)
+"""Of a training crop in network pixels: 240 × 192 mm."""
+
+
+class Crops(NamedTuple):
+    """Slices or crops with their truth, as arrays; the fields are those of `truth.Slice`, with a batch axis.
+
+    `size`, float32[N, 2], is the part of a padded image that is image.
+    """
+
+    image: Any
+    tissue: Any
+    size: Any
+    kinds: Any
+    centres: Any
+    corners: Any
+
+
+def random_crop(key: jax.Array, slices: Crops, shape: tuple[int, int] = CROP_SHAPE) -> Crops:
+    """One random crop of one slice.
+
+    Args:
+        key: decides all.
+        slices: of a single slice, without the batch axis; images uint8, where 200 stands for 1.
+        shape: of the crop.
+
+    Returns:
+        The crop: float32 image in network pixels, and its keypoints. Those outside become `NOTHING`.
+    """
+    keys = jax.random.split(key, 4)
+    matrix, bend, centre = _geometry(keys[0], slices)
+    middle = (jnp.array(shape, jnp.float32) - 1) / 2
+    rows, columns = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in shape), indexing="ij")
+    at = jnp.stack([rows - middle[0], columns - middle[1]], axis=-1)
+    at = at.at[..., 1].add(bend * at[..., 0] ** 2)
+    source = at @ matrix.T + centre.reshape(1, 1, 2)
+    inside = ((source >= 0) & (source <= slices.size.reshape(1, 1, 2) - 1)).all(-1)
+    y, x = rows / shape[0], columns / shape[1]
+    frame = jax.random.uniform(keys[3], (5,), maxval=0.2)  # a smaller field of view: beyond it there is nothing
+    frame = jnp.where(frame[4] < 0.06, frame, jnp.zeros(5))
+    inside &= (y >= frame[0]) & (y <= 1 - frame[1]) & (x >= frame[2]) & (x <= 1 - frame[3])
+    contrast = _tissue_gains(keys[1])[slices.tissue]
+    image = slices.image.astype(jnp.float32) / 200 * contrast
+    image = map_coordinates(image, [source[..., 0], source[..., 1]], order=1, mode="nearest")
+    image = _appearance(keys[2], image, inside, y, x)
+
+    back = jnp.linalg.inv(matrix)
+
+    def to_crop(points):
+        y, x = jnp.moveaxis(points, -1, 0)
+        y, x = y - centre[0], x - centre[1]
+        y, x = back[0, 0] * y + back[0, 1] * x, back[1, 0] * y + back[1, 1] * x
+        return jnp.stack([y + middle[0], x - bend * y**2 + middle[1]], axis=-1)
+
+    centres = to_crop(slices.centres)
+    y, x = (jnp.clip(jnp.rint(centres[:, axis]).astype(jnp.int32), 0, shape[axis] - 1) for axis in (0, 1))
+    shown = (jnp.abs(centres - jnp.stack([y, x], axis=-1).astype(jnp.float32)) <= 0.5).all(-1) & inside[y, x]
+    # What is doubtful keeps its place, so that its surroundings are left out even where it lies just outside.
+    kinds = jnp.where(shown | (slices.kinds > SACRUM), slices.kinds, NOTHING)
+    return Crops(image, slices.tissue, slices.size, kinds, centres, to_crop(slices.corners))
+
+
+def _geometry(key: jax.Array, slices: Crops) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The crop's pixels → the slice's: a matrix, how much a column bends with the row's square, and its middle."""
+    keys = jax.random.split(key, 7)
+    angle = jnp.deg2rad(jax.random.truncated_normal(keys[0], -2.5, 2.5) * 9)
+    scale = PIXEL_MM / SOURCE_MM * jnp.exp(jax.random.uniform(keys[1], minval=-0.28, maxval=0.25))
+    stretch = jnp.exp(jax.random.normal(keys[2], (2,)) * 0.06)
+    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+    bend = jax.random.normal(keys[3]) * 0.0012
+    weights = ((slices.kinds == BODY) | (slices.kinds == SACRUM)).astype(jnp.float32)
+    chosen = jax.random.categorical(keys[4], jnp.log(weights + 1e-6))
+    jitter = jax.random.uniform(keys[5], (2,), minval=-1.0, maxval=1.0) * jnp.array([80.0, 40.0])
+    return turn * (scale * stretch).reshape(1, 2), bend, slices.centres[chosen] + jitter
+
+
+def _tissue_gains(key: jax.Array) -> jax.Array:
+    """float32[4]: factors of other tissue, vertebrae, discs and canal; all one in a third of the crops."""
+    keys = jax.random.split(key, 2)
+    gains = jnp.exp(jax.random.normal(keys[0], (4,)) * jnp.array([0.0, 0.25, 0.45, 0.6]))
+    return jnp.where(jax.random.bernoulli(keys[1], 1 / 3), jnp.ones(4), gains)
+
+
+def _appearance(key: jax.Array, image: jax.Array, inside: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+    """What sequence, coil and mishaps make of a crop. `y`, `x` in [0, 1) are the pixels' places."""
+    keys = iter(jax.random.split(key, 40))
+
+    def uniform(low, high, shape=()):
+        return jax.random.uniform(next(keys), shape, minval=low, maxval=high)
+
+    def chance(probability):
+        return jax.random.bernoulli(next(keys), probability)
+
+    # Contrast: a gamma, or a curve through random knots that need not rise; now and then the negative.
+    image = jnp.clip(image, 0, 1.25) / 1.25
+    curve = jnp.clip(jnp.linspace(0, 1, 6) + uniform(-0.25, 0.25, (6,)), 0, 1)
+    bent = jnp.interp(image, jnp.linspace(0, 1, 6), curve)
+    image = jnp.where(chance(0.4), bent, image ** jnp.exp(uniform(-0.7, 0.7)))
+    image = jnp.where(chance(0.08), 1 - image, image)
+    # A coil's shading, and the saturation band that is often laid over the belly.
+    waves = sum(
+        amplitude * jnp.sin(jnp.pi * (a * y + b * x + phase))
+        for amplitude, a, b, phase in zip(
+            uniform(-0.4, 0.4, (3,)), uniform(-2, 2, (3,)), uniform(-2, 2, (3,)), uniform(0, 2, (3,)), strict=True
+        )
+    )
+    image = image * jnp.exp(waves)
+    edge, slope = uniform(0.0, 0.45), uniform(-0.2, 0.2)
+    band = jax.nn.sigmoid((x - edge - slope * (y - 0.5)) / 0.02)
+    image = image * jnp.where(chance(0.25), 0.1 + 0.9 * band, jnp.ones_like(band))
+    # A ghost of movement along the rows or columns.
+    ghost = jnp.where(chance(0.5), jnp.roll(image, 23, 0), jnp.roll(image, 19, 1))
+    image = image + jnp.where(chance(0.15), uniform(0.0, 0.25), 0.0) * ghost
+    # A metal void with a bright rim.
+    from_void = jnp.hypot((y - uniform(0, 1)) * image.shape[0], (x - uniform(0, 1)) * image.shape[1]) * PIXEL_MM
+    radius = jnp.where(chance(0.1), uniform(5, 18), -50.0)
+    rim = jnp.exp(-(((from_void - radius - 2) / 2) ** 2))
+    image = image * jax.nn.sigmoid((from_void - radius) / 1.0) + 0.8 * rim
+    # Resolution, unlike along rows and columns; noise.
+    for axis in (0, 1):
+        image = _blur(image, jnp.where(chance(0.6), uniform(0.0, 1.1), 0.0), axis)
+    noise = jax.random.normal(next(keys), image.shape) * jnp.where(chance(0.8), uniform(0.0, 0.07), 0.0)
+    image = jnp.abs(image + noise)
+    image = jnp.where(inside, image, 0.0)
+    high = jnp.percentile(image, 99) * uniform(0.8, 1.1)
+    return jnp.clip(image / jnp.maximum(high, 0.05), 0, 1.25)
+
+
+def _blur(image: jax.Array, sigma: jax.Array, axis: int) -> jax.Array:
+    """Gaussian blur of a few pixels along an axis."""
+    taps = [jnp.exp(-0.5 * (k / jnp.maximum(sigma, 0.2)) ** 2) for k in range(4)]
+    total = taps[0] + 2 * (taps[1] + taps[2] + taps[3])
+    blurred = taps[0] * image
+    for k in (1, 2, 3):
+        blurred = blurred + taps[k] * (jnp.roll(image, k, axis) + jnp.roll(image, -k, axis))
+    return blurred / total

@@ -1,0 +1,230 @@
+"""A training run of the detector, from SPIDER's stacks and phantoms to a file of weights; it goes on where it stopped.
+
+What a step sees depends on the seed and the step alone, so a run that was interrupted ends in the same weights.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_prep.detector import weights
+from data_prep.detector.training.augment import Crops
+from data_prep.detector.training.loss import init, stack, train_step
+from data_prep.detector.training.truth import Slice, development_patients, slices_with_truth
+from data_prep.phantom.phantom import phantom
+from data_prep.read.metaimage import read_mha
+from spinejax.errors import SpinejaxError
+from spinejax.files.atomic import write_atomically
+
+_SAVE_EVERY = 50
+_MEMORY = 0.98  # of the running average, a step
+_PHANTOM_SLICES = 4  # of each, away from the flanks
+_SPIDER = (
+    "J. W. van der Graaf et al., Lumbar spine segmentation in MR images: a dataset and a public benchmark, Scientific "
+    "Data 11, 264 (2024), doi:10.1038/s41597-024-03090-w; data doi:10.5281/zenodo.10159290, CC BY 4.0"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a run's weights depend on, beside the data.
+
+    Args:
+        steps, batch_size, learning_rate: of the optimiser.
+        phantoms: how many are drawn; 0 for none.
+        real_share: of the crops that are of real scans, where both are there.
+        seed: of weights, phantoms and crops.
+    """
+
+    steps: int = 12000
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+    phantoms: int = 120
+    real_share: float = 0.65
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1 or self.phantoms < 0 or self.seed < 0 or not 0 < self.real_share < 1:
+            raise SpinejaxError(f"{self}: expected 1 step or more, crops of 1 or more, and a share between 0 and 1.")
+
+
+def train_detector(
+    spider: Path | None,
+    out: Path,
+    recipe: Recipe,
+    *,
+    begin: Path | None = None,
+    series: str = "t2_SPACE",
+    tell: Callable[[str], None],
+) -> None:
+    """Train and write the weights.
+
+    Args:
+        spider: a folder with SPIDER's `images/` and `masks/`; without it, phantoms alone. Its six development patients
+            (`development_patients`) are left out.
+        out: of the weights, in .npz. What an interrupted run leaves is in the folder `<out>.training`.
+        recipe: the settings.
+        begin: weights to go on from, by a learning rate that rises and falls again; None for random ones.
+        series: of the real scans.
+        tell: is given a line now and then.
+
+    Raises:
+        SpinejaxError: there is nothing to train on; a file cannot be read; an earlier run had other settings.
+    """
+    work = out.with_suffix(".training")
+    work.mkdir(parents=True, exist_ok=True)
+    _same_settings(
+        work / "recipe.json",
+        {
+            **asdict(recipe),
+            "spider": spider is not None,
+            "series": series,
+            "begin": begin and weights.weights_sum(begin),
+        },
+    )
+    real, left_out = (None, []) if spider is None else _cached(work / "real.npz", lambda: _real(spider, series, tell))
+    drawn = None
+    if recipe.phantoms:
+        drawn, _ = _cached(work / "phantoms.npz", lambda: _phantoms(recipe, tell))
+    data, shares = _together(real, drawn, recipe.real_share)
+    average = _go(data, shares, recipe, begin, work / "state.npz", tell)
+    provenance = {
+        "recipe": asdict(recipe),
+        "began_from": None if begin is None else json.loads(begin.with_suffix(".json").read_text()),
+        "real_slices": 0 if real is None else len(real.kinds),
+        "phantom_slices": 0 if drawn is None else len(drawn.kinds),
+        "development_patients_left_out": len(left_out),
+        "trained_on": ["phantoms of data_prep.phantom"] * (drawn is not None) + [_SPIDER] * (real is not None),
+    }
+    weights.save(out, jax.tree.map(np.asarray, average), provenance)
+
+
+def _go(data: Crops, shares: np.ndarray, recipe: Recipe, begin: Path | None, path: Path, tell) -> dict[str, Any]:
+    """Every step; gives the running average of the variables, which is steadier than the last of them."""
+    key = jax.random.key(recipe.seed)
+    state = init(key, recipe.steps)
+    if begin is not None:
+        state = state._replace(variables=jax.tree.map(jnp.asarray, weights.load(begin)))
+    average = jax.tree.map(jnp.copy, state.variables)  # the state itself is donated
+    if path.exists():
+        state, average = _load(path, (state, average))
+        tell(f"goes on from step {int(state.step)}")
+    data, weight = jax.tree.map(jnp.asarray, data), jnp.asarray(shares, jnp.float32)
+    start, first, parts = time.perf_counter(), int(state.step), []
+    for step in range(first + 1, recipe.steps + 1):
+        state, told = train_step(
+            key,
+            state,
+            data,
+            weight,
+            num_steps=recipe.steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+        )
+        average = _averaged(average, state.variables, jnp.minimum(_MEMORY, step / (step + 10.0)))
+        parts.append(told)
+        if step % _SAVE_EVERY == 0 or step == recipe.steps:
+            means = {name: np.mean([float(part[name]) for part in parts]) for name in told}
+            if not np.isfinite(means["loss"]):
+                raise SpinejaxError(f"step {step}: the loss is not finite. Lower the learning rate.")
+            pace = (time.perf_counter() - start) / (step - first)
+            tell(f"step {step}: " + ", ".join(f"{n} {value:.3f}" for n, value in means.items()) + f", {pace:.2f} s")
+            parts = []
+            _save(path, (state, average))
+    return average
+
+
+@jax.jit
+def _averaged(average: dict[str, Any], variables: dict[str, Any], memory: jax.Array) -> dict[str, Any]:
+    return jax.tree.map(lambda old, new: memory * old + (1 - memory) * new, average, variables)
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+def _real(root: Path, series: str, tell) -> tuple[Crops, list[str]]:
+    names = [path.name for path in sorted((root / "masks").glob(f"*_{series}.mha"))]
+    if not names:
+        raise SpinejaxError(f"--spider {root}: no masks/*_{series}.mha there.")
+    held_out = development_patients([name.split("_")[0] for name in names])
+    slices: list[Slice] = []
+    for name in names:
+        if name.split("_")[0] in held_out:
+            continue
+        slices += slices_with_truth(
+            read_mha(root / "images" / name, np.float32), read_mha(root / "masks" / name, np.uint8)
+        )
+    tell(f"{len(slices)} slices of {len(names) - len(held_out)} stacks; {len(held_out)} patients are held out")
+    return stack(slices), held_out
+
+
+def _phantoms(recipe: Recipe, tell) -> tuple[Crops, list[str]]:
+    slices: list[Slice] = []
+    for patient in range(recipe.phantoms):
+        drawn = phantom(recipe.seed + 7, patient)
+        inner = np.arange(2, drawn.scan.voxels.shape[2] - 2)
+        chosen = np.random.default_rng(recipe.seed + patient).choice(inner, _PHANTOM_SLICES, replace=False)
+        slices += slices_with_truth(drawn.scan, drawn.mask, sorted(chosen.tolist()))
+    tell(f"{len(slices)} slices of {recipe.phantoms} phantoms")
+    return stack(slices), []
+
+
+def _cached(path: Path, make: Callable[[], tuple[Crops, list[str]]]) -> tuple[Crops, list[str]]:
+    if not path.exists():
+        crops, told = make()
+        arrays = {**crops._asdict(), "told": np.array(told, dtype="U16")}
+        _write(path, arrays)
+    with np.load(path, allow_pickle=False) as arrays:
+        return Crops(*(arrays[name] for name in Crops._fields)), arrays["told"].tolist()
+
+
+def _together(real: Crops | None, drawn: Crops | None, real_share: float) -> tuple[Crops, np.ndarray]:
+    """All slices as one set, and how often each is drawn."""
+    parts = [part for part in (real, drawn) if part is not None]
+    if not parts:
+        raise SpinejaxError("Nothing to train on: give --spider ROOT, --phantoms N or both.")
+    size = np.max([part.image.shape[1:] for part in parts], axis=0)
+
+    def padded(array, name):
+        if name not in ("image", "tissue"):
+            return array
+        return np.pad(array, ((0, 0), *((0, size[axis] - array.shape[axis + 1]) for axis in (0, 1))))
+
+    data = Crops(*(np.concatenate([padded(getattr(part, name), name) for part in parts]) for name in Crops._fields))
+    shares = (1.0,) if len(parts) == 1 else (real_share, 1 - real_share)
+    each = [np.full(len(part.kinds), share / len(part.kinds)) for part, share in zip(parts, shares, strict=True)]
+    return data, np.concatenate(each)
+
+
+# State on disk -------------------------------------------------------------------------------------------------------
+
+
+def _same_settings(path: Path, settings: dict[str, Any]) -> None:
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise SpinejaxError(f"{path.parent}: holds a run with other settings. Remove it, or give another --out.")
+    write_atomically(path, lambda part: part.write_text(json.dumps(settings) + "\n"))
+
+
+def _save(path: Path, state: Any) -> None:
+    _write(path, {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))})
+
+
+def _load(path: Path, like: Any) -> Any:
+    leaves, tree = jax.tree.flatten(like)
+    with np.load(path, allow_pickle=False) as arrays:
+        return jax.tree.unflatten(tree, [jnp.asarray(arrays[str(index)]) for index in range(len(leaves))])
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    write_atomically(path, write)

@@ -1,0 +1,69 @@
+"""A scan written as a classic DICOM series, one file a slice: for phantoms, so that all readers meet the same truth."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.read.dicom_headers import import_pydicom
+from data_prep.read.scan import Scan
+from spinejax.files.atomic import write_atomically
+
+_MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
+_T2_ECHO_MS, _T2_REPETITION_MS = 100.0, 3500.0
+
+
+def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
+    """Write one file a slice, `00000`, `00001`, …, without suffixes, as a scanner's export has them.
+
+    Voxels are stored as 16 bits with the rescaling that spreads the scan's range over them.
+
+    Args:
+        folder: where to; made if need be.
+        scan: float32[H, W, S].
+        patient: the PatientID.
+        series: names the series; all its identifiers are made from it and the patient, so the same scan gives the same
+            bytes.
+
+    Returns:
+        The SeriesInstanceUID.
+    """
+    pydicom = import_pydicom()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def uid(*names) -> str:
+        return pydicom.uid.generate_uid(entropy_srcs=["spinejax", patient, series, *map(str, names)])
+
+    low, high = float(scan.voxels.min()), float(scan.voxels.max())
+    slope = (high - low) / 65535 or 1.0
+    stored = np.rint((scan.voxels - low) / slope).clip(0, 65535).astype("<u2")
+    spacing = scan.spacing_mm
+    directions = scan.affine[:3, :3] / spacing
+    for index in range(stored.shape[2]):
+        data = pydicom.Dataset()
+        data.SOPClassUID, data.SOPInstanceUID = _MR_IMAGE_STORAGE, uid("image", index)
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
+            uid("study"),
+            uid("series"),
+            uid("frame"),
+        )
+        data.PatientID, data.PatientName, data.Modality = patient, patient, "MR"
+        data.SeriesDescription, data.ImageType = series, ["DERIVED", "PRIMARY", "OTHER"]
+        data.EchoTime, data.RepetitionTime = _T2_ECHO_MS, _T2_REPETITION_MS
+        data.InstanceNumber, data.ImagesInAcquisition = index + 1, stored.shape[2]
+        data.ImagePositionPatient = _decimals((scan.affine @ [0, 0, index, 1])[:3])
+        data.ImageOrientationPatient = _decimals([*directions[:, 1], *directions[:, 0]])
+        data.PixelSpacing, data.SliceThickness = _decimals(spacing[:2]), _decimals(spacing[2:])[0]
+        data.RescaleSlope, data.RescaleIntercept, data.RescaleType = f"{slope:.10g}", f"{low:.10g}", "US"
+        data.Rows, data.Columns = stored.shape[:2]
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+        data.PixelData = stored[:, :, index].tobytes()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        write_atomically(folder / f"{index:05d}", lambda path, data=data: data.save_as(path, enforce_file_format=True))
+    return uid("series")
+
+
+def _decimals(values) -> list[str]:
+    """Numbers as DICOM's decimal strings, of 16 characters at most."""
+    return [f"{value:.9f}".rstrip("0").rstrip(".") if abs(value) < 1e5 else f"{value:.8g}" for value in values]

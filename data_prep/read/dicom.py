@@ -1,0 +1,201 @@
+"""DICOM series, read with pydicom: classic files, one a slice, and enhanced multi-frame ones alike.
+
+Both come as frames, each with its own place in the patient. What makes a series a volume is then one rule for both:
+frames of one orientation, in order of position, evenly spaced. Instance numbers and file names say nothing.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.read.dicom_headers import DicomFile, Frame, damage_named, import_pydicom, refuse_bomb
+from data_prep.read.scan import MAX_VOXELS, Scan, as_dtype, reorient
+from spinejax.errors import NotInstalledError, SpinejaxError
+
+# The rule that makes frames a volume ---------------------------------------------------------------------------------
+
+_SAME_MM = 0.01  # positions closer than this are one position
+_UNEVEN = 0.02  # of the spacing; rounded headers stray by less
+
+
+def in_order(files: Sequence[DicomFile], name: str) -> tuple[list[Frame], np.ndarray]:
+    """A series' frames in order of position, and the affine (row, column, slice, 1) → patient, LPS, mm.
+
+    Raises:
+        SpinejaxError: frames differ in size, spacing or orientation; lie twice at one position; leave a gap; are
+            unevenly spaced, or shifted against one another in their plane.
+    """
+    frames = [frame for file in files for frame in file.frames]
+    first = frames[0]
+    _refuse_mixture(frames, name)
+    if len(frames) * first.shape[0] * first.shape[1] > MAX_VOXELS:
+        raise SpinejaxError(f"{name}: {len(frames)} images of {first.shape} pixels; expected at most {MAX_VOXELS}.")
+    frames = sorted(frames, key=lambda frame: float(frame.position_mm @ first.normal))
+    positions = np.stack([frame.position_mm for frame in frames])
+    steps_mm = np.diff(positions @ first.normal)
+    _refuse_uneven(frames, steps_mm, name)
+
+    between = first.normal * (first.thickness_mm or 1.0)
+    if len(frames) > 1:
+        between = (positions[-1] - positions[0]) / (len(frames) - 1)
+        straight = positions[0] + np.arange(len(frames))[:, None] * between
+        if np.abs(positions - straight).max() > 0.5 * first.spacing_mm.min():
+            raise SpinejaxError(f"{name}: its slices are shifted against one another in their plane. Export it again.")
+    affine = np.eye(4)
+    affine[:3, 0] = first.axes[1] * first.spacing_mm[0]
+    affine[:3, 1] = first.axes[0] * first.spacing_mm[1]
+    affine[:3, 2] = between
+    affine[:3, 3] = positions[0]
+    return frames, affine
+
+
+def _refuse_mixture(frames: Sequence[Frame], name: str) -> None:
+    kinds = defaultdict(list)
+    for frame in frames:
+        kinds[frame.shape, *np.round(frame.spacing_mm, 3)].append(frame)
+    if len(kinds) > 1:
+        sizes = ", ".join(f"{len(members)} of {key[0][0]}×{key[0][1]}" for key, members in kinds.items())
+        raise SpinejaxError(
+            f"{name}: its images differ in size or pixel spacing ({sizes}). Give each as its own series."
+        )
+    turned = [frame for frame in frames if abs(frame.axes - frames[0].axes).max() > 1e-3]
+    if turned:
+        raise SpinejaxError(
+            f"{name}: images of several orientations in one series ({turned[0].path.name} stands otherwise than "
+            f"{frames[0].path.name}). Expected one orientation, as in a sagittal series: leave the others out."
+        )
+
+
+def _refuse_uneven(frames: Sequence[Frame], steps_mm: np.ndarray, name: str) -> None:
+    if not len(steps_mm):
+        return
+    positions = 1 + int(np.sum(steps_mm > _SAME_MM))
+    if len(frames) > positions:
+        first = int(np.argmax(steps_mm <= _SAME_MM))
+        if len(frames) % positions == 0 and positions > 1:
+            kind = (
+                f"{len(frames) // positions} images at each of its {positions} positions: the series is 4-D or copied"
+            )
+        else:
+            kind = f"a slice is there twice ({frames[first].path} and {frames[first + 1].path})"
+        raise SpinejaxError(f"{name}: {kind}. Expected one image a position: leave one set out.")
+    typical = float(np.median(steps_mm))
+    odd = np.flatnonzero(abs(steps_mm - typical) > max(_UNEVEN * typical, 2 * _SAME_MM))
+    if len(odd):
+        gap = float(steps_mm[odd[0]])
+        between = f"between {frames[odd[0]].path.name} and {frames[odd[0] + 1].path.name}"
+        missing = round(gap / typical) - 1
+        if missing >= 1 and abs(gap - (missing + 1) * typical) < 0.1 * typical:
+            kind = f"{missing} slices are missing {between} ({gap:.2f} mm apart, the others {typical:.2f} mm)"
+        else:
+            kind = f"its slices are unevenly spaced ({gap:.2f} mm {between}, mostly {typical:.2f} mm)"
+        raise SpinejaxError(f"{name}: {kind}. Export the whole series again.")
+
+
+# Pixels -------------------------------------------------------------------------------------------------
+
+_START_OF_FRAME = (0xC0, 0xC1, 0xC3, 0xF7)  # baseline, extended, lossless, JPEG-LS
+_END_OF_IMAGE = b"\xff\xd9"
+
+# Which of pydicom's plug-ins unpacks which encoding: chosen, or it would be whichever is installed. For RLE it is
+# pydicom's own, as the faster one panics on damaged data.
+_DECODERS = {
+    "RLELossless": "pydicom",
+    "JPEGBaseline8Bit": "pillow",
+    "JPEGLossless": "gdcm",
+    "JPEGLosslessSV1": "gdcm",
+    "JPEGLSLossless": "pyjpegls",
+    "JPEGLSNearLossless": "pyjpegls",
+    "JPEG2000Lossless": "pylibjpeg",
+    "JPEG2000": "pylibjpeg",
+}
+
+
+def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, list[str]]:
+    """A series as a scan in the house's orientation, its rescaling applied, and notes on what is doubtful.
+
+    Args:
+        files: of one series, in any order.
+        name: how messages call it.
+        dtype: of the voxels in memory.
+
+    Raises:
+        SpinejaxError: the frames make no volume (`in_order`), pixels are damaged or of an encoding that is not read,
+            or the series is not sagittal.
+    """
+    frames, affine = in_order(files, name)
+    voxels = np.empty((len(frames), *frames[0].shape), np.float32)
+    places = defaultdict(list)
+    for place, frame in enumerate(frames):
+        places[frame.path].append((place, frame))
+    for path, members in places.items():
+        pixels = _pixels(path, members[0][1].shape)
+        for place, frame in members:
+            with np.errstate(over="ignore"):  # told by as_dtype, as infinite
+                voxels[place] = pixels[frame.index] * np.float32(frame.slope) + np.float32(frame.intercept)
+    declared = max(file.declared for file in files)
+    notes = []
+    if declared > len(frames):
+        notes.append(f"{name}: {len(frames)} of the {declared} images that it declares. Is an end slice missing?")
+    return reorient(as_dtype(voxels.transpose(1, 2, 0), dtype, name), affine, name), notes
+
+
+def _pixels(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """[F, rows, columns]. The stored values of every frame of a file."""
+    pydicom = import_pydicom()
+    refuse_bomb(path, pydicom)
+    with damage_named(path):
+        dataset = pydicom.dcmread(path)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax.is_compressed and not syntax.is_deflated:
+            decoder = _decoder(syntax, path, pydicom)
+            _refuse_lying_codestream(dataset, shape, path)
+            dataset.pixel_array_options(decoding_plugin=decoder)
+        pixels = dataset.pixel_array
+    return pixels.reshape(-1, *shape)
+
+
+def _decoder(syntax, path: Path, pydicom) -> str:
+    decoder = _DECODERS.get(syntax.keyword)
+    if decoder is None:
+        raise SpinejaxError(
+            f"{path}: its pixels are packed as {syntax.name}, which is not read. Unpack it first, with "
+            "`gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."
+        )
+    if decoder not in pydicom.pixels.get_decoder(syntax).available_plugins:
+        need = f"{path}: its pixels are packed as {syntax.name}, and {decoder}, which unpacks them, is not installed"
+        raise NotInstalledError(need, "scans")
+    return decoder
+
+
+def _refuse_lying_codestream(dataset, shape: tuple[int, int], path: Path) -> None:
+    """Refuse a packed frame that a decoder would believe too much: one whose own header declares another size than
+    DICOM's, or a JPEG that ends too early, whose rest would be filled.
+    """
+    from pydicom.encaps import generate_frames
+
+    for frame in generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)):
+        found = _codestream_shape(frame)
+        if found not in (None, shape):
+            raise SpinejaxError(f"{path}: a packed frame is {found} pixels, its header says {shape}. Export it again.")
+        if frame[:2] == b"\xff\xd8" and _END_OF_IMAGE not in frame[-4:]:  # a byte or two of padding may follow
+            raise SpinejaxError(f"{path}: a packed frame ends too early: truncated. Export it again.")
+
+
+def _codestream_shape(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns in a JPEG 2000 (ISO 15444-1, A.5.1) or JPEG (ISO 10918-1, B.2.2) header; None for RLE."""
+    jpeg_2000 = re.search(rb"\xff\x4f\xff\x51.{4}(.{4})(.{4})(.{4})(.{4})", frame[:4096], re.DOTALL)
+    if jpeg_2000:
+        right, bottom, left, top = (int.from_bytes(field, "big") for field in jpeg_2000.groups())
+        return bottom - top, right - left
+    if frame[:2] == b"\xff\xd8":
+        place = 2
+        while place + 9 <= len(frame) and frame[place] == 0xFF:
+            if frame[place + 1] in _START_OF_FRAME:
+                rows, columns = frame[place + 5 : place + 7], frame[place + 7 : place + 9]
+                return int.from_bytes(rows, "big"), int.from_bytes(columns, "big")
+            place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+    return None

@@ -1,0 +1,261 @@
+"""DICOM headers: which series a file belongs to, what it shows, and where each of its frames lies in the patient."""
+
+import contextlib
+import re
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.read.scan import MAX_VOXELS
+from spinejax.errors import NotInstalledError, SpinejaxError
+
+_META_BYTES = 144  # preamble, magic and the element that holds the length of the file's meta information
+_MAX_FILE_BYTES = 1 << 31
+
+_IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")  # classic, enhanced; or cut off
+
+# What is read in the first pass: enough to sort files into series and to know each frame's place.
+_HEADER_TAGS = [
+    "SeriesInstanceUID", "PatientID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "EchoTime",
+    "RepetitionTime", "InversionTime", "ImagesInAcquisition", "Rows", "Columns", "NumberOfFrames",
+    "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One image of a series and its place in the patient (DICOM PS3.3, C.7.6.2).
+
+    Args:
+        path, index: the file, and which of its frames.
+        position_mm: float64[3]. Centre of the first pixel, LPS.
+        axes: float64[2, 3]. Directions in which the column index and the row index grow.
+        spacing_mm: float64[2]. Between rows, between columns.
+        shape: rows, columns.
+        slope, intercept: from stored values to the scanner's.
+    """
+
+    path: Path
+    index: int
+    position_mm: np.ndarray
+    axes: np.ndarray
+    spacing_mm: np.ndarray
+    thickness_mm: float
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(*self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class DicomFile:
+    """What the first pass learns of a file: its series, what kind of image it is, and its frames.
+
+    `weighting` is "t1", "t2", "pd", "stir" or None where the header does not tell; `not_a_scan` says why the file
+    cannot be part of a scan, if it cannot; `declared` is the number of images that the series says it has, 0 if unsaid.
+    """
+
+    path: Path
+    series: str
+    patient: str
+    weighting: str | None
+    not_a_scan: str | None
+    declared: int
+    frames: tuple[Frame, ...]
+
+
+class DamagedHeaderError(SpinejaxError):
+    """A header that cannot be read, but for its SeriesInstanceUID, maybe: `series`, or "" without."""
+
+    def __init__(self, message: str, series: str):
+        super().__init__(message)
+        self.series = series
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's magic word, whatever its name."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+# Reading one file ---------------------------------------------------------------------------------------------------
+
+
+def read_header(path: Path) -> DicomFile:
+    """Read what a DICOM file says of itself, without its pixels.
+
+    Raises:
+        DamagedHeaderError: the file is damaged.
+        SpinejaxError: it is too large, or pydicom is not installed.
+    """
+    pydicom = import_pydicom()
+    refuse_bomb(path, pydicom)
+    with damage_named(path):
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+        series = str(dataset.get("SeriesInstanceUID", ""))
+    try:
+        return _judged(dataset, series, path)
+    except SpinejaxError as error:
+        raise DamagedHeaderError(str(error), series) from error
+
+
+def _judged(dataset, series: str, path: Path) -> DicomFile:
+    with damage_named(path):
+        if "Rows" not in dataset and dataset.file_meta.get("MediaStorageSOPClassUID", "") in _IMAGES_OF_MR:
+            raise SpinejaxError(f"{path}: its header ends before the image's size: truncated. Copy it again.")
+        not_a_scan = _not_a_scan(dataset)
+        return DicomFile(
+            path=path,
+            series=series,
+            patient=str(dataset.get("PatientID") or "").strip(),
+            weighting=_weighting(dataset),
+            not_a_scan=not_a_scan,
+            declared=int(dataset.get("ImagesInAcquisition") or 0),
+            frames=() if not_a_scan else tuple(_frames(dataset, path)),
+        )
+
+
+def import_pydicom():
+    """The library, or the advice to install it."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise NotInstalledError("Reading DICOM files needs pydicom", "scans") from error
+    return pydicom
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom meets in a damaged file into one message that names it.
+
+    It parses lazily and lets every kind of exception through, so every kind is caught; and it warns of values that
+    break the standard in ways that do not matter here.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except SpinejaxError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SpinejaxError(f"{path}: damaged, truncated or not a DICOM image ({reason}). Export it again.") from error
+
+
+def refuse_bomb(path: Path, pydicom) -> None:
+    """Refuse a file that is too large, or (pydicom unpacks deflated files whole) would be once it is unpacked."""
+    num_bytes = path.stat().st_size
+    with damage_named(path), open(path, "rb") as file:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+            file.seek(_META_BYTES + int(meta.FileMetaInformationGroupLength))
+            stream = zlib.decompressobj(-zlib.MAX_WBITS)
+            while num_bytes <= _MAX_FILE_BYTES and (piece := file.read(1 << 16)):
+                while piece and num_bytes <= _MAX_FILE_BYTES:
+                    num_bytes += len(stream.decompress(piece, 1 << 22))
+                    piece = stream.unconsumed_tail
+    if num_bytes > _MAX_FILE_BYTES:
+        raise SpinejaxError(f"{path}: more than {_MAX_FILE_BYTES >> 30} GiB once unpacked. Refused.")
+
+
+def _not_a_scan(dataset) -> str | None:
+    """Why a DICOM file is no part of any scan, if so."""
+    if "Rows" not in dataset:
+        return "no image"
+    if dataset.get("Modality", "MR") != "MR":
+        return f"modality {dataset.Modality}"
+    if "LOCALIZER" in (dataset.get("ImageType") or ()):
+        return "a localiser"
+    if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") != "MONOCHROME2":
+        return f"a picture ({dataset.get('PhotometricInterpretation')}), not a scan"
+    if "ImageOrientationPatient" not in dataset and "PerFrameFunctionalGroupsSequence" not in dataset:
+        return "no place in the patient is given"
+    return None
+
+
+def _weighting(dataset) -> str | None:
+    """The contrast, by echo and repetition time, or else by the description's words; None if neither tells."""
+    timing = [dataset, *_groups(dataset, 0, "MRTimingAndRelatedParametersSequence", "MREchoSequence")]
+    timing += _groups(dataset, 0, "MRModifierSequence")
+
+    def milliseconds(*names):
+        values = [item.get(name) for item in timing for name in names]
+        return next((float(value) for value in values if isinstance(value, int | float) and value > 0), None)
+
+    echo, repetition = milliseconds("EchoTime", "EffectiveEchoTime"), milliseconds("RepetitionTime")
+    inversion = milliseconds("InversionTime", "InversionTimes")
+    if inversion and 80 <= inversion <= 300:
+        return "stir"
+    if echo and echo >= 60:
+        return "t2"
+    if echo and repetition and echo <= 35:
+        return "t1" if repetition <= 1200 or (inversion and inversion > 300) else "pd"
+    words = f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}"
+    return weighting_in_words(words)
+
+
+def weighting_in_words(words: str) -> str | None:
+    """The contrast that a description or a file's name tells, None if it names none or several."""
+    found = {match.lower() for match in re.findall(r"(?<![a-z0-9])(t1|t2|stir|pd)(?![0-9])", words, re.IGNORECASE)}
+    return found.pop() if len(found) == 1 else "stir" if "stir" in found else None
+
+
+def _groups(dataset, index: int, *names: str) -> list:
+    """The functional groups of one frame of an enhanced file: its own and the shared ones, whichever there are."""
+    groups = [*(dataset.get("SharedFunctionalGroupsSequence") or ())]
+    groups += [*(dataset.get("PerFrameFunctionalGroupsSequence") or ())][index : index + 1]
+    return [item for group in groups for name in names for item in (group.get(name) or ())]
+
+
+def _frames(dataset, path: Path) -> Iterator[Frame]:
+    count = int(dataset.get("NumberOfFrames") or 1)
+    enhanced = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    if (enhanced or 1) != count or count * shape[0] * shape[1] > MAX_VOXELS or min(shape) < 1:
+        raise SpinejaxError(
+            f"{path}: declares {count} frames of {shape[0]}×{shape[1]} pixels and places for {enhanced or 1}; expected "
+            f"a place for each frame and at most {MAX_VOXELS} pixels. Export it again."
+        )
+    for index in range(count):
+        groups = [dataset]
+        if enhanced:
+            names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+            groups = _groups(dataset, index, *names, "PixelValueTransformationSequence")
+        yield _frame(groups, path, index, shape)
+
+
+def _frame(groups: Sequence, path: Path, index: int, shape: tuple[int, int]) -> Frame:
+    def numbers(name: str, size: int, default: float | None = None) -> np.ndarray:
+        value = next((group.get(name) for group in groups if group.get(name) not in (None, "")), default)
+        array = np.atleast_1d(np.asarray(value, float)) if value is not None else np.empty(0)
+        if array.shape != (size,) or not np.isfinite(array).all():
+            raise SpinejaxError(f"{path}: {name} is {value}; expected {size} finite numbers. Export it again.")
+        return array
+
+    axes = numbers("ImageOrientationPatient", 6).reshape(2, 3)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
+        raise SpinejaxError(f"{path}: ImageOrientationPatient is {axes.ravel()}; expected two unit vectors.")
+    spacing_mm = numbers("PixelSpacing", 2)
+    if spacing_mm.min() <= 0:
+        raise SpinejaxError(f"{path}: PixelSpacing is {spacing_mm} mm; expected positive numbers. Export it again.")
+    thickness = numbers("SpacingBetweenSlices", 1, default=0.0) or numbers("SliceThickness", 1, default=0.0)
+    return Frame(
+        path=path,
+        index=index,
+        position_mm=numbers("ImagePositionPatient", 3),
+        axes=axes,
+        spacing_mm=spacing_mm,
+        thickness_mm=float(thickness[0]),
+        shape=shape,
+        slope=float(numbers("RescaleSlope", 1, default=1.0)[0]),
+        intercept=float(numbers("RescaleIntercept", 1, default=0.0)[0]),
+    )

@@ -1,0 +1,242 @@
+"""A hospital's scans as jobs: series of any format, perhaps with masks or corners, and perhaps with labels."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
+from data_prep.anatomy.discs import DiscVolume, extract_discs
+from data_prep.anatomy.mask_labels import CONVENTIONS, to_house
+from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
+from data_prep.dataset.build import Job
+from data_prep.dataset.pseudonyms import Pseudonyms
+from data_prep.dataset.splits import split_patients
+from data_prep.detector.weights import weights_sum
+from data_prep.read.scan import Scan, require_same_grid
+from data_prep.read.series import MASK_WORDS, Found, Series, read_scan, stem_of, volume_files
+from data_prep.read.tables import some
+from data_prep.sources.labels import Labels
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import LEVELS
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How discs are found in a scan and cut out.
+
+    Args:
+        convention: the tool that made the masks, one of `CONVENTIONS`; None to recognise it by its labels.
+        lowest_level: name of each scan's lowest disc, if the levels are to be counted from it.
+        per_disc: normalise each disc by one median over all of its slices, instead of each slice by its own.
+        detect_missing: detect the bodies of a scan that has no mask, or no corners, though others have.
+        keep_doubtful: keep a labelled scan whose levels the detector doubts, and with them whose labels are whose.
+    """
+
+    convention: str | None = None
+    lowest_level: str | None = None
+    per_disc: bool = False
+    detect_missing: bool = False
+    keep_doubtful: bool = False
+
+    def __post_init__(self):
+        for option, value, known in (
+            ("--convention", self.convention, tuple(CONVENTIONS)),
+            ("--lowest-level", self.lowest_level, LEVELS),
+        ):
+            if value not in (None, *known):
+                raise SpinejaxError(f"{option} {value}: expected one of {', '.join(known)}.")
+
+
+def scan_jobs(
+    found: Found,
+    *,
+    masks: Path | None,
+    corners: Path | None,
+    labels: Labels | None,
+    cutting: Cutting,
+    seed: int,
+    pseudonyms: Pseudonyms,
+) -> tuple[list[Job], list[str]]:
+    """One job for each series that was found, and notes on labels that fit none of them.
+
+    Without masks and corners, the detector finds the bodies. With them, a series that has none becomes a job that fails
+    with that reason (a run names it and goes on), for its name may be mistaken; `cutting.detect_missing` detects there.
+
+    Args:
+        found: the series.
+        masks: folder of the masks, each named after its scan's key (`_mask_of`).
+        corners: a corner file. Not given beside `masks`.
+        labels: of the discs.
+        cutting: how discs are found and cut out.
+        seed: of the split.
+        pseudonyms: of patients and scans.
+
+    Raises:
+        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found; labels are given,
+            and fit none of the scans.
+    """
+    if masks is not None and corners is not None:
+        raise SpinejaxError("Give either --masks DIR or --corners FILE, not both; or neither, to detect the vertebrae.")
+    if not found.series:
+        reasons = "".join(f"\n  {line}" for line in [*found.left_out, *found.failures.values()][:20])
+        raise SpinejaxError(f"No sagittal scan was found.{reasons}")
+    if masks is not None and not masks.is_dir():
+        raise SpinejaxError(f"--masks {masks}: no such folder.")
+    own = {file.resolve() for one in found.series for file in one.files}  # in the same folder as the masks, maybe
+    mask_files = [path for path in volume_files(masks) if path.resolve() not in own] if masks else []
+    bodies = {} if corners is None else read_corners(corners)
+    of_scan = {one.key: labels.of(one.patient, one.key) if labels else {} for one in found.series}
+    unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
+    if labels and unused and not any(of_scan.values()):
+        scans = some([f"{one.patient} {one.key}" for one in found.series])
+        raise SpinejaxError(
+            f"--labels: none of its {len(labels.rows)} patients and scans is among those found: it names "
+            f"{some(unused)}, the scans are {scans}. Make the names agree: a spreadsheet may have made 7 of 0007."
+        )
+    patients: dict[str, list[Mapping[str, int]]] = {}
+    for one in found.series:
+        patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
+    splits = split_patients(patients, seed=seed)
+
+    detector = weights_sum()
+    jobs = []
+    keys = {one.key for one in found.series}
+    for one in found.series:
+        labelled = bool(of_scan[one.key])
+        vertebrae: Path | Mapping | str | None = None
+        if masks is not None:
+            vertebrae = _mask_of(one, masks, mask_files, keys)
+        elif corners is not None:
+            vertebrae = _corners_of(one, bodies)
+        if isinstance(vertebrae, str) and cutting.detect_missing:
+            vertebrae = None
+        jobs.append(
+            Job(
+                name=one.name,
+                patient=pseudonyms.patient(one.patient),
+                scan=pseudonyms.scan(one.key),
+                split=splits[one.patient],
+                labels=of_scan[one.key],
+                cut=partial(cut_scan, one, vertebrae, cutting, labelled=labelled),
+                sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
+                recipe=f"{cutting} {labelled} {_kind(vertebrae)} {detector}",
+            )
+        )
+    return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """A scan with its vertebral bodies, SPIDER's labels of them if there is a mask, and notes on what is doubtful.
+
+    `confidence` is each body's by name, of those that were detected; nothing for what a mask or a corner file tells.
+    `doubtful_levels` is the detector's doubt that all names may be off by one.
+    """
+
+    scan: Scan
+    bodies: list[VertebralBody]
+    regions: Scan | None
+    notes: list[str]
+    confidence: Mapping[str, float] | None = None
+    doubtful_levels: bool = False
+
+
+def cut_scan(
+    series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting, *, labelled: bool = False
+) -> tuple[list[DiscVolume], list[str]]:
+    """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`.
+
+    A `labelled` scan gives none if its levels are doubtful, for each disc may then have its neighbour's labels.
+    """
+    found = locate(series, vertebrae, cutting)
+    notes = list(found.notes)
+    if labelled and found.doubtful_levels and not cutting.keep_doubtful:
+        return [], [*notes, f"left out: {series.name}: its levels are doubtful, and with them whose labels are whose."]
+    discs = extract_discs(found.scan, found.bodies, regions=found.regions, per_disc=cutting.per_disc, notes=notes)
+    return discs, notes
+
+
+def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting) -> Located:
+    """Read a series and find its vertebral bodies.
+
+    Args:
+        series: the scan.
+        vertebrae: its mask's file; its part of a corner file; or why there is neither, which is told only once the
+            series is known to be sagittal, as others need none. None to detect them.
+        cutting: how discs are found and cut out.
+
+    Raises:
+        SpinejaxError: a file cannot be read, scan and mask do not share a grid, or no bodies can be told.
+    """
+    scan, notes = series.read()
+    if scan.voxels.min() == scan.voxels.max():
+        raise SpinejaxError(f"{series.name}: every voxel is {scan.voxels.flat[0]:g}: an empty image. Export it again.")
+    if isinstance(vertebrae, str):
+        raise SpinejaxError(f"{series.name}: {vertebrae}")
+    if vertebrae is None:
+        from data_prep.detector.detect import detect  # loads JAX, which the other ways do without
+
+        detection = detect(scan, lowest_level=cutting.lowest_level)
+        return Located(
+            scan,
+            detection.bodies,
+            None,
+            notes + detection.notes,
+            detection.confidence,
+            detection.doubtful_levels,
+        )
+    if isinstance(vertebrae, Mapping):
+        return Located(scan, bodies_from_corners(scan, vertebrae), None, notes)
+    mask = read_scan(vertebrae, np.uint8)
+    mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
+    require_same_grid(scan, mask)
+    mask, doubts = to_house(mask, cutting.convention, cutting.lowest_level)
+    bodies, left_out = bodies_from_spider_mask(mask)
+    return Located(scan, bodies, Scan(body_labels(mask), mask.affine, mask.name), notes + doubts + left_out)
+
+
+def _kind(vertebrae: Path | Mapping | str | None) -> str:
+    """Where the vertebrae come from, for a job's recipe; of a mask, the sources tell which it is."""
+    if isinstance(vertebrae, Mapping):
+        return json.dumps(vertebrae, sort_keys=True)
+    return "a mask" if isinstance(vertebrae, Path) else f"none: {vertebrae}"
+
+
+def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:
+    return bodies.get(series.key, f"the corner file has no scan {series.key!r}.")
+
+
+def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) -> Path | str:
+    """The mask of a series, or why there is none: the first rule that a file fits decides.
+
+    It is named as its scan, with its folder (`P001/t2.mha`) or without; as SPINEPS names it (`sub-07_T2w.nii.gz` has
+    `sub-07_mod-T2w_seg-vert_msk.nii.gz`); as its scan with a word for mask behind an underscore (`0007_t2_seg.mha`, but
+    not `0007_t2_SPACE_seg.mha`, which is another series'); or as the folder that the scan lies in. `keys` are those of
+    all the scans: what is named as another scan is that one's.
+    """
+    name = series.key.rpartition("/")[2]
+    subject, _, contrast = name.rpartition("_")
+    free = [path for path in files if stem_of(path) == name or stem_of(path) not in keys]
+    of_subject = [path for path in free if subject and path.name.startswith(f"{subject}_") and "seg-vert" in path.name]
+    named = (
+        [path for path in free if f"{path.parent.name}/{stem_of(path)}" == series.key]
+        or [path for path in free if stem_of(path) == name]
+        or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
+        or of_subject
+        or [path for path in free if MASK_WORDS.search(_behind(f"{name}_", stem_of(path)))]
+        or [path for path in free if stem_of(path) == series.files[0].parent.name]
+    )
+    if len(named) == 1:
+        return named[0]
+    if named:
+        return f"{some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
+    return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."
+
+
+def _behind(beginning: str, stem: str) -> str:
+    """The word behind a name's beginning, up to the next underscore; nothing if the name begins otherwise."""
+    return stem.removeprefix(beginning).partition("_")[0] if stem.startswith(beginning) else ""

@@ -1,0 +1,247 @@
+"""The SPIDER dataset (van der Graaf et al., Scientific Data 11, 264, 2024; doi:10.5281/zenodo.10159290) as jobs.
+
+ROOT holds `images/`, `masks/`, `radiological_gradings.csv` and `overview.csv`, as in the official download. Gradings
+are per patient; scans and masks are per series, named `<patient>_<series>.mha`. Several series can make one data set: a
+patient who is in more than one has each disc there several times, always in the same split.
+
+SPIDER's "UP endplate" is taken to be the endplate above the disc, the lower surface of the upper vertebra, and "LOW
+endplate" the one below it, as in the paper's task names; its tables do not say.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.anatomy.discs import DiscVolume, extract_discs
+from data_prep.anatomy.vertebrae import bodies_from_spider_mask, body_labels
+from data_prep.dataset.build import Job
+from data_prep.dataset.pseudonyms import Pseudonyms
+from data_prep.dataset.splits import PAPER_FRACTIONS, split_patients
+from data_prep.detector.weights import weights_sum
+from data_prep.read.metaimage import read_mha
+from data_prep.read.scan import Scan, require_same_grid
+from data_prep.read.tables import read_rows, refuse, some
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import LEVELS, Task
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the gradings: the task it fills, and which of the task's grades each of its values stands for."""
+
+    task: Task
+    grade_of_value: Mapping[str, int]
+
+
+_ABSENT_PRESENT = ("absent", "present")
+_NORMAL_ABNORMAL = ("normal", "abnormal")
+_BINARY = {"0": 0, "1": 1}
+
+COLUMNS = {
+    "Pfirrman grade": _Column(Task("pfirrmann", ("1", "2", "3", "4", "5")), {str(g): g - 1 for g in range(1, 6)}),
+    "Disc narrowing": _Column(Task("narrowing", _ABSENT_PRESENT), _BINARY),
+    "UP endplate": _Column(Task("upper_endplate", _NORMAL_ABNORMAL), _BINARY),
+    "LOW endplate": _Column(Task("lower_endplate", _NORMAL_ABNORMAL), _BINARY),
+    # Modic types 1 to 3 are changes of unlike kind, not of rising severity, and types 1 and 3 are rare.
+    "Modic": _Column(Task("modic", _ABSENT_PRESENT), {"0": 0, "1": 1, "2": 1, "3": 1}),
+    "Disc bulging": _Column(Task("bulging", _ABSENT_PRESENT), _BINARY),
+    "Disc herniation": _Column(Task("herniation", _ABSENT_PRESENT), _BINARY),
+    "Spondylolisthesis": _Column(Task("spondylolisthesis", _ABSENT_PRESENT), _BINARY),
+}
+"""SPIDER's gradings by column, in SPIDER's spelling. Narrowing is binary, Modic not split into upper and lower."""
+
+SPIDER_TASKS = tuple(column.task for column in COLUMNS.values())
+
+_GRADINGS, _OVERVIEW = "radiological_gradings.csv", "overview.csv"
+_SUBSETS = ("training", "validation")
+
+
+def spider_jobs(
+    root: Path,
+    *,
+    series: Sequence[str],
+    seed: int,
+    pseudonyms: Pseudonyms,
+    detect_missing: bool = False,
+    keep_doubtful: bool = False,
+    subset: str = "all",
+) -> list[Job]:
+    """One job for each scan of some series. Patients without gradings are kept, unlabelled.
+
+    The patients of SPIDER's official validation subset, if there are any, become the test split.
+
+    Args:
+        root: the folder of the dataset.
+        series: the endings of the files' names: "t2_SPACE", "t2", "t1".
+        seed: of the split.
+        pseudonyms: of patients and scans.
+        detect_missing: detect the vertebral bodies of scans that have no mask.
+        keep_doubtful: also where that leaves it doubtful which disc is which (`cut_detected`).
+        subset: "training" or "validation", to take the patients of one official subset alone; or "all".
+
+    Raises:
+        SpinejaxError: a part of the layout is missing, a table has faults (all are listed), or a scan has no mask and
+            is not to be detected.
+    """
+    scans = {key: image for each in series for key, image in _images(root, each, detect_missing).items()}
+    patients = {patient for patient, _ in scans}
+    labels = read_gradings(root / _GRADINGS)
+    subsets = _read_subsets(root / _OVERVIEW)
+    unknown = sorted(patients - set(subsets))
+    if unknown:
+        raise SpinejaxError(
+            f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({some(unknown)}), so it cannot "
+            "be told whether they are of SPIDER's validation subset. Complete the table or remove their scans."
+        )
+    if labels and not patients & set(labels):
+        raise SpinejaxError(
+            f"{root / _GRADINGS}: none of its {len(labels)} patients has a scan of the series {', '.join(series)}: it "
+            f"names {some(sorted(labels))}, the scans are of {some(sorted(patients))}. Make the ids agree."
+        )
+    patients = {patient for patient in patients if subset in ("all", subsets[patient])}
+    if not patients:
+        raise SpinejaxError(f"--subset {subset}: none of the scans under {root} is of a patient of it.")
+    splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
+    return [
+        Job(
+            name=image.name,
+            patient=pseudonyms.patient(patient),
+            scan=pseudonyms.scan(image.stem),
+            split=splits[patient],
+            labels=labels.get(patient, {}),
+            **_how_to_cut(image, root / "masks" / image.name, keep_doubtful),
+        )
+        for (patient, _), image in scans.items()
+        if patient in patients
+    ]
+
+
+def _how_to_cut(image: Path, mask: Path, keep_doubtful: bool) -> dict:
+    """Of a job: what cuts the scan, the files that it reads, and what else the discs depend on."""
+    if mask.is_file():
+        return {"cut": partial(cut_scan, image, mask), "sources": (image, mask)}
+    return {
+        "cut": partial(cut_detected, image, keep_doubtful=keep_doubtful),
+        "sources": (image,),
+        "recipe": f"detector {weights_sum()}, doubtful levels {keep_doubtful}",
+    }
+
+
+def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
+    """The disc volumes of a scan with its SPIDER mask, and notes on what was left out.
+
+    Raises:
+        SpinejaxError: a file cannot be read, they do not share a grid, or no disc can be cut out.
+    """
+    scan, labels = read_mha(image, np.float32), read_mha(mask, np.uint8)
+    labels = Scan(labels.voxels, labels.affine, f"mask of {labels.name}")
+    require_same_grid(scan, labels)
+    bodies, notes = bodies_from_spider_mask(labels)
+    regions = Scan(body_labels(labels), labels.affine, labels.name)
+    return extract_discs(scan, bodies, regions=regions, notes=notes), notes
+
+
+def cut_detected(image: Path, *, keep_doubtful: bool) -> tuple[list[DiscVolume], list[str]]:
+    """The disc volumes of a scan without a mask, and notes on what is doubtful or was left out.
+
+    SPIDER counts discs from the lowest up, the detector from the sacrum up. Where the sacrum was not seen or is
+    doubtful, every disc may have the grades of its neighbour: then there is none, unless `keep_doubtful`.
+
+    Raises:
+        SpinejaxError: the file cannot be read, no spine is found, or no disc can be cut out.
+    """
+    from data_prep.detector.detect import detect  # loads JAX, which masks do without
+
+    scan = read_mha(image, np.float32)
+    found = detect(scan)
+    notes = list(found.notes)
+    if found.doubtful_levels and not keep_doubtful:
+        return [], [*notes, f"left out: {image.name}: its levels are doubtful, and with them whose grades are whose."]
+    return extract_discs(scan, found.bodies, notes=notes), notes
+
+
+def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """The gradings: patient → level → task → label.
+
+    `IVD label` 1 is the lowest disc (L5-S1), 9 the highest (T9-T10). Rows of label 0 match no disc and are dropped.
+
+    Raises:
+        SpinejaxError: the table is missing or has faults: columns, values out of range, a disc twice. All are listed.
+    """
+    rows = list(read_rows(path, {"Patient", "IVD label", *COLUMNS}, exact=True))
+    faults = []
+    gradings: dict[str, dict[str, dict[str, int]]] = {}
+    for line, row in rows:
+        patient, disc = row["Patient"], row["IVD label"]
+        if not patient:
+            faults.append(f"line {line}: no patient")
+        if disc not in map(str, range(len(LEVELS) + 1)):
+            faults.append(f"line {line}: IVD label {disc!r}, expected 0 to {len(LEVELS)}")
+            continue
+        labels = {}
+        for name, column in COLUMNS.items():
+            value = row[name]
+            if value in column.grade_of_value:
+                labels[column.task.name] = column.grade_of_value[value]
+            elif value:  # an empty cell is a disc that was not graded
+                faults.append(f"line {line}: {name} {value!r}, expected {', '.join(column.grade_of_value)}")
+        if disc == "0":
+            continue
+        level = LEVELS[-int(disc)]
+        if level in gradings.setdefault(patient, {}):
+            faults.append(f"line {line}: patient {patient}, IVD label {disc} is there twice")
+        gradings[patient][level] = labels
+    refuse(path, faults)
+    return gradings
+
+
+def _read_subsets(path: Path) -> dict[str, str]:
+    """Patient → "training" or "validation", from the table of series."""
+    subsets: dict[str, str] = {}
+    faults = []
+    for line, row in read_rows(path, {"new_file_name", "subset"}, exact=False):
+        patient, subset = row["new_file_name"].split("_")[0], row["subset"]
+        if subset not in _SUBSETS:
+            faults.append(f"line {line}: subset {subset!r}, expected {' or '.join(_SUBSETS)}")
+        elif subsets.setdefault(patient, subset) != subset:
+            faults.append(f"line {line}: patient {patient} is in both subsets")
+    refuse(path, faults)
+    return subsets
+
+
+def _splits(labels: dict[str, dict], subset: dict[str, str], seed: int) -> dict[str, str]:
+    held_out = {patient: "test" for patient in labels if subset[patient] == "validation"}
+    graded = {patient: levels.values() for patient, levels in labels.items() if patient not in held_out}
+    eight_to_one = {"train": Fraction(8, 9), "validation": Fraction(1, 9)}
+    return held_out | split_patients(graded, seed=seed, fractions=eight_to_one if held_out else PAPER_FRACTIONS)
+
+
+def _images(root: Path, series: str, detect_missing: bool) -> dict[tuple[str, str], Path]:
+    """(Patient, series) → scan, of one series; every scan has its mask, unless it is to be detected."""
+    folders = ["images"] if detect_missing else ["images", "masks"]
+    missing = [name for name in folders if not (root / name).is_dir()]
+    missing += [name for name in (_GRADINGS, _OVERVIEW) if not (root / name).is_file()]
+    if missing:
+        raise SpinejaxError(
+            f"{root}: no {', no '.join(missing)} there. Give the folder that holds SPIDER's images/, masks/, "
+            f"{_GRADINGS} and {_OVERVIEW}."
+        )
+    # `*_t2.mha` must not take `200_x_t2.mha`: what stands before the series is a patient, without underscores.
+    found = {path.name.removesuffix(f"_{series}.mha"): path for path in sorted(root.glob(f"images/*_{series}.mha"))}
+    images = {(patient, series): path for patient, path in found.items() if "_" not in patient}
+    if not images:
+        series_there = Counter(path.stem.partition("_")[2] for path in root.glob("images/*.mha"))
+        there = ", ".join(f"{name} ({count})" for name, count in sorted(series_there.items())) or "no .mha file"
+        raise SpinejaxError(f"--series {series}: no images/*_{series}.mha under {root}; there is {there}.")
+    unmasked = [path.name for path in images.values() if not (root / "masks" / path.name).is_file()]
+    if unmasked and not detect_missing:
+        raise SpinejaxError(
+            f"{root / 'masks'}: no mask for {len(unmasked)} of {len(images)} {series} scans ({some(unmasked)}). Add "
+            "the masks, remove those scans from images/, choose another --series, or --detect-missing."
+        )
+    return images

@@ -1,0 +1,81 @@
+"""Raw scans → a data set of discs to be graded, all in one split: what `evaluate.py --scan` looks at."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from data_prep.anatomy.discs import PREPROCESSING
+from data_prep.dataset.build import build
+from data_prep.dataset.pseudonyms import Pseudonyms
+from data_prep.look.overlay import overlay_sheet
+from data_prep.read.series import find_series
+from data_prep.sources.scan_files import Cutting, scan_jobs
+from spinejax.data.manifest import MANIFEST, read_manifest
+from spinejax.errors import SpinejaxError
+from spinejax.tasks import Task
+
+SPLIT = "test"
+SOURCE = {"source": "ungraded scans"}
+
+
+def ungraded_discs(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    tasks: Sequence[Task],
+    masks: Path | None = None,
+    lowest_level: str | None = None,
+    pseudonyms: Pseudonyms,
+    console: Console,
+) -> list[str]:
+    """Find the vertebrae of some scans, cut out their discs, and draw what was found.
+
+    Args:
+        paths: files and folders of scans.
+        out: gets `discs/`, the data set, and `levels.png`: corners, levels and disc boxes over the scans. What this
+            function left there before is replaced.
+        tasks: the task table; no disc has a label.
+        masks: folder with a mask a scan; without it the vertebrae are detected.
+        lowest_level: name of the lowest disc, to count the levels from it.
+        pseudonyms: of patients and scans.
+        console: where progress goes.
+
+    Returns:
+        What is doubtful or was left out, a line each.
+
+    Raises:
+        SpinejaxError: no scan was found, or no disc came out of any; or another data set lies in `out/discs`.
+    """
+    # Made beside the results and put among them when it is whole: what a run leaves that is killed names the scans.
+    made = out.resolve().with_name(f"{out.resolve().name}.discs")
+    _refuse_to_replace(out / "discs")
+    if (made / MANIFEST).exists():
+        _refuse_to_replace(made)
+    found = find_series(paths, exclude=[masks] if masks else [])
+    cutting = Cutting(lowest_level=lowest_level)
+    jobs, notes = scan_jobs(
+        found, masks=masks, corners=None, labels=None, cutting=cutting, seed=0, pseudonyms=pseudonyms
+    )
+    jobs = [dataclasses.replace(job, split=SPLIT) for job in jobs]
+    outcome = build(jobs, made, tasks=tasks, preprocessing=PREPROCESSING | SOURCE, overwrite=True, console=console)
+    failures = found.failures | outcome.failures
+    if jobs and len(outcome.failures) == len(jobs):
+        raise SpinejaxError(next(iter(failures.values())))
+    shutil.rmtree(out / "discs", ignore_errors=True)
+    os.replace(made, out / "discs")
+    overlay_sheet(jobs, out / "levels.png", num_scans=len(jobs), seed=0)
+    left_out = [f"left out: {line}" for line in found.left_out]
+    return [*left_out, *notes, *outcome.notes, *(f"failed: {name}: {reason}" for name, reason in failures.items())]
+
+
+def _refuse_to_replace(discs: Path) -> None:
+    """A folder that this module did not make, and that may be all there is of it, goes for nothing."""
+    if not discs.is_dir() or not any(discs.iterdir()):
+        return
+    made = (discs / MANIFEST).exists() and SOURCE.items() <= read_manifest(discs)["preprocessing"].items()
+    if not made:
+        raise SpinejaxError(f"{discs}: holds what --scan did not make, and would replace. Give another --out.")

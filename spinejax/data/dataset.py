@@ -1,0 +1,291 @@
+"""A data set opened for reading. Nothing in its files is trusted: what the schema does not say is refused.
+
+HDF5 follows links into other files, reads external storage and virtual data sets, and gives zeros for chunks that were
+never written, all without a word. So there is one function that opens a shard, and it makes each of them a fault.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from spinejax import tasks as task_tables
+from spinejax.data.manifest import mean_of_slices, read_manifest
+from spinejax.data.shards import (
+    SPLITS,
+    VOLUME_DTYPES,
+    check_geometry,
+    check_labels,
+    checksum_of,
+    columns,
+    refuse_shared_patients,
+)
+from spinejax.errors import SpinejaxError
+from spinejax.files.checksums import sha256_of
+from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
+from spinejax.tasks import LEVELS
+
+
+@contextlib.contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """Turn what HDF5 says of a damaged file into one message that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise SpinejaxError(
+            f"{path}: damaged, truncated or not an HDF5 file ({str(error).splitlines()[0]}). "
+            "Run `python -m data_prep verify` on its folder and make the file again."
+        ) from error
+
+
+def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str], version: int) -> h5py.File:
+    """Open a shard for reading, and refuse one that is not exactly what `shards.write_shard` writes, or once wrote.
+
+    Raises:
+        SpinejaxError: the file is missing, damaged, or differs from the schema or from the manifest's counts.
+    """
+    if not path.is_file():
+        raise SpinejaxError(f"{path}: the manifest lists this shard, but it is missing.")
+    with _faults_named(path):
+        file = h5py.File(path, "r", rdcc_nbytes=0)  # a disc is read whole and once: no chunk cache
+        try:
+            _check_layout(file, path, num_discs, num_tasks, masks, version)
+        except BaseException:
+            file.close()
+            raise
+    return file
+
+
+def _check_layout(
+    file: h5py.File, path: Path, num_discs: int, num_tasks: int, masks: Sequence[str], version: int
+) -> None:
+    expected = columns(num_tasks, version) | {name: (VOLUME_DTYPES[name], VOLUME_SHAPE) for name in ("volume", *masks)}
+    if set(file) != set(expected):
+        raise SpinejaxError(f"{path}: holds {', '.join(sorted(file))}; expected {', '.join(sorted(expected))}.")
+    for name, (dtype, shape) in expected.items():
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise SpinejaxError(f"{path}: {name} is a link to elsewhere; a shard holds its own data. Refused.")
+        column = file[name]
+        if not isinstance(column, h5py.Dataset) or column.is_virtual or column.external:
+            raise SpinejaxError(f"{path}: {name} keeps its data in other files or is no data set. Refused.")
+        if column.dtype != dtype or column.shape != (num_discs, *shape):
+            raise SpinejaxError(
+                f"{path}: {name} is {column.dtype}{list(column.shape)}, expected {dtype}{[num_discs, *shape]}."
+            )
+        if not column.chunks or column.chunks[1:] != shape:
+            raise SpinejaxError(f"{path}: {name} is not stored in whole rows. Make the data set again.")
+        if name == "volume" and version > 1:
+            if column.chunks[0] != 1 or column.id.get_create_plist().get_nfilters():
+                raise SpinejaxError(f"{path}: {name} is not stored as it is, disc by disc. Make the data set again.")
+        elif not column.fletcher32:
+            raise SpinejaxError(f"{path}: {name} is stored without checksums. Make the data set again.")
+        if column.id.get_num_chunks() != -(-num_discs // column.chunks[0]):
+            raise SpinejaxError(f"{path}: {name} has rows that were never written. Make the data set again.")
+
+
+class DataSet:
+    """A data set opened for reading: the small columns in memory, the volumes on disk, each one read away.
+
+    Attributes:
+        folder: where it lies.
+        manifest: `manifest.json` as it stands there.
+        tasks: its task table.
+        slice_mean: float32[9]. Mean intensity of each slice of the training windows.
+        affine, slices, labels, checksum: the columns, over all shards in order. Version 1 of the schema has no
+            `checksum`.
+        level, patient, scan, split: str[N].
+
+    Raises:
+        SpinejaxError: on opening, if the manifest or a shard is missing, damaged or of another schema; if a label is
+            out of range; if a patient is in two splits.
+    """
+
+    affine: np.ndarray
+    checksum: np.ndarray
+    slices: np.ndarray
+    labels: np.ndarray
+    level: np.ndarray
+    patient: np.ndarray
+    scan: np.ndarray
+    split: np.ndarray
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self._version = self.manifest["schema_version"]
+        self.tasks = task_tables.from_json(self.manifest["tasks"])
+        self.masks = tuple(self.manifest["masks"])
+        self.slice_mean = np.asarray(self.manifest["slice_mean"], np.float32)
+        self._stops = np.cumsum([entry["discs"] for entry in self.manifest["files"]])
+        self._files: dict[int, h5py.File] = {}
+        self._volumes: dict[int, h5py.Dataset] = {}  # of each file; to look one up takes a third of a disc's read
+        shards = [self._read_columns(index) for index in range(len(self._stops))]
+        for name in columns(0, self._version):
+            column = np.concatenate([shard[name] for shard in shards])
+            with _faults_named(self.folder):
+                setattr(self, name, np.char.decode(column, "ascii") if column.dtype.kind == "S" else column)
+        self._check_columns()
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def __getstate__(self):
+        # Worker processes open the files for themselves: an HDF5 handle must not cross a fork or a pickle.
+        return self.__dict__ | {"_files": {}, "_volumes": {}}
+
+    @property
+    def digest(self) -> str:
+        """What tells this data set from any other: one sha256 over its task table and its files' digests."""
+        content = [self.manifest["tasks"], [entry["sha256"] for entry in self.manifest["files"]]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def mean_of_filled_slices(self) -> np.ndarray:
+        """float32[9]. `slice_mean` over those training windows alone that have the slice inside their scan."""
+        place = np.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
+        first, stop = self.slices[self.rows("train")].T[:, :, None]
+        inside = ((first <= place) & (place < stop)).mean(0)
+        return np.where(inside > 0, self.slice_mean / np.maximum(inside, 1e-9), self.slice_mean.max()).astype(
+            np.float32
+        )
+
+    def rows(self, split: str) -> np.ndarray:
+        """int[M]. Positions of a split's discs.
+
+        Raises:
+            SpinejaxError: the split is empty or unknown.
+        """
+        rows = np.flatnonzero(self.split == split)
+        if not len(rows):
+            counts = ", ".join(f"{name}: {np.sum(self.split == name)}" for name in SPLITS)
+            raise SpinejaxError(f"{self.folder}: no disc in split {split!r} ({counts}).")
+        return rows
+
+    def volume(self, row: int) -> np.ndarray:
+        """uint16[192, 320, 15]. Raises SpinejaxError if its checksum does not fit."""
+        return self._read_volume(row, np.empty(VOLUME_SHAPE, VOLUME_DTYPES["volume"]))
+
+    def volumes(self, rows: np.ndarray) -> np.ndarray:
+        """uint16[M, 192, 320, 15]. The discs at `rows`, read straight into one array."""
+        batch = _aligned((len(rows), *VOLUME_SHAPE), VOLUME_DTYPES["volume"])
+        for place, row in enumerate(rows):
+            self._read_volume(int(row), batch[place])
+        return batch
+
+    def mask(self, name: str, row: int) -> np.ndarray:
+        """The "region" or "lesion" mask of a disc, [192, 320, 15]. Raises SpinejaxError if the set stores none."""
+        if name not in self.masks:
+            raise SpinejaxError(f"{self.folder}: this data set stores no {name} masks.")
+        index, place = self._locate(row)
+        with _faults_named(self._path(index)):
+            return self._file(index)[name][place]
+
+    def _read_volume(self, row: int, into: np.ndarray) -> np.ndarray:
+        index, place = self._locate(row)
+        with _faults_named(self._path(index)):
+            self._file(index)
+            column = self._volumes[index]
+            if self._version == 1:  # HDF5 checks what it reads
+                column.read_direct(into, source_sel=np.s_[place])
+                return into
+            column.id.read_direct_chunk((place, 0, 0, 0), out=into.reshape(-1).view(np.uint8))
+            if checksum_of(into) != self.checksum[row]:
+                raise ValueError(f"the volume of disc {place} does not fit its checksum")
+        return into
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        """Which file a disc is in, and its place there."""
+        index = int(np.searchsorted(self._stops, row, side="right"))
+        return index, int(row - self._stops[index] + self.manifest["files"][index]["discs"])
+
+    def _path(self, index: int) -> Path:
+        return self.folder / self.manifest["files"][index]["name"]
+
+    def _file(self, index: int) -> h5py.File:
+        if index not in self._files:
+            num_discs = self.manifest["files"][index]["discs"]
+            file = open_shard(self._path(index), num_discs, len(self.tasks), self.masks, self._version)
+            self._files[index], self._volumes[index] = file, file["volume"]
+        return self._files[index]
+
+    def _read_columns(self, index: int) -> dict[str, np.ndarray]:
+        with _faults_named(self._path(index)):
+            return {name: self._file(index)[name][()] for name in columns(0, self._version)}
+
+    def _check_columns(self) -> None:
+        unknown = set(self.level) - set(LEVELS) | set(self.split) - set(SPLITS)
+        if unknown:
+            raise SpinejaxError(f"{self.folder}: unknown levels or splits {', '.join(sorted(unknown))}.")
+        check_labels(self.labels, self.tasks, str(self.folder))
+        check_geometry(self.affine, self.slices, str(self.folder))
+        refuse_shared_patients({s: set(self.patient[self.split == s]) for s in SPLITS}, self.folder)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that starts on a 64-byte boundary, as XLA wants it: on CPUs such a batch needs no copy."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+# Verifying -----------------------------------------------------------------------------------------------------------
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Read a whole data set and list every fault; an empty list means that all is well.
+
+    Beyond what opening checks: each file's sha256, each checksum, zeros outside the valid slices, a level twice
+    in one scan, the manifest's counts, and one image in two splits (a patient who came under two names).
+
+    Raises:
+        SpinejaxError: the data set cannot even be opened.
+    """
+    data = DataSet(folder)
+    faults = []
+    for entry in data.manifest["files"]:
+        if sha256_of(data.folder / entry["name"]) != entry["sha256"]:
+            faults.append(f"{entry['name']}: its sha256 is not the manifest's: the file was changed after it was made.")
+    for key, count in Counter(zip(data.scan, data.level, strict=True)).items():
+        if count > 1:
+            faults.append(f"scan {key[0]}: level {key[1]} is there {count} times.")
+    splits_of_image: dict[bytes, str] = {}
+    slice_sum, all_read = np.zeros(WINDOW_SHAPE[2], np.int64), True
+    for row in range(len(data)):
+        where = f"row {row} (scan {data.scan[row]}, {data.level[row]})"
+        try:
+            volume = data.volume(row)
+            for name in data.masks:
+                data.mask(name, row)
+        except SpinejaxError as error:
+            faults.append(f"{where}: {error}")
+            all_read = False
+            continue
+        first, stop = data.slices[row]
+        if volume[:, :, :first].any() or volume[:, :, stop:].any():
+            faults.append(f"{where}: voxels outside the valid slices.")
+        digest = hashlib.blake2b(volume.tobytes(), digest_size=16).digest()
+        if splits_of_image.setdefault(digest, data.split[row]) != data.split[row]:
+            faults.append(f"{where}: the same image is in another split.")
+        if data.split[row] == "train":
+            slice_sum += central_window(volume).sum((0, 1), dtype=np.int64)
+    for split in SPLITS:
+        if data.manifest["splits"][split] != _count(data, split):
+            faults.append(f"split {split}: the manifest's counts are not those of the shards.")
+    slice_mean = mean_of_slices(slice_sum, int(np.sum(data.split == "train")))
+    if all_read and not np.allclose(data.slice_mean, slice_mean, atol=1e-6):
+        faults.append("the manifest's slice means are not those of the training discs.")
+    return faults
+
+
+def _count(data: DataSet, split: str) -> dict:
+    inside = data.split == split
+    grades = {
+        task.name: [int(np.sum(data.labels[inside, column] == grade)) for grade in range(task.num_grades)]
+        for column, task in enumerate(data.tasks)
+    }
+    return {"patients": len(set(data.patient[inside])), "discs": int(inside.sum()), "grades": grades}

@@ -1,0 +1,130 @@
+"""A data set in the devices' memory: read once, then only numbers travel from the host.
+
+Which discs a batch has is decided where it is without a cache, by Grain's order in `pipeline`: its shuffle maps a place
+to a row with a cipher of its own, and taking the row numbers over, four bytes a disc, is what keeps both paths on the
+same discs. The discs themselves are picked by these numbers inside jit.
+
+Each device keeps a stretch of every disc's voxels, not some of the discs. So every device has an equal share of any
+shuffled batch, and picking is local; then one all-to-all, in which each device sends and receives its share of the
+batch and no more, makes the stretches whole discs, split over the devices as batches are.
+"""
+
+import functools
+import math
+import os
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spinejax.data.batches import Batch
+from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.geometry import VOLUME_SHAPE
+from spinejax.parallel.devices import DATA_AXIS, by_disc, put_batch, replicated
+
+NUM_READ_AT_ONCE = 64
+SHARE = 0.8  # of the free memory: the rest is for a step's own arrays
+
+
+class DeviceCache:
+    """Some rows of a data set, in device memory.
+
+    Args:
+        data: the data set.
+        rows: int[M]. Which of its discs.
+        mesh: the devices. Each host reads all the rows, and keeps its devices' stretches.
+
+    Raises:
+        SpinejaxError: they do not fit.
+    """
+
+    def __init__(self, data: DataSet, rows: np.ndarray, mesh: Mesh):
+        self._rows, self._mesh = np.unique(np.append(rows, 0)), mesh  # padded batches repeat the data set's first disc
+        num_voxels = math.prod(VOLUME_SHAPE)
+        shape = (len(self._rows), -(-num_voxels // mesh.size) * mesh.size)
+        check_fits(shape[0], 2 * shape[0] * shape[1] // mesh.size, free_bytes(mesh), mesh.size)
+        by_voxel = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+        self._voxels = jax.jit(lambda: jnp.zeros(shape, jnp.uint16), out_shardings=by_voxel)()
+        num_read = min(NUM_READ_AT_ONCE, shape[0])
+        for start in range(0, shape[0], num_read):
+            start = min(start, shape[0] - num_read)  # the last part overlaps, so that all are of one size
+            part = np.zeros((num_read, shape[1]), np.uint16)
+            part[:, :num_voxels] = data.volumes(self._rows[start : start + num_read]).reshape(num_read, -1)
+            on_devices = jax.make_array_from_callback(part.shape, by_voxel, part.__getitem__)
+            self._voxels = _write(self._voxels, on_devices, jax.device_put(np.int32(start), replicated(mesh)))
+
+    def put(self, batch: Batch) -> dict[str, jax.Array]:
+        """`devices.put_batch` of a batch that comes without its volumes: they are here.
+
+        Raises:
+            SpinejaxError: a row is not.
+        """
+        rows = np.where(batch["valid"], batch["row"], 0)
+        place = np.searchsorted(self._rows, rows)
+        if (self._rows[np.minimum(place, len(self._rows) - 1)] != rows).any():
+            raise SpinejaxError("A batch asks for a disc that is not in device memory.")
+        on_devices = put_batch(batch | {"place": place.astype(np.int32)}, self._mesh)
+        return on_devices | {"volume": _take(self._voxels, on_devices.pop("place"), mesh=self._mesh)}
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(voxels: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(voxels, part, start, axis=0)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _take(voxels: jax.Array, place: jax.Array, *, mesh: Mesh) -> jax.Array:
+    lie = jax.lax.with_sharding_constraint
+    place = lie(place, replicated(mesh))
+    stretches = lie(jnp.take(voxels, place, axis=0), NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
+    discs = lie(stretches, by_disc(mesh))
+    return discs[:, : math.prod(VOLUME_SHAPE)].reshape(-1, *VOLUME_SHAPE)
+
+
+def free_bytes(mesh: Mesh) -> int:
+    """Free memory of this host's fullest device; of a CPU that plays devices, its share of the machine's."""
+    here = mesh.local_devices
+    stats = [device.memory_stats() for device in here]
+    if all(stats):
+        return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+    return available_bytes() // len(here)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that this process can have: of this machine's, and of what its container leaves.
+
+    The page cache counts as free in both, since the system gives it up when memory is asked for.
+
+    Args:
+        root: where `proc` and `sys` are.
+    """
+
+    def number(name: str, field: str = "") -> int:
+        """A file's first number, or the sum of a field's; 0 if it has none, as where it says "max" for no limit."""
+        path = root / name
+        return sum(map(int, re.findall(rf"^{field}(\d+)", path.read_text(), re.MULTILINE))) if path.is_file() else 0
+
+    free = 1024 * number("proc/meminfo", "MemAvailable: +")
+    free = free or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for group, limit, used in (  # control groups, versions 2 and 1
+        ("sys/fs/cgroup", "memory.max", "memory.current"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        if most := number(f"{group}/{limit}"):
+            cached = number(f"{group}/memory.stat", "(?:in)?active_file ")
+            free = max(0, min(free, most - number(f"{group}/{used}") + cached))
+    return free
+
+
+def check_fits(num_discs: int, needed_bytes: int, free_bytes: int, num_devices: int) -> None:
+    """Raises SpinejaxError unless a device has room for its share and for a step."""
+    if needed_bytes > SHARE * free_bytes:
+        raise SpinejaxError(
+            f"--cache device: {num_discs:,} discs are {num_devices * needed_bytes / 1e9:.1f} GB, "
+            f"{needed_bytes / 1e9:.2f} GB on each of {num_devices} devices; {SHARE * free_bytes / 1e9:.2f} GB can be "
+            "used there. Use more devices, or leave --cache out, which reads them as they are needed."
+        )

@@ -1,0 +1,143 @@
+"""`manifest.json`, which makes a folder of shards a data set: written last, and read without trust."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+from typing_extensions import TypedDict
+
+from spinejax import tasks as task_tables
+from spinejax.data.shards import SCHEMA_VERSION, SPLITS, ShardSummary, refuse_shared_patients
+from spinejax.errors import SpinejaxError
+from spinejax.files.atomic import write_atomically
+from spinejax.geometry import INTENSITY_ONE, WINDOW_SHAPE
+from spinejax.tasks import LEVELS, Task
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(
+    folder: Path, summaries: Sequence[ShardSummary], tasks: Sequence[Task], preprocessing: dict, masks: Sequence[str]
+) -> dict:
+    """Write `manifest.json`, which makes the folder a data set, and return its contents.
+
+    Raises:
+        SpinejaxError: no disc at all; a patient, or one and the same image, in two splits.
+    """
+    discs = sum((s.discs for s in summaries), Counter())
+    grades = sum((s.grades for s in summaries), Counter())
+    patients = {split: set().union(*(s.patients[split] for s in summaries)) for split in SPLITS}
+    if not discs:
+        raise SpinejaxError(f"{folder}: no disc was found in any scan, so there is no data set to write.")
+    refuse_shared_patients(patients, folder)
+    _refuse_shared_images(summaries, folder)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "tasks": task_tables.to_json(tasks),
+        "levels": list(LEVELS),
+        "masks": list(masks),
+        "preprocessing": preprocessing,
+        "splits": {
+            split: {
+                "patients": len(patients[split]),
+                "discs": discs[split],
+                "grades": {t.name: [grades[split, t.name, g] for g in range(t.num_grades)] for t in tasks},
+            }
+            for split in SPLITS
+        },
+        "slice_mean": mean_of_slices(np.sum([s.slice_sum for s in summaries], axis=0), discs["train"]).tolist(),
+        "files": [
+            {"name": s.file, "discs": s.num_discs, "bytes": s.bytes, "sha256": s.sha256}
+            for s in sorted(summaries, key=lambda s: s.file)
+        ],
+    }
+    text = json.dumps(manifest, indent=1) + "\n"
+    write_atomically(folder / MANIFEST, lambda path: path.write_text(text))
+    return manifest
+
+
+def mean_of_slices(slice_sum: np.ndarray, num_discs: int) -> np.ndarray:
+    """float64[9]. The mean intensity of each slice, from the sums over that many discs' stored windows."""
+    return slice_sum / (max(num_discs, 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1] * INTENSITY_ONE)
+
+
+def _refuse_shared_images(summaries: Sequence[ShardSummary], folder: Path) -> None:
+    """A patient who came under two names is in two splits by his image."""
+    split_of: dict[str, str] = {}
+    for summary in summaries:
+        for image, split in sorted(summary.images):
+            if split_of.setdefault(image, split) != split:
+                raise SpinejaxError(
+                    f"{folder}: one and the same image is in the splits {split_of[image]} and {split}: a patient or "
+                    "scan is there under two names. Leave one out."
+                )
+
+
+def read_manifest(folder: Path) -> dict:
+    """`manifest.json` as it stands in a data set's folder.
+
+    Raises:
+        SpinejaxError: it is missing, or is not what `write_manifest` writes.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise SpinejaxError(
+            f"{folder}: no {MANIFEST} there, so this is not a data set. `python -m data_prep` makes one."
+        )
+    try:
+        manifest = pydantic.TypeAdapter(_Manifest).validate_json(path.read_bytes(), strict=True)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise SpinejaxError(f"{path}: damaged: {where}: {fault['msg']}. Make the data set again.") from error
+    names = [entry["name"] for entry in manifest["files"]]
+    if len(set(names)) < len(names):
+        raise SpinejaxError(f"{path}: damaged: it lists a file twice. Make the data set again.")
+    return dict(manifest)
+
+
+_Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
+# A manifest names files of its own folder only: a path in it could lead a reader anywhere.
+_FileName = Annotated[str, pydantic.Field(pattern=r"^discs-\d{5}-of-\d{5}\.h5$")]
+_Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class _File(TypedDict):
+    name: _FileName
+    discs: _Count
+    bytes: _Count
+    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Split(TypedDict):
+    patients: _Count
+    discs: _Count
+    grades: dict[str, list[_Count]]
+
+
+class _Splits(TypedDict):
+    train: _Split
+    validation: _Split
+    test: _Split
+
+
+class _Task(TypedDict):
+    name: str
+    grades: list[str]
+
+
+class _Manifest(TypedDict):
+    """`manifest.json`, as `write_manifest` writes it."""
+
+    schema_version: Literal[1, 2]
+    tasks: Annotated[list[_Task], pydantic.Field(min_length=1)]
+    levels: list[str]
+    masks: list[Literal["region", "lesion"]]
+    preprocessing: dict[str, Any]
+    splits: _Splits
+    slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
+    files: Annotated[list[_File], pydantic.Field(min_length=1)]

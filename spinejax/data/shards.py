@@ -1,0 +1,232 @@
+"""The shard format, the one place where `data_prep` and the network meet.
+
+A data set is a folder of HDF5 files and a manifest that lists them. Each file holds the same table, a row a disc:
+
+    volume    uint16[N, 192, 320, 15]   the disc volume; 65535 is intensity 1
+    checksum  uint64[N]                 XXH3-64 of the volume's bytes, as they lie in the file
+    affine    float64[N, 4, 4]          (row, column, slice, 1) of the volume → patient space, LPS, mm
+    slices    int16[N, 2]               first and one past the last slice that lie inside the scan
+    labels    int8[N, T]                a column per task of the manifest's task table; -1 where missing
+    level, patient, scan, split         fixed-width ASCII; patient and scan are pseudonyms
+    region    uint8[N, 192, 320, 15]    optional: 1 upper vertebral body, 2 disc, 3 lower vertebral body
+    lesion    uint16[N, 192, 320, 15]   optional: bit t is set where the evidence for task t lies
+
+One disc is one chunk, so that a disc is one read wherever it lies. A volume lies there as it does in memory, and its
+checksum in a column: HDF5's own, Fletcher-32, which every other chunk carries, takes six times as long as the read
+(docs/performance.md). Version 1 of the schema had it for volumes too, and no column `checksum`. This file holds the
+schema and its writer; `manifest.py` what ties the shards together; `dataset.py` reads.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from spinejax.errors import SpinejaxError
+from spinejax.files.atomic import write_atomically
+from spinejax.files.checksums import sha256_of
+from spinejax.files.hdf5_sink import Sink
+from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
+from spinejax.tasks import LEVELS, UNLABELLED, Task
+
+SCHEMA_VERSION = 2
+SPLITS = ("train", "validation", "test")
+
+MASK_DTYPES: dict[str, np.dtype] = {"region": np.dtype("u1"), "lesion": np.dtype("<u2")}
+VOLUME_DTYPES: dict[str, np.dtype] = {"volume": np.dtype("<u2")} | MASK_DTYPES
+
+
+@dataclass(frozen=True, eq=False)
+class Disc:
+    """One row of a shard; the module's docstring gives shapes and units."""
+
+    volume: np.ndarray
+    affine: np.ndarray
+    slices: tuple[int, int]
+    labels: dict[str, int]
+    level: str
+    patient: str
+    scan: str
+    split: str
+    region: np.ndarray | None = None
+    lesion: np.ndarray | None = None
+
+
+@dataclass
+class ShardSummary:
+    """What one shard adds to the manifest. Summaries of several shards add up."""
+
+    file: str
+    bytes: int
+    sha256: str
+    num_discs: int
+    discs: Counter = field(default_factory=Counter)
+    patients: dict[str, set] = field(default_factory=lambda: {split: set() for split in SPLITS})
+    grades: Counter = field(default_factory=Counter)
+    images: set[tuple[str, str]] = field(default_factory=set)  # digest of a volume, and its split
+    slice_sum: np.ndarray = field(default_factory=lambda: np.zeros(WINDOW_SHAPE[2], np.int64))
+
+
+def columns(num_tasks: int, version: int = SCHEMA_VERSION) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Column → dtype and shape of a row, of every column but the volumes and masks, in a version of the schema."""
+    since_version_2 = {"checksum": (np.dtype("<u8"), ())} if version > 1 else {}
+    return since_version_2 | {
+        "affine": (np.dtype("<f8"), (4, 4)),
+        "slices": (np.dtype("<i2"), (2,)),
+        "labels": (np.dtype("i1"), (num_tasks,)),
+        "level": (np.dtype("S8"), ()),
+        "patient": (np.dtype("S32"), ()),
+        "scan": (np.dtype("S32"), ()),
+        "split": (np.dtype("S12"), ()),
+    }
+
+
+# What every disc must keep to, whoever wrote it -----------------------------------------------------------------------
+
+
+def check_labels(labels: np.ndarray, tasks: Sequence[Task], where: str) -> None:
+    """Raises SpinejaxError if one of int[N, T] is neither a grade of its task nor `UNLABELLED`."""
+    # A cross-entropy takes -1 for the last grade and a label past the end for NaN: neither may get that far.
+    for task, column in zip(tasks, labels.T, strict=True):
+        wrong = column[(column < UNLABELLED) | (column >= task.num_grades)]
+        if len(wrong):
+            raise SpinejaxError(f"{where}: label {wrong[0]} for {task.name}, expected -1 to {task.num_grades - 1}.")
+
+
+def check_geometry(affine: np.ndarray, slices: np.ndarray, where: str) -> None:
+    """Raises SpinejaxError if one of float[N, 4, 4] is no affine, or one of int[N, 2] no range of slices."""
+    if not np.isfinite(affine).all() or (np.abs(np.linalg.det(affine[:, :3, :3])) < 1e-9).any():
+        raise SpinejaxError(f"{where}: an affine is not finite or not invertible.")
+    first, stop = slices.T
+    if (first < 0).any() or (stop <= first).any() or (stop > VOLUME_SHAPE[2]).any():
+        raise SpinejaxError(f"{where}: a valid slice range is outside 0 to {VOLUME_SHAPE[2]}, or empty.")
+
+
+def refuse_shared_patients(patients: dict[str, set], where: str | Path) -> None:
+    """Raises SpinejaxError if a patient is in two of the splits."""
+    seen = Counter(patient for members in patients.values() for patient in members)
+    shared = sorted(patient for patient, count in seen.items() if count > 1)
+    if shared:
+        raise SpinejaxError(f"{where}: patient {shared[0]} is in two splits ({len(shared)} such). Split by patient.")
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def shard_name(index: int, num_shards: int) -> str:
+    """`discs-00003-of-00008.h5`, counted from 0."""
+    return f"discs-{index:05d}-of-{num_shards:05d}.h5"
+
+
+def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks: Sequence[str] = ()) -> ShardSummary:
+    """Stream discs into one shard; the same discs give the same bytes.
+
+    Args:
+        path: the shard's final name. Nothing stands there until the whole shard is on disk.
+        discs: in order; never more than one is held.
+        tasks: the columns of `labels`.
+        masks: which of "region" and "lesion" the data set stores; every disc must have them.
+
+    Raises:
+        SpinejaxError: a disc breaks the schema (shape, dtype, level, split, label out of range, a mask missing).
+        OSError: the file cannot be written, as on a full disk.
+    """
+    summary = ShardSummary(path.name, 0, "", 0)
+
+    def write(temporary: Path) -> None:
+        with Sink(temporary, "w+") as sink:
+            with h5py.File(sink, "w", libver="latest") as file:
+                table = _create_table(file, len(tasks), masks)
+                for row, disc in enumerate(discs):
+                    _check_disc(disc, tasks, masks)
+                    for name, value in _row(disc, tasks, masks).items():
+                        table[name].resize(row + 1, axis=0)
+                        table[name][row] = value
+                    _count(summary, disc)
+                    sink.check()
+                for column in table.values():
+                    # HDF5 gives a chunk its place in the file when it leaves the cache. Left to the moment when Python
+                    # lets a column go, that would hang on threads and profilers, and with it the bytes.
+                    column.flush()
+            sink.check()
+
+    write_atomically(path, write)
+    summary.bytes = path.stat().st_size
+    summary.sha256 = sha256_of(path)
+    return summary
+
+
+def checksum_of(volume: np.ndarray) -> int:
+    """XXH3-64 of a volume's bytes, rows first: what is not told apart by chance is one change in 2⁶⁴."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(volume).data)
+
+
+def _create_table(file: h5py.File, num_tasks: int, masks: Sequence[str]) -> dict[str, h5py.Dataset]:
+    # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
+    small = columns(num_tasks).items()
+    table = {name: _create(file, name, *column, chunk_rows=64, fletcher32=True) for name, column in small}
+    table["volume"] = _create(file, "volume", VOLUME_DTYPES["volume"], VOLUME_SHAPE, chunk_rows=1)
+    for name in masks:
+        filters = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
+        table[name] = _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
+    return table
+
+
+def _create(
+    file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], chunk_rows: int, **filters
+) -> h5py.Dataset:
+    return file.create_dataset(
+        name,
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        dtype=dtype,
+        chunks=(chunk_rows, *shape),
+        track_times=False,  # the same discs must give the same bytes, whatever the hour
+        **filters,
+    )
+
+
+def _row(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> dict:
+    row: dict[str, Any] = {name: np.bytes_(getattr(disc, name)) for name in ("level", "patient", "scan", "split")}
+    row |= {"volume": disc.volume, "affine": disc.affine, "slices": disc.slices, "checksum": checksum_of(disc.volume)}
+    row["labels"] = [disc.labels.get(task.name, UNLABELLED) for task in tasks]
+    return row | {name: getattr(disc, name) for name in masks}
+
+
+def _check_disc(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> None:
+    where = f"Disc {disc.level} of scan {disc.scan}"
+    for name in ("volume", *masks):
+        dtype = VOLUME_DTYPES[name]
+        array = getattr(disc, name)
+        if array is None or array.shape != VOLUME_SHAPE or array.dtype != dtype:
+            found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise SpinejaxError(f"{where}: {name} is {found}, expected {dtype}{list(VOLUME_SHAPE)}.")
+    for name, (dtype, _) in columns(0).items():
+        if dtype.kind == "S":
+            text = getattr(disc, name)
+            if not text or not text.isascii() or len(text) > dtype.itemsize:
+                raise SpinejaxError(f"{where}: {name} {text!r} is not 1 to {dtype.itemsize} ASCII characters.")
+    if disc.level not in LEVELS or disc.split not in SPLITS:
+        raise SpinejaxError(f"{where}: unknown level or split {disc.split!r}; levels are {', '.join(LEVELS)}.")
+    unknown = set(disc.labels) - {task.name for task in tasks}
+    if unknown:
+        raise SpinejaxError(f"{where}: labels for {', '.join(sorted(unknown))}, which the task table does not have.")
+    labels = np.array([[disc.labels.get(task.name, UNLABELLED) for task in tasks]])
+    check_labels(labels, tasks, where)
+    check_geometry(np.asarray(disc.affine)[None], np.asarray(disc.slices)[None], where)
+
+
+def _count(summary: ShardSummary, disc: Disc) -> None:
+    summary.num_discs += 1
+    summary.images.add((hashlib.blake2b(disc.volume.tobytes(), digest_size=16).hexdigest(), disc.split))
+    summary.discs[disc.split] += 1
+    summary.patients[disc.split].add(disc.patient)
+    summary.grades.update((disc.split, task, label) for task, label in disc.labels.items() if label != UNLABELLED)
+    if disc.split == "train":
+        summary.slice_sum += central_window(disc.volume).sum((0, 1), dtype=np.int64)

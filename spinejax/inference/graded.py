@@ -1,0 +1,119 @@
+"""Discs and the grades that a network gave them: what tables, reports and maps are made of."""
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.files.atomic import write_atomically
+from spinejax.metrics import calibration, grading
+from spinejax.metrics.calibration import Doubt
+from spinejax.metrics.grading import TaskResult
+from spinejax.tasks import UNLABELLED, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """Some discs of a data set, graded.
+
+    Args:
+        data: the data set.
+        rows: int[M]. Its discs that were graded, in this order.
+        tasks: the network's.
+        labels: task name → int[M], `UNLABELLED` where missing; from `labels_of`.
+        probabilities: task name → float32[M, C].
+        spread: task name → float32[M]. How far the views disagree (`predict.predict_step`); 0 for a single view.
+    """
+
+    data: DataSet
+    rows: np.ndarray
+    tasks: tuple[Task, ...]
+    labels: Mapping[str, np.ndarray]
+    probabilities: Mapping[str, np.ndarray]
+    spread: Mapping[str, np.ndarray]
+
+    @property
+    def patients(self) -> np.ndarray:
+        """str[M]. Whose disc it is, by pseudonym."""
+        return self.data.patient[self.rows]
+
+    def with_probabilities(self, probabilities: Mapping[str, np.ndarray]) -> "Graded":
+        """The same discs with other probabilities."""
+        return dataclasses.replace(self, probabilities=probabilities)
+
+    def results(self) -> list[TaskResult]:
+        """The figures of every task that has a label."""
+        every = (
+            grading.evaluate_task(task, self.labels[task.name], self.probabilities[task.name], self.patients)
+            for task in self.tasks
+        )
+        return [result for result in every if result]
+
+    def doubts(self) -> list[Doubt]:
+        """How far the probabilities can be trusted, of every task that has a label."""
+        every = (
+            calibration.doubt(
+                task,
+                self.labels[task.name],
+                self.probabilities[task.name],
+                self.spread[task.name],
+                self.patients,
+            )
+            for task in self.tasks
+        )
+        return [doubt for doubt in every if doubt]
+
+    def write(self, path: Path) -> None:
+        """Write `predictions.csv`, one row a disc.
+
+        Columns: patient, scan, level, and for each task `<task>_label` (empty where missing), `<task>_grade`,
+        `<task>_p_<grade>`, the grade's probability, and `<task>_spread`.
+        """
+        header = ["patient", "scan", "level"]
+        for task in self.tasks:
+            header += [f"{task.name}_label", f"{task.name}_grade"]
+            header += [*(f"{task.name}_p_{grade}" for grade in task.grades), f"{task.name}_spread"]
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(header)
+                writer.writerows(self._line(place) for place in range(len(self.rows)))
+
+        write_atomically(path, write)
+
+    def _line(self, place: int) -> list[str]:
+        row = self.rows[place]
+        line = [self.data.patient[row], self.data.scan[row], self.data.level[row]]
+        for task in self.tasks:
+            label, each = self.labels[task.name][place], self.probabilities[task.name][place]
+            line += ["" if label == UNLABELLED else task.grades[label], task.grades[int(np.argmax(each))]]
+            line += [f"{number:.6f}" for number in (*each, self.spread[task.name][place])]
+        return line
+
+
+def labels_of(data: DataSet, rows: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """Task name → int[M]: the data set's labels for the network's tasks; `UNLABELLED` for a task that it lacks.
+
+    Raises:
+        SpinejaxError: a task of the same name has other grades there.
+    """
+    columns = {task.name: column for column, task in enumerate(data.tasks)}
+    labels = {}
+    for task in tasks:
+        if task.name not in columns:
+            labels[task.name] = np.full(len(rows), UNLABELLED)
+            continue
+        stored = data.tasks[columns[task.name]]
+        if stored != task:
+            raise SpinejaxError(
+                f"{data.folder}: task {task.name} has the grades {', '.join(stored.grades)}; the network learned "
+                f"{', '.join(task.grades)}."
+            )
+        labels[task.name] = data.labels[rows, columns[task.name]].astype(np.int64)
+    return labels

@@ -1,0 +1,317 @@
+"""Views: how one network input is taken out of a disc volume, and how a map over it is put back.
+
+A view is the one idea behind training augmentation, test-time augmentation and hotspots. Sampling a view is random,
+applying one is deterministic; every function here takes one disc and one view, and is made for `jit` and `vmap`.
+
+A window's pixel at q, counted from the window's centre, shows the volume at shift + R(angle) q / scale, counted from
+the volume's centre. That map is affine, however many operations a view composes, and is resampled once, by linear
+interpolation in two one-dimensional passes: along columns, then along rows (Catmull and Smith, 1980). What lies outside
+the volume is 0, like everything outside the scan.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spinejax.errors import require_option
+from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE
+
+TTA_SHIFT_PX = 16
+NUM_TTA_VIEWS = 54
+
+
+@dataclass(frozen=True)
+class ViewRanges:
+    """What random views are drawn from; the defaults are the paper's (Sect. 4, "Data augmentation details")."""
+
+    angle_deg: float = 15.0
+    """Rotation by up to this angle either way."""
+    shift_rows_px: float = 24.0
+    """Shift by up to this many rows either way."""
+    shift_columns_px: float = 32.0
+    """Shift by up to this many columns either way."""
+    shift_slices: int = 2
+    """Shift by up to this many whole slices either way, 3 at most."""
+    scale: float = 0.1
+    """Scaling by 1 plus or minus up to this."""
+    intensity: float = 0.1
+    """Intensity offset of up to this either way, of a range of 1."""
+    flip: float = 0.5
+    """Probability of reversing the slices."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self):
+        require_option(0 <= self.angle_deg <= 45, "views.angle_deg", self.angle_deg, "0 to 45")
+        require_option(
+            0 <= self.shift_slices <= 3, "views.shift_slices", self.shift_slices, "0 to 3, the volume's spare slices"
+        )
+        require_option(0 <= self.scale <= 0.5, "views.scale", self.scale, "0 to 0.5")
+        require_option(0 <= self.flip <= 1, "views.flip", self.flip, "a probability")
+        require_option(
+            0 <= self.shift_rows_px <= 96, "views.shift_rows_px", self.shift_rows_px, "0 to 96, half the volume"
+        )
+        require_option(0 <= self.shift_columns_px <= 160, "views.shift_columns_px", self.shift_columns_px, "0 to 160")
+        require_option(0 <= self.intensity <= 1, "views.intensity", self.intensity, "0 to 1")
+
+
+class View(NamedTuple):
+    """How a window is taken out of a disc volume. Leaves are scalars, or share leading axes for `vmap`.
+
+    Args:
+        angle_deg: float. Turns the picture counter-clockwise.
+        shift_px: float[2]. Rows and columns of the volume from its centre to the window's.
+        shift_slices: int. Slices of the volume from its centre to the window's.
+        scale: float. Above 1 the picture is magnified.
+        intensity: float. Added to the window.
+        flip: bool. Reverses the window's slices, after they are chosen.
+    """
+
+    angle_deg: jax.Array
+    shift_px: jax.Array
+    shift_slices: jax.Array
+    scale: jax.Array
+    intensity: jax.Array
+    flip: jax.Array
+
+
+def identity() -> View:
+    """The view that takes the central window, the paper's plain input, bit for bit."""
+    zero = jnp.float32(0)
+    return View(zero, jnp.zeros(2, jnp.float32), jnp.int32(0), jnp.float32(1), zero, jnp.bool_(False))
+
+
+def sample(key: jax.Array, ranges: ViewRanges = ViewRanges()) -> View:
+    """One random view, uniform in each range (paper, Sect. 4, "Data augmentation details")."""
+    angle, row, column, slices, scale, intensity, flip = jax.random.split(key, 7)
+
+    def symmetric(key, limit):
+        return jax.random.uniform(key, minval=-limit, maxval=limit)
+
+    return View(
+        angle_deg=symmetric(angle, ranges.angle_deg),
+        shift_px=jnp.stack([symmetric(row, ranges.shift_rows_px), symmetric(column, ranges.shift_columns_px)]),
+        shift_slices=jax.random.randint(slices, (), -ranges.shift_slices, ranges.shift_slices + 1),
+        scale=1 + symmetric(scale, ranges.scale),
+        intensity=symmetric(intensity, ranges.intensity),
+        flip=jax.random.bernoulli(flip, float(ranges.flip)),
+    )
+
+
+def grid() -> View:
+    """The 54 views whose predictions are averaged at test time (paper, Sect. 4), as one View with leading axis 54.
+
+    Nine in-plane positions, at 0 and ±16 px, times three slice positions, at 0 and ±1, times both slice orders. The
+    first 27 are not flipped; the identity is number 13.
+    """
+    flip, slices, rows, columns = (
+        axis.ravel() for axis in np.meshgrid([0, 1], [-1, 0, 1], [-1, 0, 1], [-1, 0, 1], indexing="ij")
+    )
+    shift_px = TTA_SHIFT_PX * np.stack([rows, columns], axis=1)
+    plain = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_TTA_VIEWS, *leaf.shape)), identity())
+    return plain._replace(
+        shift_px=jnp.asarray(shift_px, jnp.float32),
+        shift_slices=jnp.asarray(slices, jnp.int32),
+        flip=jnp.asarray(flip, bool),
+    )
+
+
+def take(volume: jax.Array, view: View, *, dtype=jnp.float32) -> jax.Array:
+    """The window that a view shows.
+
+    Args:
+        volume: uint16[192, 320, 15] as stored (65535 is intensity 1), or a float array of intensities.
+        view: one view.
+        dtype: what the window is for. For bfloat16 a TPU resamples in products of bfloat16, as `_by_matrix` says.
+
+    Returns:
+        float32[112, 224, 9].
+    """
+    first = (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2 + view.shift_slices
+    slices = jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2)
+    centre = [_fixed((VOLUME_SHAPE[axis] - 1) / 2 + view.shift_px[axis]) for axis in (0, 1)]
+    window = _resample(slices, view.angle_deg, 1 / view.scale, centre, dtype)
+    return jax.lax.platform_dependent(window, view.flip, tpu=_flip, default=_flip_by_index) + view.intensity
+
+
+def crop(volume: jax.Array, view: View) -> jax.Array:
+    """`take` for a view of the grid, bit for bit, at the cost of a copy.
+
+    Args:
+        volume: as for `take`.
+        view: one that shifts by whole pixels within the volume and flips; its other fields play no part.
+
+    Returns:
+        float32[112, 224, 9].
+    """
+    margins = (jnp.array(VOLUME_SHAPE) - jnp.array(WINDOW_SHAPE)) // 2
+    shift = jnp.append(view.shift_px.astype(jnp.int32), view.shift_slices)
+    window = _intensities(jax.lax.dynamic_slice(volume, margins + shift, WINDOW_SHAPE))
+    return _flip(window, view.flip)
+
+
+def crop_around(volume: jax.Array, view: View) -> jax.Array:
+    """The slices that a view of the grid shows, wide enough in plane for all nine of its in-plane positions.
+
+    Args:
+        volume: as for `take`.
+        view: one that shifts by whole slices and flips; its other fields play no part.
+
+    Returns:
+        float32[144, 256, 9]. The window at (0, 0) in it is that of the view at -16 rows and -16 columns.
+    """
+    shape = (WINDOW_SHAPE[0] + 2 * TTA_SHIFT_PX, WINDOW_SHAPE[1] + 2 * TTA_SHIFT_PX, WINDOW_SHAPE[2])
+    margins = (jnp.array(VOLUME_SHAPE) - jnp.array(shape)) // 2
+    shift = jnp.append(jnp.zeros(2, jnp.int32), view.shift_slices)
+    around = _intensities(jax.lax.dynamic_slice(volume, margins + shift, shape))
+    return _flip(around, view.flip)
+
+
+def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
+    """Carry a map over a view's window back to the identity window, through the inverse view.
+
+    Args:
+        map: float[112, 224, 9], or with more axes behind. A value, or several, for each pixel of the window that
+            `take(volume, view)` gives.
+        view: that view. Its intensity plays no part.
+
+    Returns:
+        The map, float32 of the same shape, and its coverage, float32[112, 224, 9]: how much of each pixel of the
+        identity window the view saw, from 0 to 1. The map is 0 where the coverage is, and fades with it at the border:
+        averages over views are Σ map / Σ coverage.
+    """
+    # p = shift + R(angle) q / scale, so q = scale R(-angle) (p - shift).
+    cos, sin = _cos_sin(-view.angle_deg, view.scale)
+    row, column = view.shift_px
+    centre = [
+        _fixed((WINDOW_SHAPE[0] - 1) / 2) - _fixed(cos * row) - _fixed(sin * column),
+        _fixed((WINDOW_SHAPE[1] - 1) / 2) + _fixed(sin * row) - _fixed(cos * column),
+    ]
+    seen = _resample(jnp.ones((*WINDOW_SHAPE[:2], 1), jnp.float32), -view.angle_deg, view.scale, centre)
+    # Values of one pixel lie side by side and move together: several maps cost little more than one.
+    values = map.astype(jnp.float32).reshape(*WINDOW_SHAPE[:2], -1)
+    map = _resample(values, -view.angle_deg, view.scale, centre).reshape(map.shape)
+    source = jnp.arange(WINDOW_SHAPE[2]) - view.shift_slices
+    inside = (source >= 0) & (source < WINDOW_SHAPE[2])
+    source = jnp.where(view.flip, WINDOW_SHAPE[2] - 1 - source, source)
+    inside_of_map = inside.reshape(1, 1, -1, *(1,) * (map.ndim - 3))
+    map = jnp.where(inside_of_map, jnp.take(map, source, axis=2, mode="clip"), 0)
+    return map, jnp.where(inside[None, None], seen, 0)
+
+
+# One affine map ------------------------------------------------------------------------------------------------------
+
+# Positions are whole numbers of 2⁻²¹ px, so that every computation of one gives the same: a compiler may compute a
+# position twice, once for the pixel's address and once for its weight, and round a float differently each time.
+_FIXED_BITS = 21
+
+
+def _resample(
+    image: jax.Array, angle_deg: jax.Array, scale: jax.Array, centre: list[jax.Array], dtype=jnp.float32
+) -> jax.Array:
+    """A window of an image: its pixel at q, counted from its centre, shows the image at centre + scale R(angle) q.
+
+    The first pass moves along the image's rows: every output column gets its place in each row that it crosses. The
+    second moves along the columns that the first has made. It needs cos(angle) away from 0, and views stay near 0°.
+
+    Two forms of one definition, equal to rounding. Processors that address memory at will work out each pixel by itself
+    from its four taps, and spare what lies between the passes; TPUs, where such a gather would move hundreds of times
+    the image's bytes, make each pass a product with a banded matrix.
+
+    Args:
+        image: float32[H, W, S], or uint16 as stored.
+        angle_deg, scale: float32[].
+        centre: row and column in the image, fixed-point int32[] each.
+        dtype: as for `take`.
+
+    Returns:
+        float32[112, 224, S].
+    """
+    cos, sin = _cos_sin(angle_deg, scale)
+    half_rows, half_columns = (2 * jnp.arange(size) - (size - 1) for size in WINDOW_SHAPE[:2])
+    # row = centre + cos q_row + sin q_column and column = centre - sin q_row + cos q_column; without q_row,
+    # column = centre - tan (row - centre) + scale² / cos q_column.
+    tan = sin / cos
+    centre_row_px = centre[0].astype(jnp.float32) / 2**_FIXED_BITS
+    in_row_0 = centre[1] + _fixed(tan * centre_row_px) + _times(scale * scale / cos, half_columns)
+    row = centre[0] + _times(cos, half_rows)[:, None] + _times(sin, half_columns)[None]
+    by_matrices = functools.partial(_by_matrices, dtype=dtype)
+    return jax.lax.platform_dependent(image, row, in_row_0, _fixed(tan), tpu=by_matrices, default=_by_taps)
+
+
+def _by_taps(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array) -> jax.Array:
+    """Output pixel (i, j) lies on row[i, j], and output column j crosses the image's row r at in_row_0[j] - slope r."""
+    height, width, num_slices = image.shape
+    pixels = jnp.asarray(image).reshape(height * width, num_slices)  # as stored: most of the time goes to reading them
+
+    def tap(row, column, weight):
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        read = pixels.at[jnp.where(inside, row * width + column, 0)].get(mode="promise_in_bounds")
+        return _intensities(read) * jnp.where(inside, weight, 0)[:, :, None]
+
+    def along_row(row):
+        column, weight = _split(in_row_0[None] - slope * row)
+        return tap(row, column, 1 - weight) + tap(row, column + 1, weight)
+
+    row, weight = _split(row)
+    weight = weight[:, :, None]
+    return along_row(row) * (1 - weight) + along_row(row + 1) * weight
+
+
+def _by_matrices(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array, dtype) -> jax.Array:
+    column = in_row_0[None] - slope * jnp.arange(image.shape[0])[:, None]
+    columns = _by_matrix(_intensities(image), column, dtype)
+    return _by_matrix(columns.swapaxes(0, 1), row.T, dtype).swapaxes(0, 1)
+
+
+def _by_matrix(image: jax.Array, position: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """One pass: out[r, j] = image[r] at position[r, j], linear, 0 outside; float32[H, J, S] from int32[H, J].
+
+    In bfloat16 positions are rounded to 1/256 px, of which both weights are exact and add up to 1: what is uniform
+    stays so, and an edge moves by 0.002 px at the most. Values are rounded as a network in bfloat16 does anyway.
+    """
+    bits = _FIXED_BITS
+    if dtype == jnp.bfloat16:
+        position, bits = (position + (1 << (_FIXED_BITS - 9))) >> (_FIXED_BITS - 8), 8
+    column = jnp.arange(image.shape[1]) << bits
+    distance = jnp.abs(position[:, :, None] - column[None, None]).astype(jnp.float32) / 2**bits
+    hat = jnp.maximum(0, 1 - distance).astype(dtype)
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum("rjw,rws->rjs", hat, image.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _split(position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The pixel at or before a position, and the next one's weight."""
+    first = position >> _FIXED_BITS
+    return first, (position - (first << _FIXED_BITS)).astype(jnp.float32) / 2**_FIXED_BITS
+
+
+def _flip(window: jax.Array, flip: jax.Array) -> jax.Array:
+    return jnp.where(flip, window[:, :, ::-1], window)
+
+
+def _flip_by_index(window: jax.Array, flip: jax.Array) -> jax.Array:
+    """Where a window is still to be worked out, XLA for CPUs would work out both sides of a choice."""
+    order = jnp.arange(window.shape[2])
+    return jnp.take(window, jnp.where(flip, order[::-1], order), axis=2, mode="clip")
+
+
+def _intensities(stored: jax.Array) -> jax.Array:
+    return stored.astype(jnp.float32) * INTENSITY_STEP if jnp.issubdtype(stored.dtype, jnp.integer) else stored
+
+
+def _cos_sin(angle_deg: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    angle = jnp.deg2rad(angle_deg)
+    return jnp.cos(angle) * scale, jnp.sin(angle) * scale
+
+
+def _fixed(position_px: jax.Array | float) -> jax.Array:
+    return jnp.round(jnp.asarray(position_px, jnp.float32) * 2**_FIXED_BITS).astype(jnp.int32)
+
+
+def _times(slope: jax.Array, half_pixels: jax.Array) -> jax.Array:
+    return (_fixed(slope) * half_pixels) >> 1

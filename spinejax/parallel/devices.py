@@ -1,0 +1,71 @@
+"""Where arrays live: the mesh of devices, and how batches and parameters are laid out over it."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from spinejax.errors import SpinejaxError
+
+DATA_AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+    """One axis, `data`, over all devices, those of a process side by side."""
+    # `jax.make_mesh` may mix the processes' devices, on TPUs; then a disc's place in the batch, and with it its view,
+    # would hang on how many processes there are. Explicit axis types, the default, break Linen modules.
+    in_order = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(in_order), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_batch(batch_size: int, mesh: Mesh, option: str) -> None:
+    """Raises SpinejaxError unless a batch splits evenly over the mesh."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise SpinejaxError(f"Option {option} is {batch_size}: expected a multiple of the {mesh.size} devices.")
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of parameters: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_disc(mesh: Mesh) -> NamedSharding:
+    """The layout of batches: the leading axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def put_replicated(tree, mesh: Mesh):
+    """Copy every leaf to every device; every process holds all of it."""
+    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put(tree, shardings):
+    """Lay out a tree of arrays, a sharding for each; every process holds all of it."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    # With several processes `device_put` would first gather every array from each of them, to compare.
+    return jax.tree.map(_put_own, tree, shardings)
+
+
+def _put_own(leaf, sharding: NamedSharding) -> jax.Array:
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+        data = _put_own(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Make one global batch of the parts that the hosts hold."""
+    return {key: jax.make_array_from_process_local_data(by_disc(mesh), value) for key, value in batch.items()}
+
+
+def to_host(tree):
+    """Every leaf as a numpy array, whole and the same on each host. All processes must call it together."""
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(leaf) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)

@@ -1,0 +1,158 @@
+"""Pictures of a run and of an evaluation, as PNG files."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from spinejax.files.atomic import write_atomically
+from spinejax.metrics.calibration import Doubt
+from spinejax.metrics.grading import TaskResult
+
+
+def learning_curves(entries: Sequence[dict], path: Path) -> None:
+    """Loss, validation error with the learning rate's drops, and each task's validation accuracy, against epochs.
+
+    Args:
+        entries: a run's log.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    loss, error, accuracy = figure.subplots(1, 3)
+    epochs = [entry["epoch"] for entry in entries]
+    loss.plot(epochs, [entry["loss"] for entry in entries])
+    loss.set(title="training loss", xlabel="epoch", ylabel="nats")
+    error.plot(epochs, [entry["validation_error"] for entry in entries])
+    error.set(title="validation error", xlabel="epoch", ylabel="1 - mean per-class accuracy")
+    for before, after in itertools.pairwise(entries):
+        if after["learning_rate"] < before["learning_rate"]:
+            error.axvline(after["epoch"], color="grey", linewidth=0.8, linestyle="--")
+    prefix = "validation_accuracy/"
+    for name in sorted({key for entry in entries for key in entry if key.startswith(prefix)}):
+        accuracy.plot(epochs, [entry.get(name, np.nan) for entry in entries], label=name.removeprefix(prefix))
+    accuracy.set(title="validation accuracy, per-class mean", xlabel="epoch")
+    if entries:
+        accuracy.legend(fontsize="small")
+    _save(figure, path)
+
+
+def confusion_matrices(results: Sequence[TaskResult], path: Path) -> None:
+    """A confusion matrix per task: counts, coloured by each row's fractions.
+
+    Args:
+        results: the tasks' figures.
+        path: the PNG to write.
+    """
+    columns = min(3, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.5 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes[len(results) :]:
+        axis.set_axis_off()
+    for axis, result in zip(axes, results, strict=False):
+        counts = result.confusion
+        fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axis.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if fractions[row, column] > 0.5 else "black"
+            axis.text(column, row, str(count), ha="center", va="center", color=colour)
+        ticks = range(result.task.num_grades)
+        axis.set_xticks(ticks, result.task.grades)
+        axis.set_yticks(ticks, result.task.grades, rotation=90, va="center")
+        axis.set(title=f"{result.task.name} (n = {result.n})", xlabel="predicted", ylabel="rater")
+    _save(figure, path)
+
+
+def trust(doubts: Sequence[Doubt], path: Path) -> None:
+    """Above, accuracy against confidence in bins of it; below, accuracy against how many of the discs are kept.
+
+    Args:
+        doubts: the tasks'.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(3 * len(doubts), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(doubts), squeeze=False)
+    for (above, below), doubt in zip(axes.T, doubts, strict=True):
+        confidence, accuracy, count = doubt.bins
+        above.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+        above.plot(confidence, accuracy, color="tab:blue", linewidth=0.8)
+        above.scatter(confidence, accuracy, s=120 * count / count.max(), color="tab:blue")
+        above.set(title=f"{doubt.task.name} (n = {doubt.n})", xlabel="confidence", ylabel="accuracy")
+        above.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
+        for measure in doubt.kept:
+            below.plot(*doubt.curve(measure).T, label=measure)
+        below.set(xlabel="kept, least doubtful first", ylabel="accuracy", xlim=(0, 1))
+    axes[1, 0].legend(title="doubt by", fontsize="small")
+    _save(figure, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One disc and its map, both float32[112, 224, 9]; `lesion`, bool of that shape, is outlined if it is known."""
+
+    title: str
+    window: np.ndarray
+    map: np.ndarray
+    lesion: np.ndarray | None = None
+
+
+def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
+    """The paper's Fig. 3: slices 2 to 8 of a disc, and below them its hotspots, for each example.
+
+    Args:
+        examples: pairs of rows, from the top down.
+        path: the PNG to write.
+    """
+    slices = range(1, 8)
+    engine = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=(2 * len(slices), 2.35 * len(examples)), layout=engine)
+    for rows, example in zip(figure.subfigures(len(examples), 1, squeeze=False)[:, 0], examples, strict=True):
+        rows.suptitle(example.title, x=0.005, ha="left", fontsize="medium")
+        axes = rows.subplots(2, len(slices))
+        brightest = _brightest(example.map)
+        for column, s in enumerate(slices):
+            axes[0, column].imshow(example.window[:, :, s], vmin=0, vmax=1, cmap="gray")
+            axes[1, column].imshow(example.map[:, :, s], vmin=0, vmax=brightest, cmap="inferno")
+            if example.lesion is not None and example.lesion[:, :, s].any():
+                for axis in axes[:, column]:
+                    axis.contour(example.lesion[:, :, s], [0.5], colors="cyan", linewidths=0.8)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+    _save(figure, path)
+
+
+def mean_maps(means: Sequence[Example], path: Path) -> None:
+    """Where each task looks: the mean map, over the mean disc, both averaged through the slices.
+
+    Args:
+        means: a task's mean window and mean map each.
+        path: the PNG to write.
+    """
+    columns = min(3, len(means))
+    rows = -(-len(means) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.45 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, mean in zip(axes, means, strict=False):
+        map = mean.map.mean(2)
+        axis.imshow(mean.window.mean(2), vmin=0, vmax=0.8, cmap="gray")
+        axis.imshow(map, vmin=0, vmax=map.max(), cmap="inferno", alpha=np.clip(map / (map.max() or 1), 0, 1) ** 0.7)
+        axis.set_title(mean.title, fontsize="medium")
+    _save(figure, path)
+
+
+def _brightest(map: np.ndarray) -> float:
+    # One pixel far above all others would leave the rest of a map black.
+    return float(np.percentile(map, 99.9)) or 1.0
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Without the date and version in its metadata, the same numbers give the same file.
+    write_atomically(
+        path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    )

@@ -1,0 +1,287 @@
+"""The report: one HTML page that holds everything it shows, and asks the network for nothing.
+
+`index.html` has the tables, the charts and a browser of the discs. Of more discs than one page can carry, the browser
+moves to pages of its own, `discs-001.html` …, each whole by itself. Pictures, style and script are inside the page, and
+its content policy allows that one style and that one script, by their digests, and no request at all. Patients and
+scans appear by their pseudonyms; no path of a file enters.
+"""
+
+import base64
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from spinejax import paper
+from spinejax.errors import SpinejaxError
+from spinejax.files.atomic import write_atomically
+from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
+from spinejax.inference.graded import Graded
+from spinejax.metrics.calibration import Doubt
+from spinejax.report import tables
+from spinejax.report.tables import Findings
+from spinejax.tasks import LEVELS, Task
+
+INDEX = "index.html"
+DISCS_PER_PAGE = 300
+"""Of six tasks; fewer of more tasks. A page stays below 25 MB."""
+
+MAP_SHRINK = 2
+"""A map is smooth: half of its rows and columns are enough to paint it."""
+WINDOW_BYTES, MAP_BYTES = 32_000, 8_000
+"""Of a disc's slices, and of each of its maps, at most, as base64."""
+_WINDOW_QUALITIES, _MAP_QUALITIES = (80, 60, 40, 20, 5, 0), (60, 40, 20, 5, 0)
+_BRIGHTEST = 99.9  # percentile: one pixel far above all others would leave the rest of a map black
+
+
+class Report:
+    """Takes in discs one by one, in the order of `graded.rows`; one page of them is in memory.
+
+    Args:
+        folder: where the pages go, made if need be. Pages of an earlier report are removed from it.
+        graded: the discs, and all that was found of each.
+        traced: int[M, T]. Whose score the hotspots trace back; None without hotspots.
+        discs_per_page: at most; a scan's discs stay together, even if they are more.
+
+    Raises:
+        SpinejaxError: the folder cannot be made.
+    """
+
+    def __init__(
+        self, folder: Path, graded: Graded, traced: np.ndarray | None = None, *, discs_per_page: int | None = None
+    ):
+        prepare_folder(folder)
+        self._folder, self._graded, self._traced = folder, graded, traced
+        limit = discs_per_page or DISCS_PER_PAGE * 6 // max(6, len(graded.tasks))
+        self._pages = list(_by_scan(graded.data.scan[graded.rows], limit))
+        self._place, self._page = 0, 0
+        self._sheets: list[tuple[str, str]] = []
+
+    def look(self, row: int, maps: np.ndarray | None = None) -> None:
+        """Take in one disc: its row in the data set, and its maps, float32[T, 112, 224, 9], if there are any."""
+        if row != self._graded.rows[self._place]:
+            raise ValueError(f"row {row} is not the next disc, {self._graded.rows[self._place]}")
+        window = window_sheet(central_window(self._graded.data.volume(row)))
+        self._sheets.append((window, "" if maps is None else map_sheet(maps)))
+        self._place += 1
+        if len(self._pages) > 1 and self._place == self._pages[self._page].stop:
+            self._write(f"discs-{self._page + 1:03d}.html", self._browser(), page=self._page)
+            self._page += 1
+
+    def close(self, findings: Findings) -> Path:
+        """Write `index.html`, when every disc was looked at. Returns its path."""
+        browser = self._browser() if len(self._pages) == 1 else None
+        self._write(INDEX, browser, findings=findings)
+        return self._folder / INDEX
+
+    def _browser(self) -> dict:
+        """What the page's script needs of the discs that were looked at, and their pictures; they are let go."""
+        places = self._pages[self._page]
+        sheets, self._sheets = self._sheets, []
+        facts = {
+            "tasks": [_task(task) for task in self._graded.tasks],
+            "window": WINDOW_SHAPE,
+            "shrink": MAP_SHRINK,
+            "levels": [level for level in LEVELS if level in set(self._graded.data.level[self._graded.rows[places]])],
+            "discs": [self._disc(place) for place in range(places.start, places.stop)],
+            "hotspots": self._traced is not None,
+        }
+        return {"facts": _json(facts), "sheets": sheets}
+
+    def _disc(self, place: int) -> dict:
+        graded, row = self._graded, self._graded.rows[place]
+        spacing_mm = np.linalg.norm(graded.data.affine[row][:3, :3], axis=0)
+        margin = (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
+        names = [task.name for task in graded.tasks]
+        return {
+            "patient": str(graded.data.patient[row]),
+            "scan": str(graded.data.scan[row]),
+            "level": str(graded.data.level[row]),
+            "slices": (graded.data.slices[row] - margin).clip(0, WINDOW_SHAPE[2]).tolist(),
+            "pixelMm": round(float(spacing_mm[0]), 4),
+            "sliceMm": round(float(spacing_mm[2]), 3),
+            "label": [int(graded.labels[name][place]) for name in names],
+            "p": [graded.probabilities[name][place].round(4).tolist() for name in names],
+            "spread": [round(float(graded.spread[name][place]), 4) for name in names],
+            "traced": None if self._traced is None else self._traced[place].tolist(),
+        }
+
+    def _write(self, name: str, browser: dict | None, *, page: int | None = None, findings: Findings | None = None):
+        scans = self._graded.data.scan[self._graded.rows]
+        others = [
+            (f"discs-{number + 1:03d}.html", len(set(scans[places])), places.stop - places.start)
+            for number, places in enumerate(self._pages)
+        ]
+        template = _environment().get_template("page.html")
+        text = template.render(
+            **_style_and_script(),
+            browser=browser,
+            findings=findings,
+            about=None if findings is None else findings.about,
+            comparison=[] if findings is None else _comparison(findings),
+            means=[] if findings is None else _means(findings),
+            graded=self._graded,
+            num_patients=len(set(self._graded.patients)),
+            num_scans=len(set(scans)),
+            pages=others if len(others) > 1 else [],
+            page=page,
+            index=INDEX,
+            research_only=tables.RESEARCH_ONLY,
+        )
+        write_atomically(self._folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a report's folder, without the disc pages that an earlier report left there.
+
+    Raises:
+        SpinejaxError: it is a file, or cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("discs-[0-9][0-9][0-9].html"):
+            old.unlink()
+    except OSError as error:
+        raise SpinejaxError(f"--report {folder}: no folder can be made there ({error.strerror}).") from error
+
+
+def _by_scan(scans: Sequence[str] | np.ndarray, limit: int) -> Iterator[slice]:
+    """Stretches of at most `limit` discs that do not part a scan's."""
+    starts = [0, *(np.flatnonzero(scans[1:] != scans[:-1]) + 1).tolist(), len(scans)] if len(scans) else [0]
+    first = 0
+    for stop, following in zip(starts[1:], [*starts[2:], None], strict=True):
+        if following is None or following - first > limit:
+            yield slice(first, stop)
+            first = stop
+
+
+def _task(task: Task) -> dict:
+    return {"name": task.name, "title": title(task.name), "grades": list(task.grades)}
+
+
+def title(name: str) -> str:
+    """A task's name as a reader would write it: `upper_endplate` → `Upper endplate`."""
+    return name.replace("_", " ").capitalize()
+
+
+def _comparison(findings: Findings) -> list[dict]:
+    """A row a task of the comparison with the paper's Table 2."""
+    published = tables.published(findings.results, findings.branch_point)
+    return [
+        {
+            "result": result,
+            "estimate": result.estimates["mean_per_class_accuracy"],
+            "paper": published.get(result.task.name),
+            "rater": paper.INTRA_RATER[result.task.name] if result.task.name in published else None,
+        }
+        for result in findings.results
+    ]
+
+
+def _means(findings: Findings) -> list[float]:
+    values = [100 * result.estimates["mean_per_class_accuracy"].value for result in findings.results]
+    return [float(np.mean(values))] if len(values) > 1 else []
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spinejax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "title_of": title,
+        "percent": tables.percent,
+        "number": tables.number,
+        "bins": _filled_bins,
+        "coverage_floor": _coverage_floor,
+    }
+    return environment
+
+
+def _filled_bins(bins: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[tuple]:
+    """(confidence, accuracy, discs) of every bin that has discs."""
+    return [each for each in zip(*(part.tolist() for part in bins), strict=True) if each[2]]
+
+
+def _coverage_floor(doubt: Doubt) -> int:
+    """Where a coverage chart's axis starts, in %: a multiple of ten below every point."""
+    lowest = min(float(curve.min()) for curve in doubt.kept.values())
+    return min(90, int(10 * lowest) * 10)
+
+
+def _style_and_script() -> dict[str, Markup]:
+    """The page's style and script, and the content policy that allows these two and nothing else."""
+    source = {name: _source(name) for name in ("page.css", "page.js")}
+    style, script = (f"'sha256-{_digest(text)}'" for text in source.values())
+    policy = f"default-src 'none'; style-src {style}; script-src {script}; img-src data:; base-uri 'none'; "
+    # The texts are this library's own files, and the digests are of exactly these characters.
+    return {
+        "policy": Markup(policy + "form-action 'none'"),  # noqa: S704
+        "style": Markup(source["page.css"]),  # noqa: S704
+        "script": Markup(source["page.js"]),  # noqa: S704
+    }
+
+
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _json(value) -> Markup:
+    """JSON that no text in it can end the script element it stands in."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704
+
+
+def window_sheet(window: np.ndarray) -> str:
+    """A disc's slices below one another, from the patient's right to the left, 1008×224 pixels.
+
+    Args:
+        window: uint16[112, 224, 9].
+
+    Returns:
+        A WebP file, base64.
+    """
+    return _webp(np.concatenate(np.moveaxis(window >> 8, 2, 0)).astype(np.uint8), _WINDOW_QUALITIES, WINDOW_BYTES)
+
+
+def map_sheet(maps: np.ndarray) -> str:
+    """A disc's maps: a row of pictures a task, a column a slice, 56×112 pixels each, each map by its own brightest.
+
+    Args:
+        maps: float32[T, 112, 224, 9]; the size of a value counts, not its sign.
+
+    Returns:
+        A WebP file, base64.
+    """
+    num_tasks, (rows, columns, num_slices) = len(maps), WINDOW_SHAPE
+    small = np.abs(maps).reshape(num_tasks, rows // MAP_SHRINK, MAP_SHRINK, columns // MAP_SHRINK, MAP_SHRINK, -1)
+    small = small.mean((2, 4))
+    brightest = np.percentile(small, _BRIGHTEST, axis=(1, 2, 3), keepdims=True)
+    grey = np.rint(255 * (small / np.where(brightest > 0, brightest, 1)).clip(0, 1)).astype(np.uint8)
+    sheet = grey.transpose(0, 1, 3, 2).reshape(num_tasks * rows // MAP_SHRINK, num_slices * columns // MAP_SHRINK)
+    return _webp(sheet, _MAP_QUALITIES, num_tasks * MAP_BYTES)
+
+
+def _webp(pixels: np.ndarray, qualities: Sequence[int], most_bytes: int) -> str:
+    for quality in qualities:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "WEBP", quality=quality)
+        text = base64.b64encode(file.getvalue()).decode()
+        if len(text) <= most_bytes:
+            break
+    return text

@@ -1,0 +1,359 @@
+"""Checkpoints: what a run has learned, kept so that it can be trusted and read without this library.
+
+A run keeps its latest two steps and its best (`steps` says what one is): two, so that there is one to go back to. A
+step is made in a temporary folder, flushed to disk, and only then named. All arrays are saved as numpy, so that a
+checkpoint from any number of devices loads on any other.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from spinejax import config
+from spinejax import tasks as task_tables
+from spinejax.config import Config
+from spinejax.errors import SpinejaxError
+from spinejax.files import checksums, lock
+from spinejax.geometry import WINDOW_SHAPE
+from spinejax.network.spinenet import SpineNet
+from spinejax.parallel import processes
+from spinejax.parallel.devices import to_host
+from spinejax.training import saved_step
+from spinejax.training.saved_step import (
+    CHECKPOINTS,
+    Model,
+    Record,
+    Unlogged,
+    best_step,
+    check_arrays,
+    checked_record,
+    digests,
+    read_item,
+    read_record,
+    steps_of,
+)
+from spinejax.training.train_step import TrainState
+
+EXPORT = "export"
+CALIBRATION = "calibration.json"
+OPTIONS = "config.json"
+
+
+class Checkpoints:
+    """A run's saved steps, of which one process writes and deletes: the latest two and the best stay.
+
+    Args:
+        run: its folder.
+        read_only: change nothing there.
+
+    Attributes:
+        directory: where the steps stand, each in a folder that is named by its number.
+    """
+
+    def __init__(self, run: str | Path, *, read_only: bool = False):
+        self.run = Path(run).absolute()
+        self.directory = self.run / CHECKPOINTS
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._saving: concurrent.futures.Future | None = None
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.iterdir():  # of a save or a deletion that a kill cut short
+                if leftover.name.endswith(checksums.TEMPORARY):
+                    shutil.rmtree(leftover, ignore_errors=True)
+
+    def all_steps(self) -> list[int]:
+        """The saved steps, oldest first."""
+        return list(steps_of(self.directory))
+
+    def latest_step(self) -> int | None:
+        """The last saved step."""
+        return max(self.all_steps(), default=None)
+
+    def write(self, variables: Mapping, optimiser: Mapping, record: Record) -> None:
+        """Save one step in the background, and delete those that need not be kept.
+
+        Raises:
+            SpinejaxError: the disk is too full; an earlier save failed; or another trainer has taken the folder.
+        """
+        self.wait()
+        if record["step"] in self.all_steps():
+            return  # told to stop right after a save: what stands there is this state, to the bit
+        lock.refuse_if_lost(self.run)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimiser)))
+        if _free(self.directory) < _needed(size):
+            raise SpinejaxError(self._no_room(record["step"], size, "the disk is too full"))
+        self._saving = self._thread.submit(self._write, variables, optimiser, record, size)
+
+    def _write(self, variables: Mapping, optimiser: Mapping, record: Record, size: int) -> None:
+        target = self.directory / str(record["step"])
+        temporary = target.with_name(target.name + checksums.TEMPORARY)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            saved_step.write(temporary, variables, optimiser, record)
+            checksums.commit(temporary, target)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise SpinejaxError(self._no_room(record["step"], size, error.strerror or str(error))) from error
+        for step in set(self.all_steps()[:-2]) - {best_step(self.run)}:
+            checksums.discard(self.directory / str(step))
+
+    def _no_room(self, step: int, size: int, reason: str) -> str:
+        latest = self.latest_step()
+        kept = f"Step {latest} is kept" if latest is not None else "Nothing was saved before it"
+        return (
+            f"{self.directory}: step {step} could not be saved: {reason}. A step needs {_needed(size) / 1e6:.0f} MB, "
+            f"and {_free(self.directory) / 1e6:.0f} MB are free. {kept}: make room, and start again to go on."
+        )
+
+    def wait(self) -> None:
+        """Wait for the save under way. Raises SpinejaxError if it fails."""
+        if self._saving:
+            saving, self._saving = self._saving, None
+            saving.result()
+
+    def close(self) -> None:
+        """Wait for the save under way, and end its thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _needed(size: int) -> int:
+    return math.ceil(1.01 * size) + 2**20  # for the files beside the arrays
+
+
+def open_checkpoints(run: str | Path, *, read_only: bool = False) -> Checkpoints:
+    """The checkpoints of a run folder: saving into them keeps the latest two and the one of least validation error."""
+    return Checkpoints(run, read_only=read_only)
+
+
+def settle(options: Config, run: Path) -> None:
+    """Write a new run's options into its folder, or hold those of a run that goes on against what it began with.
+
+    A run that ended before its first save, by a mistyped option perhaps, has nothing that goes on.
+
+    Raises:
+        SpinejaxError: an option differs that changes what a step computes, or the options are gone but steps are there.
+    """
+    path = run / OPTIONS
+    begun = bool(steps_of(run / CHECKPOINTS))
+    if begun and path.is_file():
+        before = config.load(path)
+        changed = [
+            f"{field.name} was {getattr(before, field.name)}, now {getattr(options, field.name)}"
+            for field in dataclasses.fields(Config)
+            if field.name not in config.CHANGEABLE_ON_RESUME
+            and getattr(before, field.name) != getattr(options, field.name)
+        ]
+        if changed:
+            raise SpinejaxError(f"{run} holds a run of other options ({'; '.join(changed)}). Choose another --workdir.")
+    elif begun:
+        raise SpinejaxError(f"{run} holds checkpoints, but not the options they were made with ({OPTIONS} is missing).")
+    config.save(options, path)
+
+
+def save(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    model: SpineNet,
+    *,
+    data_digest: str,
+    error: float | None,
+    unlogged: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Save a state under its step. The call returns while the files are still being written.
+
+    All processes of a run call it together, and the first one writes.
+
+    Args:
+        checkpoints: from `open_checkpoints`.
+        state: what to save.
+        model: goes into the record, so that a reader can build the network.
+        data_digest: `DataSet.digest` of the data that it learns from.
+        error: the validation error, by which the best step is chosen; None for a step that was not evaluated.
+        unlogged: figures of the steps that no line of the log tells of yet.
+
+    Raises:
+        SpinejaxError: the disk is too full; or the save before this one failed.
+    """
+    state = to_host(state)
+
+    def write() -> None:
+        variables, optimiser = _split(state)
+        record: Record = {
+            "version": 2,
+            "model": _arguments(model),
+            "tasks": task_tables.to_json(model.tasks),
+            "data": data_digest,
+            "step": int(state.step),
+            "error": error,
+            "unlogged": [dict(figures) for figures in unlogged],
+            "sha256": digests({"variables": variables, "optimiser": optimiser}),
+        }
+        checkpoints.write(variables, optimiser, record)
+
+    processes.by_first(write)
+
+
+def resume(
+    checkpoints: Checkpoints, template: TrainState, *, model: SpineNet, data_digest: str
+) -> tuple[TrainState, Unlogged]:
+    """The state to go on from, and what the log does not say yet of the steps before it.
+
+    All processes of a run call it together; the first one reads.
+
+    Args:
+        checkpoints, template, model, data_digest: as for `restore`. The template is also where a new run begins.
+    """
+    found = template = to_host(template)
+
+    def read() -> Unlogged | None:
+        nonlocal found
+        latest = checkpoints.latest_step()
+        if latest is None:
+            return None
+        found = restore(checkpoints, template, latest, model=model, data_digest=data_digest)
+        return read_record(checkpoints.directory / str(latest)).get("unlogged", [])
+
+    unlogged = processes.by_first(read)
+    if unlogged is None:
+        return template, []
+    return processes.from_first(found, like=template), unlogged
+
+
+def restore(
+    checkpoints: Checkpoints, template: TrainState, step: int, *, model: SpineNet, data_digest: str
+) -> TrainState:
+    """Read a state back to go on from, every array checked.
+
+    Args:
+        checkpoints: from `open_checkpoints`.
+        template: a state of the same network and optimiser; only its structure, shapes and dtypes matter.
+        step: which.
+        model, data_digest: the network and the data that the run goes on with.
+
+    Returns:
+        The state, with numpy leaves.
+
+    Raises:
+        SpinejaxError: a file is damaged or missing, or the checkpoint is of another network or data set.
+    """
+    folder = checkpoints.directory / str(step)
+    record = checked_record(folder)
+    if record["data"] != data_digest:
+        raise SpinejaxError(
+            f"{folder}: this run learned from another data set than the one given, or that has changed since. Going on "
+            "would mix the two, and could train on test patients. Give the same --data, or another --workdir."
+        )
+    parts = {name: read_item(folder, name) for name in ("variables", "optimiser")}
+    check_arrays(folder, record, parts)
+    found = parts["optimiser"] | parts["variables"]
+    template = to_host(template)
+    _check_same_shapes(folder, found, flax.serialization.to_state_dict(template))
+    if record["tasks"] != task_tables.to_json(model.tasks):
+        raise SpinejaxError(f"{folder}: a checkpoint of another task table than the data set's.")
+    return flax.serialization.from_state_dict(template, found)
+
+
+def load(path: str | Path) -> tuple[SpineNet, dict]:
+    """The network of a run, ready to apply: `model.apply(variables, windows)`.
+
+    Args:
+        path: a run (its best step is loaded), an exported folder, or one step's folder.
+
+    Returns:
+        The module, and its variables as numpy arrays: `params` and `constants`.
+
+    Raises:
+        SpinejaxError: no checkpoint there, or it is damaged, or made by a later version.
+
+    Example:
+        >>> model, variables = load("runs/quickstart/run")  # doctest: +SKIP
+        >>> logits = model.apply(variables, windows)  # doctest: +SKIP
+    """
+    folder = find(path)
+    record = checked_record(folder)
+    variables = read_item(folder, "variables")
+    check_arrays(folder, record, {"variables": variables})
+    arguments: dict[str, Any] = {**record["model"], "dtype": jnp.dtype(record["model"]["dtype"])}
+    model = SpineNet(tasks=task_tables.from_json(record["tasks"]), **arguments)
+    windows = jnp.zeros((1, *WINDOW_SHAPE[:2], model.num_slices))
+    _check_same_shapes(folder, variables, jax.eval_shape(model.init, jax.random.key(0), windows))
+    return model, variables
+
+
+def export(run: str | Path) -> Path:
+    """Copy a run's best step, without its optimiser, to `RUN/export`, and return that folder.
+
+    `export/variables` is a plain Orbax checkpoint of numpy arrays.
+    """
+    source = find(run)
+    checked_record(source)
+    target = Path(run).absolute() / EXPORT
+    temporary = target.with_name(f"{EXPORT}-new{checksums.TEMPORARY}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for item in ("variables", "record"):
+        shutil.copytree(source / item, temporary / item)
+    if (source / CALIBRATION).is_file():
+        shutil.copy(source / CALIBRATION, temporary / CALIBRATION)
+    checksums.seal(temporary)
+    checksums.discard(target)
+    checksums.commit(temporary, target)
+    return target
+
+
+def find(path: str | Path) -> Path:
+    """The folder of one checkpoint: of a run its best step, and else the folder itself.
+
+    Raises:
+        SpinejaxError: no checkpoint there.
+    """
+    path = Path(path).absolute()
+    if (path / "variables").is_dir():
+        return path
+    best = best_step(path)
+    if best is not None:
+        return path / CHECKPOINTS / str(best)
+    raise SpinejaxError(f"{path}: no checkpoint there. Expected a run of `python train.py`, or its `{EXPORT}` folder.")
+
+
+def _check_same_shapes(folder: Path, found: dict, expected: dict) -> None:
+    found, expected = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (found, expected))
+    for name in sorted(set(found) | set(expected)):
+        shapes = [f"{t[name].dtype}{list(t[name].shape)}" if name in t else "absent" for t in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise SpinejaxError(
+                f"{folder}: a checkpoint of another network or task table: {name} is {shapes[0]}, expected {shapes[1]}."
+            )
+
+
+def _split(state: TrainState) -> tuple[dict, dict]:
+    optimiser = flax.serialization.to_state_dict(state)
+    return {name: optimiser.pop(name) for name in ("params", "constants")}, optimiser
+
+
+def _arguments(model: SpineNet) -> Model:
+    return {
+        "branch_point": model.branch_point,
+        "width": model.width,
+        "dropout": model.dropout,
+        "num_slices": model.num_slices,
+        "initialiser": model.initialiser,
+        "fill_slices": model.fill_slices,
+        "dtype": jnp.dtype(model.dtype).name,
+    }

@@ -1,0 +1,143 @@
+"""What a run says while it trains: lines in `log.jsonl`, scalars for TensorBoard, progress on the terminal."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import rich.console
+import rich.progress
+from typing_extensions import TypedDict
+
+from spinejax.errors import NotInstalledError, SpinejaxError
+from spinejax.files.atomic import write_atomically
+
+LOG = "log.jsonl"
+
+
+class _Entry(TypedDict):
+    """What the library itself reads of an entry; it holds more figures."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]
+
+    step: int
+    epoch: int
+    loss: float
+    validation_error: float
+    learning_rate: float
+
+
+_ENTRY = pydantic.TypeAdapter(_Entry)
+
+
+class Log:
+    """One JSON line an evaluation, in `RUN/log.jsonl`, and the same scalars for TensorBoard if asked.
+
+    Args:
+        run: the run's folder.
+        step: the step that the run goes on from. Later lines are cut: they tell of work that was lost and comes again.
+        tensorboard: also write event files into the run's folder.
+        write: if not, keep the entries in memory alone: another process writes them.
+
+    Raises:
+        SpinejaxError: TensorBoard was asked for, but the extra is not installed.
+    """
+
+    def __init__(self, run: Path, *, step: int, tensorboard: bool = False, write: bool = True):
+        self._path = run / LOG if write else None
+        self.entries: list[dict] = []
+        if self._path:
+            self.entries = [entry for entry in read_log(self._path) if entry["step"] <= step]
+            text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+            write_atomically(self._path, lambda path: path.write_text(text))
+        self._writer = _tensorboard_writer(run, step) if tensorboard and write else None
+
+    def write(self, entry: dict) -> None:
+        """Append an entry; it holds at least `step`."""
+        self.entries.append(entry)
+        if self._path:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        if self._writer:
+            for name in entry.keys() - {"step"}:
+                self._writer.add_scalar(name, entry[name], entry["step"])
+            self._writer.flush()
+
+
+def read_log(path: Path) -> list[dict]:
+    """The entries of a log, oldest first. A last line that a kill cut short is left out."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    entries: list[dict] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(dict(_ENTRY.validate_json(line)))
+        except pydantic.ValidationError as error:
+            if number < len(lines):
+                raise SpinejaxError(f"{path}: line {number} is no entry of a log. Delete that line.") from error
+    return entries
+
+
+def entry_of(stretch: list[dict[str, float]], *, seconds: float, waited: float, discs: float) -> tuple[dict, int]:
+    """What the log says of a stretch of steps, and how many of them in a row were skipped at the most.
+
+    Args:
+        stretch: `training.train_step`'s figures, a dictionary a step. Their means leave skipped steps out.
+        seconds, waited: how long it took this process, and how long of that it waited for data.
+        discs: that it saw in that time.
+    """
+    taken = [figures for figures in stretch if not figures["skipped"]]
+    names = [name for name in stretch[0] if name != "skipped"]
+    means = {name: float(np.mean([figures[name] for figures in taken] or np.nan)) for name in names}
+    speed = {"discs_per_second": discs / seconds, "waiting_for_data": waited / seconds}
+    most = int(max(figures["skipped"] for figures in stretch))
+    return means | {"skipped_steps": len(stretch) - len(taken)} | speed, most
+
+
+class Progress:
+    """Steps done, discs a second and the time left, and a line for each evaluation; plain lines off a terminal."""
+
+    def __init__(self, bar: rich.progress.Progress, task: rich.progress.TaskID, batch_size: int):
+        self._bar, self._task, self.batch_size = bar, task, batch_size
+
+    def step(self) -> None:
+        """Count one step."""
+        self._bar.advance(self._task)
+        speed = self._bar.tasks[0].speed
+        self._bar.update(self._task, speed=f"{speed * self.batch_size:.0f} discs/s" if speed else "")
+
+    def evaluated(self, entry: dict) -> None:
+        """Say how an evaluation came out."""
+        self._bar.console.print(
+            f"epoch {entry['epoch']:4d}  step {entry['step']:6d}  loss {entry['loss']:.3f}  "
+            f"validation error {entry['validation_error']:.3f}  learning rate {entry['learning_rate']:.1e}  "
+            f"{entry['discs_per_second']:.0f} discs/s",
+            highlight=False,
+        )
+
+
+@contextlib.contextmanager
+def progress(num_steps: int, done: int, batch_size: int, *, show: bool = True) -> Iterator[Progress]:
+    """Show progress while the block runs."""
+    columns = (
+        rich.progress.TextColumn("training"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[speed]}"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    console = rich.console.Console(soft_wrap=True, quiet=not show)
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield Progress(bar, bar.add_task("", total=num_steps, completed=done, speed=""), batch_size)
+
+
+def _tensorboard_writer(run: Path, step: int):
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise NotInstalledError("Option --tensorboard needs tensorboardX", "tensorboard") from error
+    return tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

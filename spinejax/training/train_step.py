@@ -1,0 +1,291 @@
+"""Training as pure functions over arrays: the state, a step, an evaluation, and the plateau rule (paper, Sect. 4)."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spinejax.config import Config
+from spinejax.errors import SpinejaxError
+from spinejax.geometry import WINDOW_SHAPE
+from spinejax.network import losses, views
+from spinejax.network.spinenet import SpineNet
+from spinejax.network.views import View, ViewRanges
+from spinejax.parallel.layout import Layout
+from spinejax.tasks import UNLABELLED, Task
+
+DISCS_AT_ONCE = 64
+"""Whose windows a device draws together. XLA for TPUs makes the matrices of 64 discs inside the product; those of 128
+it writes to memory first, all 15 GB of them."""
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a run remembers between steps; arrays only.
+
+    Args:
+        step: int32[]. Steps taken.
+        params: the network's weights.
+        constants: what the network carries but does not learn: `slice_mean`.
+        momentum: the optimiser's state.
+        plateau: optax's record of the validation error; its `scale` multiplies the learning rate.
+        skipped: int32[]. Steps in a row, up to the last one, whose gradient was NaN or infinite.
+    """
+
+    step: jax.Array
+    params: dict
+    constants: dict
+    momentum: optax.OptState
+    plateau: optax.contrib.ReduceLROnPlateauState
+    skipped: jax.Array
+
+
+def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
+    """The network that a run's options describe."""
+    return SpineNet(
+        tasks=tuple(tasks),
+        branch_point=config.model_branch_point(),
+        width=config.width,
+        dropout=config.dropout,
+        dtype=jnp.dtype(config.dtype),
+        initialiser=config.initialiser,
+        fill_slices=config.fill_slices,
+    )
+
+
+def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: np.ndarray) -> TrainState:
+    """A fresh state.
+
+    Args:
+        key: decides the initial weights.
+        model: the network.
+        config: the run's options.
+        slice_mean: float32[9]. The training set's mean of each slice.
+    """
+    variables = jax.jit(model.init)(key, jnp.zeros((1, *WINDOW_SHAPE)))
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        constants={"slice_mean": jnp.asarray(slice_mean, jnp.float32)},
+        momentum=make_optimiser(config).init(variables["params"]),
+        plateau=make_plateau(config).init(variables["params"]),
+        skipped=jnp.int32(0),
+    )
+
+
+def take_over(state: TrainState, params: Mapping) -> tuple[TrainState, list[str]]:
+    """A fresh state that starts with another network's weights, wherever name and shape are the same.
+
+    Args:
+        state: from `init`.
+        params: the other network's. Its `slice_mean` plays no part: that is the data set's.
+
+    Returns:
+        The state, and the layers that were taken over, `trunk/conv1` and so on.
+
+    Raises:
+        SpinejaxError: not one weight fits.
+    """
+    own, others = (flax.traverse_util.flatten_dict(tree) for tree in (state.params, params))
+    fitting = {path: leaf for path, leaf in others.items() if path in own and own[path].shape == leaf.shape}
+    if not fitting:
+        raise SpinejaxError(
+            "--init-from: no weight there has a name and shape of this network's. Is its --width another?"
+        )
+    taken = {path: jnp.asarray(leaf, own[path].dtype) for path, leaf in fitting.items()}
+    state = state.replace(params=flax.traverse_util.unflatten_dict(own | taken))
+    return state, sorted({"/".join(path[:-1]) for path in taken})
+
+
+def make_optimiser(config: Config) -> optax.GradientTransformation:
+    """What weights move against: SGD's momentum, with weight decay on weights, v ← µv + (g + λw); then w ← w − ηv."""
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_is_weight), optax.trace(config.momentum))
+
+
+def make_plateau(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The rule that lowers the learning rate: it is fed the validation error once an evaluation, not once a step."""
+    return optax.contrib.reduce_on_plateau(factor=config.plateau_factor, patience=config.plateau_patience)
+
+
+def is_over(state: TrainState, config: Config) -> bool:
+    """Whether the error has plateaued once more after the last decay."""
+    num_decays = np.log(float(state.plateau.scale)) / np.log(config.plateau_factor)
+    return round(num_decays) > config.num_decays
+
+
+def train_step(
+    key: jax.Array,
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    class_weights: Mapping[str, jax.Array],
+    *,
+    model: SpineNet,
+    config: Config,
+    layout: Layout | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of SGD on one global batch, views included.
+
+    If the loss or a gradient is NaN or infinite, the step is skipped: it counts, but leaves weights and momentum alone.
+
+    Args:
+        key: the run's key. A step's randomness is derived from it and `state.step`.
+        state: given up to the new state.
+        batch: as `pipeline.Batch`.
+        class_weights: by task name, from `losses.class_weights`.
+        model, config: the network and the run's options.
+        layout: where the new state lies; `layout.on(model)` is the network to go with it. None leaves both to JAX.
+
+    Returns:
+        The new state, and float32[] figures of the step: `loss`, `loss/<task>`, `gradient_norm` and `skipped`, the
+        number of skipped steps in a row up to this one.
+    """
+    # Two programs, because XLA for CPUs would fuse the resampling into the convolutions that read its result, and
+    # compute it several times over: one program takes 1.7 times as long as these two. Elsewhere one program spares the
+    # windows' way through memory.
+    step = _in_two_programs if jax.default_backend() == "cpu" else whole_step
+    return step(key, state, batch, class_weights, model=model, config=config, layout=layout)
+
+
+def _in_two_programs(key, state, batch, class_weights, *, config, layout=None, **options):
+    how = {"ranges": config.views, "dtype": config.dtype, "layout": layout}
+    windows = draw_windows(key, state.step, batch["volume"], **how)
+    return update(key, state, windows, batch["labels"], class_weights, config=config, layout=layout, **options)
+
+
+whole_step = jax.jit(_in_two_programs, static_argnames=("model", "config", "layout"), donate_argnames="state")
+"""`train_step` as one program."""
+
+
+@functools.partial(jax.jit, static_argnames=("ranges", "dtype", "layout"))
+def draw_windows(
+    key: jax.Array,
+    step: jax.Array,
+    volumes: jax.Array,
+    *,
+    ranges: ViewRanges,
+    dtype: str = "float32",
+    layout: Layout | None = None,
+) -> jax.Array:
+    """A window of each disc through a random view of its own, which (key, step, its place in the batch) decide.
+
+    Args:
+        key: the run's key.
+        step: int32[].
+        volumes: uint16[N, 192, 320, 15].
+        ranges: what views are drawn from.
+        dtype: of the network that the windows are for, as for `views.take`.
+        layout: the devices that share the discs; None if one has them all.
+
+    Returns:
+        float32[N, 112, 224, 9].
+    """
+    view_key, _ = _keys(key, step)
+    view_keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(jnp.arange(volumes.shape[0]))
+    take = functools.partial(_take_each, dtype=jnp.dtype(dtype))
+    each_its_own = layout.by_disc(take) if layout else take
+    return each_its_own(volumes, jax.vmap(functools.partial(views.sample, ranges=ranges))(view_keys))
+
+
+def _take_each(volumes: jax.Array, chosen: View, *, dtype) -> jax.Array:
+    """One device's windows, a group at a time."""
+    take = jax.vmap(functools.partial(views.take, dtype=dtype))
+    windows = []
+    for start in range(0, len(volumes), DISCS_AT_ONCE):
+        group = slice(start, start + DISCS_AT_ONCE)
+        windows.append(take(volumes[group], View(*(leaf[group] for leaf in chosen))))
+    return jnp.concatenate(windows)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config", "layout"), donate_argnames="state")
+def update(
+    key: jax.Array,
+    state: TrainState,
+    windows: jax.Array,
+    labels: jax.Array,
+    class_weights: Mapping[str, jax.Array],
+    *,
+    model: SpineNet,
+    config: Config,
+    layout: Layout | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of SGD on windows: `train_step` without the views.
+
+    Args:
+        windows: float32[N, 112, 224, 9].
+        labels: int32[N, T], `UNLABELLED` where missing.
+        key, state, class_weights, model, config, layout: as for `train_step`.
+    """
+    _, dropout_key = _keys(key, state.step)
+    label = _by_task(labels, model.tasks)
+
+    def loss(params):
+        variables = {"params": params, "constants": state.constants}
+        logits = cast(dict, model.apply(variables, windows, train=True, rngs={"dropout": dropout_key}))
+        return losses.multi_task_loss(logits, label, class_weights, dict(config.task_weights))
+
+    (total, by_task), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    norm = optax.tree.norm(gradients)
+    good = jnp.isfinite(total) & jnp.isfinite(norm)  # the norm is finite only if every gradient is
+    if_good = functools.partial(jax.tree.map, functools.partial(jnp.where, good))
+    _, momentum = make_optimiser(config).update(gradients, state.momentum, state.params)
+    momentum = _written_first(if_good(momentum, state.momentum))
+    velocity = optax.tree.get(momentum, "trace")
+    rate = config.learning_rate * state.plateau.scale
+    params = if_good(jax.tree.map(lambda weight, v: weight - rate * v, state.params, velocity), state.params)
+    skipped = jnp.where(good, 0, state.skipped + 1)
+    figures = {"loss": total, "gradient_norm": norm, "skipped": skipped.astype(jnp.float32)}
+    figures |= {f"loss/{name}": value for name, value in by_task.items()}
+    state = state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped)
+    return layout.keep(state) if layout else state, figures
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def eval_step(variables: Mapping, batch: Mapping[str, jax.Array], *, model: SpineNet) -> dict[str, jax.Array]:
+    """Confusion counts of one batch on the identity view. Counts of batches add up.
+
+    Returns:
+        task name → int32[C, C], labels by rows and predicted grades by columns, of valid and labelled discs.
+    """
+    windows = jax.vmap(lambda volume: views.crop(volume, views.identity()))(batch["volume"])
+    logits = cast(dict, model.apply(variables, windows))
+    labels = _by_task(batch["labels"], model.tasks)
+    counts = {}
+    for name, scores in logits.items():
+        counted = batch["valid"] & (labels[name] != UNLABELLED)
+        grade = jnp.where(counted, labels[name], 0)
+        empty = jnp.zeros((scores.shape[1],) * 2, jnp.int32)
+        counts[name] = empty.at[grade, jnp.argmax(scores, axis=1)].add(counted.astype(jnp.int32))
+    return counts
+
+
+def evaluated(state: TrainState, error: float, config: Config) -> TrainState:
+    """The state after an evaluation: the plateau rule has seen its error."""
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies an integer count with a float
+        _, plateau = make_plateau(config).update({}, state.plateau, value=error)
+    return state.replace(plateau=plateau)
+
+
+def _keys(key: jax.Array, step: jax.Array) -> jax.Array:
+    """The keys of a step's views and of its dropout."""
+    return jax.random.split(jax.random.fold_in(key, step))
+
+
+def _written_first(tree):
+    """The tree, on CPUs ready in memory before anything reads it.
+
+    XLA for CPUs would else work the velocity out twice, for itself and for the weights, and copy both beforehand.
+    """
+    return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree)
+
+
+def _is_weight(params: dict) -> dict:
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def _by_task(labels: jax.Array, tasks: Sequence[Task]) -> dict[str, jax.Array]:
+    return {task.name: labels[:, column] for column, task in enumerate(tasks)}

@@ -1,0 +1,329 @@
+"""Evaluation as its users run it, and the two ways of the README to load a checkpoint in other code."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import spinejax
+from data_prep.dataset.resuming import only_writer
+from data_prep.read.metaimage import write_mha
+from spinejax.commands import evaluate
+from spinejax.config import Config
+from spinejax.data.dataset import DataSet
+from spinejax.data.manifest import write_manifest
+from spinejax.data.shards import shard_name, write_shard
+from spinejax.errors import SpinejaxError
+from spinejax.inference.graded import labels_of
+from spinejax.inference.hotspots import Method
+from spinejax.metrics import grading
+from spinejax.parallel import devices, runtime
+from spinejax.report import tables
+from spinejax.tasks import UNLABELLED, Task
+from spinejax.training import checkpoint, train_step
+from tests.block_spine import block_spine
+from tests.conftest import TASKS, a_disc, write_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setattr(runtime, "set_up", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of an untrained network, saved from eight devices."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    options = Config(width=0.02)
+    model = train_step.make_model(options, TASKS)
+    state = train_step.init(jax.random.key(0), model, options, np.full(9, 0.3, np.float32))
+    checkpoints = checkpoint.open_checkpoints(folder)
+    checkpoint.save(
+        checkpoints, devices.put_replicated(state, devices.make_mesh()), model, data_digest="abc", error=0.5
+    )
+    checkpoints.close()
+    checkpoint.export(folder)
+    return folder
+
+
+def grade(run, data, out, **options):
+    evaluate.main(evaluate.Arguments(checkpoint=run, data=data, out=out, batch_size=8, **options))
+    with open(out / "predictions.csv", newline="") as file:
+        return json.loads((out / "results.json").read_text()), list(csv.DictReader(file))
+
+
+def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, capsys):
+    results, predictions = grade(run, tiny, tmp_path, tta=True)
+    assert (results["split"], results["num_views"], results["average"]) == ("test", 54, "probabilities")
+    assert results["trained_on_this_data"] is False
+    assert set(results["tasks"]) == {"brightness", "side"}
+    brightness = results["tasks"]["brightness"]
+    assert set(brightness["mean_per_class_accuracy"]) == {"value", "low", "high"}
+    assert 0 <= brightness["mean_per_class_accuracy"]["value"] <= 1
+    assert {"n", "kappa", "matthews", "auc", "within_one", "normal_abnormal_accuracy", "per_class"} <= set(brightness)
+    assert "within_one" not in results["tasks"]["side"]
+    assert results["doubt"]["side"]["referring"]["spread"]["accuracy_at_coverage"]["1"]["value"] >= 0
+    assert len(results["doubt"]["brightness"]["referring"]["confidence"]["curve"]) == 6
+    assert "normal_abnormal_accuracy" in results["tasks"]["side"]
+    assert np.sum(brightness["confusion"]) == brightness["n"] == 6
+    assert len(predictions) == 6
+    data = DataSet(tiny)
+    for line, row in zip(predictions, data.rows("test"), strict=True):
+        assert (line["patient"], line["level"]) == (data.patient[row], data.level[row])
+        assert line["brightness_label"] == TASKS[0].grades[data.labels[row, 0]]
+        chances = [float(line[f"brightness_p_{grade}"]) for grade in TASKS[0].grades]
+        assert sum(chances) == pytest.approx(1, abs=1e-5)
+        assert 0 < float(line["brightness_spread"]) < 0.5
+        assert line["brightness_grade"] == TASKS[0].grades[int(np.argmax(chances))]
+    for name in ("confusion.png", "trust.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    for text in ("54 views each", "Mean per-class accuracy", "Matthews", "mean over tasks", "Research use only"):
+        assert text in printed
+
+
+def test_the_figures_are_those_of_the_predictions(run, tiny, tmp_path):
+    results, predictions = grade(run, tiny, tmp_path)
+    labelled = [line for line in predictions if line["side_label"]]
+    labels = np.array([TASKS[1].grades.index(line["side_label"]) for line in labelled])
+    grades = np.array([TASKS[1].grades.index(line["side_grade"]) for line in labelled])
+    counts = grading.patient_confusions(labels, grades, np.zeros(len(labels)), 2)[0]
+    assert results["tasks"]["side"]["confusion"] == counts.tolist()
+    assert results["num_views"] == 1
+
+
+def test_averaging_logits_is_an_option_and_differs(run, tiny, tmp_path):
+    _, probabilities = grade(run, tiny, tmp_path / "p", tta=True)
+    _, logits = grade(run, tiny, tmp_path / "l", tta=True, average="logits")
+    column = "brightness_p_dark"
+    pairs = [(float(a[column]), float(b[column])) for a, b in zip(probabilities, logits, strict=True)]
+    assert all(abs(a - b) < 0.05 for a, b in pairs)
+    assert any(a != b for a, b in pairs)
+
+
+def test_discs_without_labels_get_predictions_only(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    discs = [a_disc(rng, f"p{n}", "L5-S1", "test", labels={}) for n in range(3)]
+    summary = write_shard(folder / shard_name(0, 1), discs, TASKS)
+    write_manifest(folder, [summary], TASKS, {}, ())
+    results, predictions = grade(run, folder, tmp_path / "out")
+    assert results["tasks"] == {}
+    assert [line["brightness_label"] for line in predictions] == ["", "", ""]
+    assert "predictions only" in capsys.readouterr().out
+
+
+def test_the_report_shows_what_the_tables_say_and_no_path(run, tiny, tmp_path, capsys):
+    """With hotspots, of a data set that has no masks."""
+    page = tmp_path / "page"
+    options = {"hotspots": True, "hotspot": Method(num_views=2), "hotspot_grades": (("side", "back"),)}
+    results, predictions = grade(run, tiny, tmp_path / "out", report=page, **options)
+    assert f"The page is {page / 'index.html'}" in capsys.readouterr().out
+    text = (page / "index.html").read_text()
+    value = results["tasks"]["side"]["mean_per_class_accuracy"]["value"]
+    assert f"{100 * value:.1f} [" in text
+    facts = json.loads(re.search(r'id="facts">(.*?)</script>', text, re.S).group(1))
+    assert [disc["traced"][1] for disc in facts["discs"]] == [1] * 6
+    assert [disc["level"] for disc in facts["discs"]] == [line["level"] for line in predictions]
+    assert 'id="maps-5"' in text
+    assert "hotspots" not in results  # no mask tells how well they point
+    for path in (run, tiny, tmp_path):
+        assert str(path) not in text
+
+
+def test_the_report_works_without_hotspots_and_its_folder_is_tried_first(run, tiny, tmp_path):
+    grade(run, tiny, tmp_path / "out", report=tmp_path / "page")
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert 'id="window-5"' in text
+    assert 'id="maps-0"' not in text
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpinejaxError, match="no folder can be made there"):
+        grade(run, tiny, tmp_path / "none", report=tmp_path / "file" / "page")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fault"),
+    [(("side", "up"), "side has no grade 'up', only front, back"), (("depth", "1"), "unknown task depth")],
+)
+def test_a_task_or_grade_that_the_network_does_not_know_stops_before_the_report(run, tiny, tmp_path, chosen, fault):
+    options = {"hotspots": True, "hotspot_grades": (chosen,), "report": tmp_path / "page"}
+    with pytest.raises(SpinejaxError, match=fault):
+        grade(run, tiny, tmp_path / "out", **options)
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_data_set_of_other_tasks_is_matched_by_name(run, tiny):
+    data = DataSet(tiny)
+    rows = data.rows("test")
+    labels = labels_of(data, rows, (Task("absent", ("a", "b")), TASKS[1]))
+    assert (labels["absent"] == UNLABELLED).all()
+    np.testing.assert_array_equal(labels["side"], data.labels[rows, 1])
+    with pytest.raises(SpinejaxError, match="side has the grades front, back; the network learned left, right"):
+        labels_of(data, rows, (Task("side", ("left", "right")),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"split": "validation"}, "no disc in split 'validation'"),
+        ({"checkpoint": Path("nowhere")}, "no checkpoint there"),
+        ({"data": Path("nowhere")}, "no manifest.json"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+    ],
+)
+def test_what_is_missing_is_named(run, tmp_path, changes, fault):
+    data = write_tiny(tmp_path / "data", num_patients=(2, 0, 1), levels=("L5-S1",))
+    arguments = {"checkpoint": run, "data": data, "out": tmp_path / "out", "batch_size": 8} | changes
+    with pytest.raises(SpinejaxError, match=fault):
+        evaluate.main(evaluate.Arguments(**arguments))
+
+
+def test_the_command_exits_with_status_2_and_one_line(tiny):
+    result = subprocess.run(
+        [sys.executable, "evaluate.py", "--checkpoint", "nowhere", "--data", str(tiny)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_results_land_in_the_run_or_where_they_are_told(run, tiny):
+    evaluate.main(evaluate.Arguments(checkpoint=run, data=tiny, batch_size=8))
+    assert (run / "evaluation-test-1-view" / "results.json").is_file()
+    with pytest.raises(SpinejaxError, match="not a whole run: say with --out"):
+        evaluate.main(evaluate.Arguments(checkpoint=run / "export", data=tiny, batch_size=8))
+
+
+def test_an_earlier_networks_hotspots_do_not_stay(run, tiny, tmp_path):
+    common = {"checkpoint": run, "data": tiny, "out": tmp_path / "out", "batch_size": 8}
+    evaluate.main(evaluate.Arguments(**common, hotspots=True, hotspot=Method(num_views=1)))
+    assert (tmp_path / "out" / "hotspots" / "hotspots.h5").is_file()
+    evaluate.main(evaluate.Arguments(**common))
+    assert not (tmp_path / "out" / "hotspots").exists()
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_raw_scans_have_a_folder_of_their_own(run):
+    arguments = evaluate.Arguments(checkpoint=run, scan=(Path("x"),))
+    assert evaluate.output_folder(arguments) == run / "evaluation-scan-1-view"
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """`--scan` and `--masks` of one raw scan."""
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5)
+    for folder, scan in (("images", spine.scan), ("masks", spine.mask)):
+        (tmp_path / folder).mkdir()
+        write_mha(tmp_path / folder / "one_t2.mha", scan)
+    return {"scan": (tmp_path / "images",), "masks": tmp_path / "masks"}
+
+
+def test_raw_scans_replace_what_raw_scans_left_and_nothing_else(run, tiny, raw, tmp_path):
+    out = tmp_path / "out"
+    evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
+    made = {"discs", "levels.png", "predictions.csv", "results.json"}
+    assert {path.name for path in out.iterdir()} == made
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "masks", "out", "out.key"}
+    before = (out / "levels.png").stat().st_mtime_ns
+    wrong = {"hotspots": True, "hotspot_grades": (("side", "9"),)}
+    with pytest.raises(SpinejaxError, match="9"):  # before anything is replaced
+        evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw, **wrong))
+    assert {path.name for path in out.iterdir()} == made
+    assert (out / "levels.png").stat().st_mtime_ns == before
+    shutil.rmtree(out / "discs")
+    shutil.copytree(tiny, out / "discs")
+    for place in (out / "discs", tmp_path / "out.discs"):
+        with pytest.raises(SpinejaxError, match=f"{place.name}: holds what --scan did not make"):
+            evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
+        assert DataSet(place).digest == DataSet(tiny).digest
+        (place / "manifest.json").unlink()  # not a data set, but somebody's
+        if place.parent == out:
+            with pytest.raises(SpinejaxError, match="holds what --scan did not make"):
+                evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
+            shutil.rmtree(place)
+            shutil.copytree(tiny, tmp_path / "out.discs")
+
+
+def test_the_key_of_raw_scans_is_not_in_the_run_which_is_shared(run, raw, tmp_path):
+    evaluate.main(evaluate.Arguments(checkpoint=run, batch_size=8, **raw))
+    assert run.with_name("run.key").is_file()
+    assert not list(run.rglob("*.key"))
+    evaluate.main(evaluate.Arguments(checkpoint=run, batch_size=8, key=tmp_path / "own", **raw))
+    assert (tmp_path / "own").is_file()
+    shutil.rmtree(run / "evaluation-scan-1-view")
+
+
+def test_two_evaluations_into_one_folder_are_refused(run, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    with only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="another run writes there"):
+        grade(run, tiny, tmp_path / "out")
+    grade(run, tiny, tmp_path / "out")
+
+
+def test_published_figures_stand_beside_tasks_of_the_same_grades_only():
+    def row(task):
+        labels = np.arange(20) % task.num_grades
+        result = grading.evaluate_task(task, labels, np.eye(task.num_grades)[labels], np.arange(20), num_resamples=5)
+        table = tables.accuracy_table([result], "conv5")
+        return [next(column.cells) for column in table.columns]
+
+    assert row(Task("narrowing", ("1", "2", "3", "4")))[-2:] == ["73.9 ± 0.7", "72.0"]
+    assert row(Task("narrowing", ("absent", "present")))[-2:] == ["–", "–"]
+
+
+def snippets():
+    """The README's Python blocks that load a checkpoint."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [block for block in blocks if "runs/quickstart/run" in block]
+
+
+def test_the_readme_has_both_ways_to_load():
+    plain, ours = snippets()
+    assert "spinejax" not in plain
+    assert "orbax" in plain
+    assert "spinejax.load(" in ours
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_readmes_way_to_load_works_on_one_device(run, number, tmp_path):
+    """With a checkpoint that was saved on eight devices; the first way without this library."""
+    code = snippets()[number].replace("runs/quickstart/run", str(run))
+    block_library = "import sys; sys.modules['spinejax'] = None\n" if number == 0 else ""
+    code = f"{block_library}{code}\nprint(sorted(variables), variables['constants']['slice_mean'].shape)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "['constants', 'params'] (9,)" in result.stdout
+    if number == 1:
+        assert "brightness" in result.stdout
+
+
+def test_loaded_variables_equal_what_plain_orbax_reads(run):
+    import orbax.checkpoint as ocp
+
+    _, variables = spinejax.load(run)
+    with ocp.StandardCheckpointer() as reader:
+        plain = reader.restore(run.absolute() / "export" / "variables")
+    jax.tree.map(np.testing.assert_array_equal, variables, plain)

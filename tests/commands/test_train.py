@@ -1,0 +1,225 @@
+"""The command as its users run it: it learns, and it says what is wrong."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from spinejax import config
+from spinejax.commands import train
+from spinejax.config import Config
+from spinejax.data.batches import refuse_unlabelled
+from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.network.views import ViewRanges
+from spinejax.parallel import runtime
+from spinejax.training import checkpoint, train_step
+from spinejax.training.log import read_log
+from tests.conftest import write_tiny
+from tests.running import Launcher, train_command
+
+OPTIONS = Config(
+    width=0.02, batch_size=8, epochs=2, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1, 0.05, 0.05)
+)
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    # Within one process the cache of compiled programs would warn that it was set up too late.
+    monkeypatch.setattr(runtime, "set_up", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
+
+
+def run_train(launcher, data, run, *options):
+    return launcher.run(train_command(data, run, "--epochs", 5, *options))
+
+
+def digests(run):
+    record = json.loads((Path(run) / "checkpoints" / "15" / "record" / "metadata").read_text())
+    return record["sha256"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, launcher, tmp_path_factory):
+    run = tmp_path_factory.mktemp("straight") / "run"
+    result = run_train(launcher, tiny, run)
+    assert result.status == 0, result.stderr
+    return run, result
+
+
+def test_a_run_leaves_what_the_design_promises(uninterrupted):
+    run, result = uninterrupted
+    assert {"config.json", "checkpoints", "log.jsonl", "curves.png", "export"} <= {p.name for p in run.iterdir()}
+    log = read_log(run / "log.jsonl")
+    assert [(entry["epoch"], entry["step"]) for entry in log] == [(n, 3 * n) for n in range(1, 6)]
+    assert {"loss", "loss/side", "validation_error", "learning_rate", "discs_per_second"} <= set(log[0])
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "is finished: step 15" in result.stdout
+    assert "validation error" in result.stdout
+
+
+def test_a_run_starts_from_another_and_goes_on_without_it(uninterrupted, launcher, tiny, tmp_path):
+    first, _ = uninterrupted
+    straight = run_train(launcher, tiny, tmp_path / "straight", "--init-from", first, "--learning-rate", "1e-9")
+    assert straight.status == 0, straight.stderr
+    assert f"From {first}: head_brightness/fc6" in straight.stdout.replace("\n", " ")
+    theirs, ours = (checkpoint.load(run)[1]["params"] for run in (first, tmp_path / "straight"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), ours, theirs)
+    again = run_train(launcher, tiny, tmp_path / "straight", "--init-from", first, "--learning-rate", "1e-9")
+    assert "is finished: step 15" in again.stdout
+    assert "From" not in again.stdout
+
+
+def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tiny):
+    run, _ = uninterrupted
+    before = digests(run)
+    again = run_train(launcher, tiny, run)
+    assert again.status == 0, again.stderr
+    assert "is finished: step 15" in again.stdout
+    assert digests(run) == before
+    assert len(read_log(run / "log.jsonl")) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--data", "nowhere"], "no manifest.json there"),
+        (["--tasks", "modic"], "Unknown task modic"),
+        (["--width", "-1"], "--width is -1.0"),
+        (["--task-weights", "sidee", "5"], "Unknown task sidee"),
+        (["--workdir", "README.md"], "README.md"),
+        (["--width", "0.03"], "width was 0.02, now 0.03"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_status_2(uninterrupted, launcher, tiny, options, fault):
+    result = run_train(launcher, tiny, uninterrupted[0], *options)
+    assert result.status == 2
+    assert fault in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_help_shows_every_option_and_preset(launcher):
+    result = launcher.run(["train.py", "--help"])
+    assert result.status == 0
+    for name in config.PRESETS:
+        assert name in result.stdout
+    names = {f.name for f in dataclasses.fields(Config)} | {f"views.{f.name}" for f in dataclasses.fields(ViewRanges)}
+    for name in names - {"views"}:
+        assert f"--{name.replace('_', '-')}" in result.stdout
+    assert result.stdout.count("default:") >= len(names) - 1
+
+
+def main(data, run, **changes):
+    train.main(train.Arguments(data, run, dataclasses.replace(OPTIONS, **changes)))
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    main(tiny, run, epochs=1)
+    step = train_step.train_step
+
+    def poisoned(*args, **kwargs):
+        state, figures = step(*args, **kwargs)
+        return state, figures | {"skipped": np.float32(3)}
+
+    monkeypatch.setattr(train_step, "train_step", poisoned)
+    with pytest.raises(
+        SpinejaxError,
+        match=r"NaN.* 3 steps in a row.*checkpoint is kept.*another --workdir, with a lower --learning-rate",
+    ):
+        main(tiny, run, max_skipped=3)
+    assert checkpoint.best_step(run) == 3
+    assert len(read_log(run / "log.jsonl")) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(runtime, "set_up", lambda: None)
+    main(tiny, run)
+    checkpoints = checkpoint.open_checkpoints(run, read_only=True)
+    assert checkpoints.latest_step() == 6
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path):
+    run = tmp_path / "run"
+    main(tiny, run, epochs=1)
+    other = write_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(SpinejaxError, match="another data set"):
+        main(other, run)
+
+
+def test_an_odd_last_epoch_does_not_count_towards_a_plateau(tiny, tmp_path):
+    """Five epochs and then eight, evaluated every two, end as eight in one go."""
+    for name, ends in (("twice", (5, 8)), ("once", (8,))):
+        for epochs in ends:
+            main(tiny, tmp_path / name, epochs=epochs, eval_epochs=2, plateau_patience=1)
+    records = [
+        (tmp_path / name / "checkpoints" / "24" / "record" / "metadata").read_text() for name in ("twice", "once")
+    ]
+    assert json.loads(records[0])["sha256"] == json.loads(records[1])["sha256"]
+
+
+def test_discs_in_device_memory_make_the_same_run(tiny, tmp_path):
+    for cache in ("none", "device"):
+        main(tiny, tmp_path / cache, cache=cache)
+    found = [
+        (tmp_path / cache / "checkpoints" / "6" / "record" / "metadata").read_text() for cache in ("none", "device")
+    ]
+    assert json.loads(found[0])["sha256"] == json.loads(found[1])["sha256"]
+
+
+def test_a_batch_must_divide_by_the_devices(tiny, tmp_path):
+    with pytest.raises(SpinejaxError, match="multiple of the 8 devices"):
+        main(tiny, tmp_path / "run", batch_size=12)
+
+
+def test_a_task_without_a_label_is_refused_before_anything_is_computed(tmp_path):
+    data = write_tiny(tmp_path / "data", num_patients=(4, 1, 1))
+    labels = DataSet(data)
+    labels.labels[:, 1] = -1
+    with pytest.raises(SpinejaxError, match="no disc of split 'train' has a label for side"):
+        refuse_unlabelled(labels, labels.tasks, ("train", "validation"))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_either_held_out_split_can_decide_and_the_other_stays_unseen(tiny, tmp_path, monkeypatch, split):
+    """The paper's standard deviation comes from two networks with validation and test swapped (Sect. 5)."""
+    evaluated, eval_batches = [], train.eval_batches
+
+    def recorded(data, rows, *args, **kwargs):
+        evaluated.extend(rows)
+        return eval_batches(data, rows, *args, **kwargs)
+
+    monkeypatch.setattr(train, "eval_batches", recorded)
+    main(tiny, tmp_path / "run", epochs=1, validation_split=split)
+    assert evaluated == list(DataSet(tiny).rows(split))
+
+
+def test_one_task_alone_and_tensorboard(tiny, tmp_path):
+    pytest.importorskip("tensorboardX")
+    main(tiny, tmp_path / "run", epochs=1, tasks=("side",), branch_point="none", tensorboard=True)
+    entry = read_log(tmp_path / "run" / "log.jsonl")[0]
+    assert "loss/side" in entry
+    assert "loss/brightness" not in entry
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_epochs_of_evaluation_end_with_the_last_and_go_on_where_they_were():
+    for every, epochs in itertools.product((1, 2, 3), (1, 5, 6)):
+        options = dataclasses.replace(OPTIONS, eval_epochs=every, epochs=epochs)
+        whole = train.next_epochs(0, options)
+        assert whole[-1] == epochs
+        assert train.next_epochs(epochs, options) == []
+        for place, done in enumerate(whole):
+            assert train.next_epochs(done, options) == whole[place + 1 :]
+        longer = dataclasses.replace(options, epochs=12)
+        assert train.next_epochs(epochs, longer) == [n for n in train.next_epochs(0, longer) if n > epochs]

@@ -1,0 +1,100 @@
+"""Which discs a step sees depends on (seed, step) alone: not on hosts, workers or restarts."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from spinejax.data.batches import eval_batches, num_steps, train_batches
+from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
+
+
+@pytest.fixture(scope="module")
+def data(tiny):
+    return DataSet(tiny)
+
+
+def rows(batches, number):
+    return np.stack([batch["row"] for batch in itertools.islice(batches, number)])
+
+
+def test_an_epoch_holds_every_training_disc_once_and_the_next_is_in_another_order(data):
+    drawn = rows(train_batches(data, [0, 1], batch_size=8, seed=1), 6)
+    epochs = drawn.reshape(2, 24)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), data.rows("train"))
+    assert not np.array_equal(*epochs)
+    other = rows(train_batches(data, [0, 1], batch_size=8, seed=2), 3).ravel()
+    assert not np.array_equal(other, epochs[0])
+
+
+def test_going_on_from_a_step_gives_what_would_have_come(data):
+    straight = rows(train_batches(data, [0, 1], batch_size=10, seed=1), 9)
+    for step in (1, 4, 8):
+        resumed = rows(train_batches(data, [0, 1], batch_size=10, seed=1, step=step), 9 - step)
+        np.testing.assert_array_equal(resumed, straight[step:])
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_together_see_the_batches_of_one(data, num_hosts):
+    alone = rows(train_batches(data, [0, 1], batch_size=8, seed=1), 5)
+    parts = [
+        rows(train_batches(data, [0, 1], batch_size=8, seed=1, host=host, num_hosts=num_hosts), 5)
+        for host in range(num_hosts)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), alone)
+
+
+def test_worker_processes_change_nothing(data):
+    alone = rows(train_batches(data, [0, 1], batch_size=8, seed=1, step=2), 4)
+    batches = train_batches(data, [0, 1], batch_size=8, seed=1, step=2, workers=2)
+    np.testing.assert_array_equal(rows(batches, 4), alone)
+    batches.close()
+
+
+def test_a_batch_holds_the_discs_it_names(data):
+    batch = next(train_batches(data, [1], batch_size=8, seed=1))
+    assert {name: (value.dtype.name, value.shape) for name, value in batch.items()} == {
+        "volume": ("uint16", (8, 192, 320, 15)),
+        "labels": ("int32", (8, 1)),
+        "row": ("int32", (8,)),
+        "valid": ("bool", (8,)),
+    }
+    for place, row in enumerate(batch["row"]):
+        np.testing.assert_array_equal(batch["volume"][place], data.volume(row))
+        np.testing.assert_array_equal(batch["labels"][place], data.labels[row, [1]])
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2])
+def test_evaluation_sees_every_disc_once_in_order_and_pads_with_discs_that_do_not_count(data, num_hosts):
+    wanted = data.rows("train")[:21]
+    parts = [
+        list(eval_batches(data, wanted, [0], batch_size=8, host=host, num_hosts=num_hosts)) for host in range(num_hosts)
+    ]
+    assert {len(part) for part in parts} == {3}  # hosts take equal numbers of steps
+    seen = np.concatenate([batch["row"][batch["valid"]] for step in zip(*parts, strict=True) for batch in step])
+    np.testing.assert_array_equal(seen, wanted)
+
+
+def test_a_batch_that_does_not_divide_by_the_hosts_is_refused(data):
+    with pytest.raises(SpinejaxError, match="multiple of the 3 hosts"):
+        next(train_batches(data, [0], batch_size=8, seed=0, num_hosts=3))
+
+
+def test_steps_of_an_epoch():
+    assert [num_steps(n, 32) for n in (1, 31, 32, 63, 64)] == [1, 1, 1, 1, 2]
+
+
+def test_more_hosts_than_discs_still_see_each_once(data):
+    rows = data.rows("validation")
+    parts = [
+        next(eval_batches(data, rows, [0], batch_size=16, host=host, num_hosts=16, volumes=False)) for host in range(16)
+    ]
+    seen = np.concatenate([part["row"][part["valid"]] for part in parts])
+    np.testing.assert_array_equal(seen, rows)
+    trained = [
+        next(train_batches(data, [0], batch_size=32, seed=0, host=host, num_hosts=32, volumes=False))["row"]
+        for host in range(32)
+    ]
+    assert set(np.concatenate(trained)) == set(data.rows("train"))

@@ -1,0 +1,90 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
+from data_prep.read.scan import Scan
+from spinejax.errors import SpinejaxError
+from tests.block_spine import block_spine, house_affine
+
+POINTS = [[0, -40, 60], [0, -5, 60], [0, -5, 34], [0, -40, 34]]
+
+
+def write(path, bodies):
+    path.write_text(json.dumps({"scans": {"s": bodies}}))
+    return path
+
+
+def test_points_of_the_patient_become_voxels_of_the_scan(tmp_path):
+    spine = block_spine(angles_deg=(9.0, -6.0), num_slices=13)
+    bodies = {}
+    for name, corners in spine.corners.items():
+        points = (np.c_[corners, np.full(4, 6.0), np.ones(4)] @ spine.scan.affine.T)[:, :3].tolist()
+        bodies[name] = {"corners_mm": [*points[:2], None, None] if name == "S1" else points, "width_mm": 40}
+    found = bodies_from_corners(spine.scan, read_corners(write(tmp_path / "c.json", bodies))["s"])
+    assert [body.name for body in found] == ["L2", "L3", "L4", "L5", "S1"]
+    for body in found:
+        expected = spine.corners[body.name].copy()
+        expected[2:] = np.nan if body.name == "S1" else expected[2:]
+        np.testing.assert_allclose(body.corners, expected, atol=1e-6)
+        assert body.slices == (1, 12)
+        assert body.mid_slice == 6
+
+
+def test_a_body_between_two_thick_slices_has_the_nearest():
+    scan = Scan(np.zeros((80, 80, 3), np.float32), house_affine((1, 1, 60)), "scan")
+    points = [(scan.affine @ [*corner, 1.2, 1])[:3].tolist() for corner in ((9, 9), (9, 40), (30, 40), (30, 9))]
+    body = {"corners_mm": points, "width_mm": 5}
+    assert bodies_from_corners(scan, {"L4": body, "L5": body})[0].slices == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "message"),
+    [
+        ({"L7": {"corners_mm": POINTS}}, "s, L7: unknown vertebra"),
+        ({"L4": {"corners_mm": POINTS[:3]}}, "s, L4: corners_mm is not four points"),
+        ({"L4": {"corners_mm": [[0, 0]] * 4}}, "is not four points"),
+        ({"L4": {"corners_mm": [[0, 0, float("nan")]] * 4}}, "is not four points"),
+        ({"L4": {"corners_mm": [[0, 0, "1"]] * 4}}, "is not four points"),
+        ({"L4": {"corners_mm": [None] * 4}}, "neither its upper nor its lower corners are known"),
+        ({"L4": {"corners_mm": POINTS, "width_mm": 300}}, "width_mm 300, expected 5 to 100"),
+        ({"L4": {"corners": POINTS}}, "expected corners_mm"),
+        ({"L4": POINTS}, "expected corners_mm"),
+        ([], "expected vertebrae by name"),
+    ],
+)
+def test_faults_are_named(tmp_path, bodies, message):
+    with pytest.raises(SpinejaxError, match=message):
+        read_corners(write(tmp_path / "c.json", bodies))
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    bodies = {"L7": {"corners_mm": POINTS}, "L4": {"corners_mm": []}}
+    with pytest.raises(SpinejaxError, match="2 faults"):
+        read_corners(write(tmp_path / "c.json", bodies))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"scans": 1}', "[" * 100000, '{"L4": {}}'])
+def test_what_is_no_corner_file_is_refused(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(SpinejaxError, match=r"--corners .*c\.json: "):
+        read_corners(tmp_path / "c.json")
+
+
+def test_corners_beside_the_scan_and_too_few_are_refused():
+    scan = Scan(np.zeros((80, 80, 3), np.float32), house_affine((1, 1, 4)), "scan")
+    body = {"corners_mm": [[500, y, z] for _, y, z in POINTS]}
+    with pytest.raises(SpinejaxError, match="scan: L4's corners lie beside the slices"):
+        bodies_from_corners(scan, {"L4": body, "L5": body})
+    with pytest.raises(SpinejaxError, match="the corner file has 1 of its vertebrae"):
+        bodies_from_corners(scan, {"L4": body})
+
+
+def test_the_example_in_the_docs_is_a_corner_file(tmp_path):
+    docs = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    example = re.search(r"```json\n(\{\"scans\".*?)```", docs, re.DOTALL)
+    (tmp_path / "c.json").write_text(example[1])
+    assert read_corners(tmp_path / "c.json")

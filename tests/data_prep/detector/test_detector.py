@@ -1,0 +1,400 @@
+"""The detector: chain and names on candidates that are given, its parts against truth, and the whole on phantoms."""
+
+import contextlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_prep.anatomy.vertebrae import bodies_from_spider_mask
+from data_prep.detector import detect as detecting
+from data_prep.detector import weights
+from data_prep.detector.candidates import BODY, SACRUM, Candidate, _peaks, group
+from data_prep.detector.chain import best_column
+from data_prep.detector.detect import detect
+from data_prep.detector.grid import OFFSET_MM, PIXEL_MM, normalise, resample
+from data_prep.detector.network import BodyNet
+from data_prep.detector.training.augment import random_crop
+from data_prep.detector.training.loss import detector_loss, stack
+from data_prep.detector.training.truth import BODY as A_BODY
+from data_prep.detector.training.truth import (
+    DOUBTFUL,
+    MAX_POINTS,
+    SOURCE_MM,
+    Slice,
+    centre_of,
+    development_patients,
+    slices_with_truth,
+)
+from data_prep.detector.training.truth import SACRUM as THE_SACRUM
+from data_prep.look.detector_accuracy import compare, overlap, summary
+from data_prep.read.scan import Scan
+from data_prep.sources.scan_files import Located
+from spinejax.errors import SpinejaxError
+from tests.block_spine import block_spine, house_affine
+
+# Candidates that are given -------------------------------------------------------------------------------------------
+
+
+def body(row, column=60.0, *, height=26.0, depth=34.0, score=0.9, kind=BODY, tilt_deg=0.0):
+    """A candidate whose centre is at (row, column) mm."""
+    sin, cos = np.sin(np.deg2rad(tilt_deg)), np.cos(np.deg2rad(tilt_deg))
+    down, back = np.array([cos, -sin]), np.array([sin, cos])
+    centre = np.array([row, column])
+    signs = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) / 2
+    corners = centre + signs[:, :1] * height * down + signs[:, 1:] * depth * back
+    return Candidate(kind, score, centre, corners)
+
+
+def spine(num_bodies=6, sacrum=True):
+    """Bodies 35 mm apart, the lowest (the sacrum) at 260 mm."""
+    column = [body(260.0, kind=SACRUM)] if sacrum else []
+    return column + [body(225.0 - 35 * number) for number in range(num_bodies)]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Have the network see what a test says, in every slice; turned images show nothing."""
+
+    def say(candidates):
+        monkeypatch.setattr(detecting, "see", lambda variables, scan, indices: [candidates for _ in indices])
+        monkeypatch.setattr(detecting, "see_images", lambda variables, images: [candidates, [], [], []])
+        monkeypatch.setattr(detecting, "load", lambda path: {})
+
+    return say
+
+
+SCAN = Scan(np.zeros((300, 150, 5), np.float32), house_affine((1.0, 1.0, 4.0)), "scan")
+
+
+def test_levels_are_counted_from_the_sacrum_up(seen):
+    seen(spine())
+    found = detect(SCAN)
+    assert [one.name for one in found.bodies] == ["T12", "L1", "L2", "L3", "L4", "L5", "S1"]
+    assert found.notes == []
+    assert min(found.confidence.values()) > 0.8
+    np.testing.assert_allclose(found.bodies[0].corners, body(50.0).corners)
+    assert np.isnan(found.bodies[-1].corners[2:]).all()
+    assert found.bodies[0].slices == (0, 5)
+
+
+def test_a_body_that_no_candidate_stands_for_is_bridged_and_counted(seen):
+    candidates = [one for one in spine() if one.centre[0] != 155.0]  # L3
+    seen(candidates)
+    found = detect(SCAN)
+    assert [one.name for one in found.bodies] == ["T12", "L1", "L2", "L3", "L4", "L5", "S1"]
+    assert found.confidence["L3"] == 0
+    assert any("L3 was not seen" in note for note in found.notes)
+    l3 = next(one for one in found.bodies if one.name == "L3")
+    np.testing.assert_allclose(l3.corners, body(155.0).corners, atol=3.0)
+
+
+def test_candidates_off_the_column_are_left_out(seen):
+    intruders = [body(190.0, 120.0, score=0.8), body(172.0, 62.0, score=0.5), body(100.0, 20.0, height=12, depth=15)]
+    seen(spine() + intruders)
+    found = detect(SCAN)
+    assert [one.name for one in found.bodies] == ["T12", "L1", "L2", "L3", "L4", "L5", "S1"]
+    assert all(abs(np.nanmean(one.corners[:, 1]) - 60) < 1 for one in found.bodies)
+
+
+def test_without_a_sacrum_levels_are_a_guess_that_is_flagged_unless_the_lowest_is_given(seen):
+    seen(spine(5, sacrum=False))
+    found = detect(SCAN)
+    assert found.bodies[-1].name == "L5"
+    assert any("no sacrum" in note and "--lowest-level" in note for note in found.notes)
+    assert max(found.confidence.values()) < 0.5
+    told = detect(SCAN, lowest_level="L3-L4")
+    assert [one.name for one in told.bodies] == ["T12", "L1", "L2", "L3", "L4"]
+    assert not any("no sacrum" in note for note in told.notes)
+
+
+def test_a_short_field_of_view_and_a_transitional_vertebra_are_flagged(seen):
+    seen(spine(3))
+    assert any("short field of view: 3" in note for note in detect(SCAN).notes)
+    seen([*spine(), body(258.0, score=0.7)])  # what looks like S1 looks like a lumbar vertebra too
+    doubtful = detect(SCAN)
+    assert any("transitional" in note for note in doubtful.notes)
+    assert max(doubtful.confidence.values()) < 0.5
+    seen([*spine(), body(226.0, score=0.5, kind=SACRUM)])  # and L5 like a sacrum
+    assert any("transitional" in note for note in detect(SCAN).notes)
+
+
+@pytest.mark.parametrize("candidates", [[], [body(100.0)], [body(100.0, score=0.1), body(220.0, 20.0, score=0.1)]])
+def test_no_column_is_refused(seen, candidates):
+    seen(candidates)
+    with pytest.raises(SpinejaxError, match="no column of vertebral bodies"):
+        detect(SCAN)
+
+
+def test_bodies_of_another_size_are_refused(seen):
+    seen([body(250.0 - 18 * number, height=13, depth=16) for number in range(7)])
+    with pytest.raises(SpinejaxError, match=r"16 mm.*not a lumbar spine"):
+        detect(SCAN)
+
+
+def test_a_turned_image_is_refused(seen, monkeypatch):
+    seen(spine(4, sacrum=False))
+    monkeypatch.setattr(detecting, "see_images", lambda variables, images: [spine(3, sacrum=False), spine(), [], []])
+    with pytest.raises(SpinejaxError, match="looks upside down"):
+        detect(SCAN)
+
+
+def test_a_longer_column_alone_does_not_make_an_image_turned(seen, monkeypatch):
+    """Sacral segments pass for bodies when the image is upside down; but the sacrum is surer the right way up."""
+    here, upside_down = spine(6), [body(260.0, kind=SACRUM, score=0.15), *spine(7, sacrum=False)]
+    seen(here)
+    monkeypatch.setattr(detecting, "see_images", lambda variables, images: [here, upside_down, [], []])
+    assert best_column(group([upside_down], [0])).score > best_column(group([here], [0])).score
+    assert [one.name for one in detect(SCAN).bodies][-1] == "S1"
+    seen(upside_down)
+    monkeypatch.setattr(detecting, "see_images", lambda variables, images: [upside_down, here, [], []])
+    with pytest.raises(SpinejaxError, match="looks upside down"):
+        detect(SCAN)
+
+
+def test_where_no_sacrum_is_in_view_a_faint_one_in_a_turned_image_says_nothing(seen, monkeypatch):
+    here = spine(6, sacrum=False)
+    seen(here)
+    for score, refused in ((0.5, False), (0.6, True)):
+        turned = [body(260.0, kind=SACRUM, score=score), *here]
+        monkeypatch.setattr(detecting, "see_images", lambda variables, images, turned=turned: [here, turned, [], []])
+        with pytest.raises(SpinejaxError, match="looks upside down") if refused else contextlib.nullcontext():
+            detect(SCAN)
+
+
+def test_slices_are_grouped_and_one_slices_slip_does_not_count():
+    shifted = [[body(100.0 + index), body(140.0)] for index in range(5)]
+    shifted[2] = [body(102.0, depth=60.0), body(140.0)]
+    groups = group(shifted, range(5))
+    assert sorted(len(one.members) for one in groups) == [5, 5]
+    upper = min(groups, key=lambda one: one.centre[0])
+    assert upper.run() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(np.linalg.norm(upper.corners[1] - upper.corners[0]), 34.0, atol=1.0)
+
+
+def test_what_one_slice_of_many_shows_counts_for_little():
+    groups = group([[body(100.0)], [], [], [], []], range(5))
+    assert groups[0].score == pytest.approx(0.3)
+    assert group([[body(100.0)]], [0])[0].score == pytest.approx(0.9)
+
+
+def test_what_is_surer_a_sacrum_is_no_vertebra_for_the_sake_of_a_longer_column():
+    above = spine(5, sacrum=False)
+    second = body(295.0, kind=SACRUM, score=0.38)
+
+    def sacrum_of(as_sacrum, as_body):
+        both = [body(260.0, kind=SACRUM, score=as_sacrum), body(260.0, score=as_body)]
+        return best_column(group([[*above, *both, second]], [0])).groups[0].score
+
+    assert sacrum_of(0.66, 0.55) == pytest.approx(0.66)
+    assert sacrum_of(0.1, 0.9) == pytest.approx(0.38)
+
+
+def test_the_chain_follows_lordosis():
+    tilted, centre = [], np.array([260.0, 60.0])
+    for number, tilt in enumerate((35.0, 22.0, 12.0, 4.0, -4.0, -8.0)):
+        tilted.append(body(*centre, tilt_deg=-tilt, kind=SACRUM if number == 0 else BODY))
+        centre = centre - 35 * np.array([np.cos(np.deg2rad(tilt)), np.sin(np.deg2rad(tilt))])
+    column = best_column(group([tilted], [0]))
+    assert len(column.groups) == 6
+    assert column.has_sacrum
+
+
+# Grid, truth, augmentation, loss -------------------------------------------------------------------------------------
+
+
+def test_resampling_keeps_places():
+    image = np.zeros((80, 100))
+    image[40, 60] = 1.0
+    coarse = resample(image, np.array([0.5, 0.75]))
+    assert np.unravel_index(np.argmax(coarse), coarse.shape) == (round(40 * 0.5 / PIXEL_MM), 60 * 0.75 / PIXEL_MM)
+
+
+def test_normalising_forgets_units():
+    image = np.random.default_rng(0).random((50, 50))
+    np.testing.assert_allclose(normalise(1000 * image + 77), normalise(image), atol=1e-5)
+    assert np.isfinite(normalise(np.zeros((5, 5)))).all()
+
+
+def test_development_patients_are_a_fixed_choice():
+    patients = [str(number) for number in range(40)]
+    chosen = development_patients(patients)
+    assert len(chosen) == 6
+    assert development_patients(reversed(patients)) == chosen
+    # A patient more changes the choice by one at most.
+    assert len(set(development_patients([*patients, "x"])) & set(chosen)) >= 5
+
+
+def test_truth_is_that_of_the_drawing():
+    drawn = block_spine(spacing_mm=(0.8, 0.7, 4.0), num_slices=5)
+    slices = slices_with_truth(drawn.scan, drawn.mask)
+    assert len(slices) == 5
+    one = slices[2]
+    assert (one.kinds == A_BODY).sum() == 4
+    assert (one.kinds == THE_SACRUM).sum() == 1
+    assert (one.kinds == DOUBTFUL).sum() >= 1  # above the topmost body
+    true = drawn.corners["L4"] * (0.8, 0.7) / SOURCE_MM
+    assert min(abs(corners - true).max() for corners in one.corners[one.kinds == A_BODY]) < 1.0
+    at = np.rint(one.centres[one.kinds == A_BODY]).astype(int)
+    assert (one.tissue[at[:, 0], at[:, 1]] == 1).all()
+
+
+def test_the_centre_of_what_is_half_known():
+    corners = body(100.0).corners
+    upper, lower = corners.copy(), corners.copy()
+    upper[2:], lower[:2] = np.nan, np.nan
+    np.testing.assert_allclose(centre_of(corners), (100.0, 60.0))
+    np.testing.assert_allclose(centre_of(upper), (97.0, 60.0))
+    np.testing.assert_allclose(centre_of(lower), (100.0, 60.0), atol=0.2)
+
+
+def dots():
+    """A slice whose corners are bright dots."""
+    image = np.full((220, 200), 0.1, np.float32)
+    corners = np.full((MAX_POINTS, 4, 2), np.nan, np.float32)
+    centres, kinds = np.full((MAX_POINTS, 2), -1e3, np.float32), np.zeros(MAX_POINTS, np.int32)
+    for place, row in enumerate((50.0, 90.0, 130.0)):
+        corners[place] = body(row, 90.0).corners
+        centres[place], kinds[place] = (row, 90.0), A_BODY
+        for r, c in np.rint(corners[place]).astype(int):
+            image[r - 2 : r + 3, c - 2 : c + 3] = 1.0
+    return Slice(image, np.zeros(image.shape, np.uint8), kinds, centres, corners)
+
+
+@pytest.mark.slow
+def test_keypoints_move_with_the_image():
+    data = stack([dots()])
+    data = jax.tree.map(lambda array: jnp.asarray(array[0]), data)
+    crops = jax.jit(jax.vmap(lambda key: random_crop(key, data)))(jax.random.split(jax.random.key(0), 48))
+    contrasts = []
+    for image, kinds, corners in zip(*map(np.asarray, (crops.image, crops.kinds, crops.corners)), strict=True):
+        for row, column in np.rint(corners[kinds == A_BODY].reshape(-1, 2)).astype(int):
+            if 4 <= row < image.shape[0] - 4 and 4 <= column < image.shape[1] - 4:
+                ring = np.median(image[row - 4 : row + 5, column - 4 : column + 5])
+                contrasts.append(abs(image[row, column] - ring))
+    assert len(contrasts) > 100
+    assert np.median(contrasts) > 0.15
+    assert np.isfinite(np.asarray(crops.image)).all()
+    assert crops.image.min() >= 0
+    assert crops.image.max() <= 1.25
+
+
+def test_the_loss_is_least_at_the_truth_and_leaves_doubt_alone():
+    one = stack([dots()])
+    scaled = jax.tree.map(jnp.asarray, one._replace(centres=one.centres / 1.5, corners=one.corners / 1.5))
+    rows, columns = np.arange(70) * 2 + 0.5, np.arange(60) * 2 + 0.5
+    cells = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
+    centres, corners = np.asarray(scaled.centres[0, :3]), np.asarray(scaled.corners[0, :3])
+    away = np.linalg.norm(cells[:, :, None] - centres, axis=-1)
+    offsets = (corners[away.argmin(-1)] - cells[:, :, None]) * PIXEL_MM / OFFSET_MM
+    ways = corners.swapaxes(0, 1) - cells[:, :, None, None]  # [70, 60, 4, 3, 2]
+    nearest = np.linalg.norm(ways, axis=-1).argmin(-1)[..., None, None]
+    nearby = np.take_along_axis(ways, nearest, axis=3)[..., 0, :] * PIXEL_MM / OFFSET_MM
+    offsets, nearby = (jnp.asarray(array[None], jnp.float32) for array in (offsets, nearby))
+    heat = np.full((1, 70, 60, 2), -12.0)
+    heat[0, ..., 0] = np.where(away.min(-1) * PIXEL_MM < 2.6, 12.0, -12.0)
+    heat = jnp.asarray(heat, jnp.float32)
+    right, parts = detector_loss(heat, offsets, nearby, scaled)
+    assert float(parts["corner_mm"]) < 0.01
+    assert float(parts["nearby_mm"]) < 0.01
+    assert float(right) < 0.05
+    for wrong in ((-heat, offsets, nearby), (heat, offsets + 0.3, nearby), (heat, offsets, nearby + 0.3)):
+        assert float(detector_loss(*wrong, scaled)[0]) > 0.5
+    # Where no corner is within 9 mm, nothing is asked.
+    far = jnp.linalg.norm(nearby, axis=-1, keepdims=True) * OFFSET_MM > 9.01
+    elsewhere = jnp.where(far, nearby + 1, nearby)
+    assert float(detector_loss(heat, offsets, elsewhere, scaled)[0]) == float(right)
+
+    doubtful = scaled._replace(kinds=jnp.where(scaled.kinds == A_BODY, DOUBTFUL, scaled.kinds))
+    gradient = jax.grad(lambda logits: detector_loss(logits, offsets, nearby, doubtful)[0])(jnp.zeros((1, 70, 60, 2)))
+    row, column = (int(value / 2) for value in centres[0])
+    assert abs(np.asarray(gradient)[0, row, column]).max() == 0
+    assert abs(np.asarray(gradient)[0, 0, 0]).max() > 0
+
+
+def test_the_network_answers_each_cell():
+    variables = BodyNet().init(jax.random.key(0), jnp.zeros((1, 32, 48)), train=False)
+    heat, offsets, nearby = BodyNet().apply(variables, jnp.zeros((2, 64, 48)), train=False)
+    assert heat.shape == (2, 32, 24, 2)
+    assert offsets.shape == nearby.shape == (2, 32, 24, 4, 2)
+
+
+def test_corners_are_looked_at_again_where_they_are():
+    """The cells about the centre are 4 mm off, those about a corner 2 mm the other way; none is beyond the image."""
+    rows, columns = np.arange(40) * 3 + 0.75, np.arange(30) * 3 + 0.75
+    cells = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
+    one = body(50.0, 18.0, tilt_deg=5)
+    true = one.corners
+    offsets = np.broadcast_to((true + np.array([0.0, 4.0]))[None, None] - cells[:, :, None], (40, 30, 4, 2)) / OFFSET_MM
+    away = np.linalg.norm(true - cells[:, :, None], axis=-1, keepdims=True)
+    nearby = np.where(away < 9, true - np.array([0.0, 2.0]) - cells[:, :, None], np.nan) / OFFSET_MM
+    heat = np.zeros((40, 30, 2))
+    heat[..., BODY] = np.exp(-((cells - one.centre) ** 2).sum(-1) / 40)
+    (found,) = _peaks(heat, offsets, nearby, np.array([80, 60]))
+    np.testing.assert_allclose(found.corners, true + np.array([0.0, 1.0]), atol=1e-9)
+    (found,) = _peaks(heat, offsets, nearby, np.array([80, 18]))  # the back corners are beyond the last column
+    np.testing.assert_allclose(found.corners[[0, 3]], true[[0, 3]] + np.array([0.0, 1.0]), atol=1e-9)
+    np.testing.assert_allclose(found.corners[[1, 2]], true[[1, 2]] + [0.0, 4.0], atol=1e-9)
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+def test_overlap_of_boxes():
+    square = np.array([[0.0, 0.0], [0.0, 4.0], [4.0, 4.0], [4.0, 0.0]])
+    assert overlap(square, square) == pytest.approx(1)
+    assert overlap(square, square + np.array([0, 2])) == pytest.approx(1 / 3)
+    assert overlap(square, square + 9) == 0
+    turned = (square - 2) @ np.array([[1, 1], [-1, 1]]) / np.sqrt(2) + 2
+    octagon = 16 * (2 * np.sqrt(2) - 2)
+    assert overlap(square, turned) == pytest.approx(octagon / (32 - octagon))
+
+
+def test_measuring_tells_shifts_wrong_levels_and_false_bodies():
+    drawn = block_spine(num_bodies=6)
+    bodies, _ = bodies_from_spider_mask(drawn.mask)
+    truth = Located(drawn.scan, bodies, drawn.mask, [])
+    exact = compare(truth, detecting.Detection(bodies, {}, []), 1)
+    assert (exact.bodies, exact.found, exact.false, exact.levels_right, exact.sacra_found) == (6, 6, 0, 6, 1)
+    assert max(exact.corner_mm) == 0
+    assert min(exact.box_iou) > 0.999
+
+    moved = [type(one)(one.name, one.corners + np.array([2 / 0.8, 0]), one.slices) for one in bodies]
+    assert np.median(compare(truth, detecting.Detection(moved, {}, []), 1).corner_mm) == pytest.approx(2)
+
+    names = [one.name for one in bodies]
+    renamed = [type(one)(name, one.corners, one.slices) for name, one in zip(["T11", *names[:-1]], bodies, strict=True)]
+    assert compare(truth, detecting.Detection(renamed, {}, []), 1).levels_right == 0
+
+    false = [type(one)(one.name, one.corners - np.array([0, 60 / 0.7]), one.slices) for one in bodies]
+    wrong = compare(truth, detecting.Detection(false, {}, []), 1)
+    assert (wrong.found, wrong.false, wrong.sacra_found) == (0, 6, 0)
+
+    named = detecting.Detection(bodies, {}, [f"{truth.scan.name}: T12 was barely seen."])
+    assert compare(truth, named, 1).notes == ["T12 was barely seen."]  # results hold no names
+    refused = compare(truth, f"{truth.scan.name}: no", 2)
+    assert refused.refused == "no"
+    assert refused.box_iou == [0.0] * len(exact.box_iou) != []
+    told = summary([exact, refused])
+    assert told["bodies_found"]["value"] == 0.5
+    assert told["scans_refused"]["value"] == 0.5
+    assert json.loads(json.dumps(told)) == told
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_come_back_and_damage_is_told(tmp_path):
+    variables = BodyNet().init(jax.random.key(1), jnp.zeros((1, 32, 32)), train=False)
+    path = tmp_path / "some.npz"
+    weights.save(path, variables, {"source": "test"})
+    back = weights.load(path)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), dict(variables), back)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    weights.load.cache_clear()
+    with pytest.raises(SpinejaxError, match="damaged"):
+        weights.load(path)
+    with pytest.raises(SpinejaxError, match="cannot be read"):
+        weights.load(tmp_path / "none.npz")

@@ -1,0 +1,301 @@
+"""Hotspots of a linear model, whose gradient is known, and of a network: invariants, in batches, on eight devices."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spinejax.config import Config
+from spinejax.data.batches import eval_batches
+from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE, central_window
+from spinejax.inference import hotspots
+from spinejax.inference.hotspots import ONE_PLACE, PLAIN_GRADIENT, Method
+from spinejax.network import views
+from spinejax.network.views import ViewRanges
+from spinejax.parallel import devices
+from spinejax.tasks import Task
+from spinejax.training import train_step
+from tests.conftest import TASKS
+
+KEY = jax.random.key(3)
+EVERY_SLICE = jnp.array([0, 15])
+FEW = Method(num_views=6, views_at_once=2)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """score = w · window: its gradient is w, whatever the disc looks like."""
+
+    tasks: tuple[Task, ...] = TASKS
+
+    def apply(self, variables, windows):
+        return {
+            task.name: jnp.einsum("nhws,chws->nc", windows, variables[task.name], precision="highest")
+            for task in self.tasks
+        }
+
+
+@dataclass(frozen=True)
+class Energy:
+    """score = Σ window² / 2 for every grade: the gradient is the window itself."""
+
+    tasks: tuple[Task, ...] = TASKS
+
+    def apply(self, variables, windows):
+        energy = jnp.square(windows).sum((1, 2, 3)) / 2
+        return {task.name: jnp.tile(energy[:, None], (1, task.num_grades)) for task in self.tasks}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    rng = np.random.default_rng(0)
+    return {task.name: rng.normal(size=(task.num_grades, *WINDOW_SHAPE)).astype(np.float32) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return jnp.asarray(np.random.default_rng(1).random(VOLUME_SHAPE), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def network():
+    config = Config(width=0.02, initialiser="he")
+    model = train_step.make_model(config, TASKS)
+    state = train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
+    return model, {"params": state.params, "constants": state.constants}
+
+
+@pytest.fixture(scope="module")
+def batch(tiny):
+    data = DataSet(tiny)
+    rows = np.arange(8)
+    return {
+        "volume": data.volumes(rows),
+        "slices": data.slices[rows].astype(np.int32),
+        "grades": np.tile(np.array([[2, 0]], np.int32), (8, 1)),
+        "row": rows.astype(np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def maps(network, batch):
+    model, variables = network
+    return np.asarray(hotspots.hotspot_step(KEY, variables, batch, model=model, method=FEW))
+
+
+def view_set(*chosen):
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *chosen)
+
+
+def shifted(rows, columns, slices, *, flip=False):
+    view = views.identity()
+    shift = {"shift_px": jnp.float32([rows, columns]), "shift_slices": jnp.int32(slices), "flip": jnp.bool_(flip)}
+    return view._replace(**shift)
+
+
+compiled = jax.jit(hotspots.evidence, static_argnames=("model", "method"))
+
+
+def evidence(model, variables, volume, chosen, grades=(1, 1), slices=EVERY_SLICE, method=FEW):
+    grades = jnp.asarray(grades)
+    return np.asarray(compiled(KEY, variables, volume, slices, grades, chosen, model=model, method=method))
+
+
+def carried(map, rows, columns, slices):
+    """A map, and where it is seen, moved by whole voxels; by slicing alone."""
+    room = np.zeros([3 * size for size in WINDOW_SHAPE])
+    starts = [size + move for size, move in zip(WINDOW_SHAPE, (rows, columns, slices), strict=True)]
+    room[tuple(slice(start, start + size) for start, size in zip(starts, WINDOW_SHAPE, strict=True))] = map
+    return room[tuple(slice(size, 2 * size) for size in WINDOW_SHAPE)]
+
+
+def test_the_identity_alone_gives_the_gradient(weights, volume):
+    chosen = view_set(views.identity())
+    maps = evidence(Linear(), weights, volume, chosen, grades=(2, 0))
+    np.testing.assert_array_equal(maps, np.abs([weights["brightness"][2], weights["side"][0]]))
+    signed = evidence(Linear(), weights, volume, chosen, grades=(2, 0), method=Method(signed=True))
+    np.testing.assert_array_equal(signed, [weights["brightness"][2], weights["side"][0]])
+
+
+def test_a_network_seen_once_gives_its_plain_gradient(network, batch):
+    model, variables = network
+    maps = hotspots.hotspot_step(KEY, variables, batch, model=model, method=PLAIN_GRADIENT)
+    windows = central_window(batch["volume"][3]).astype(np.float32) * INTENSITY_STEP
+    gradient = jax.grad(lambda window: model.apply(variables, window[None])["brightness"][0, 2])(windows)
+    first, stop = batch["slices"][3] - 3
+    inside = np.isin(np.arange(9), np.arange(first, stop))
+    np.testing.assert_allclose(maps[3, 0], np.abs(gradient) * inside, atol=1e-6)
+
+
+@pytest.mark.parametrize("warp", ["inverse", "adjoint"])
+def test_a_linear_models_map_over_shifts_is_worked_by_hand(weights, volume, warp):
+    """Whole-pixel views move |w| without blurring it: the mean is taken over those that saw a pixel, and no others."""
+    moves = [(0, 0, 0, False), (30, -17, 2, True), (-24, 60, -1, False), (80, 150, 0, False)]
+    chosen = view_set(*(shifted(rows, columns, slices, flip=flip) for rows, columns, slices, flip in moves))
+    method = Method(views_at_once=3, warp=warp)
+    maps = evidence(Linear(), weights, volume, chosen, grades=(0, 1), method=method)
+    for column, w in enumerate((weights["brightness"][0], weights["side"][1])):
+        total, seen = 0, 0
+        for rows, columns, slices, flip in moves:
+            total = total + carried(np.abs(w[:, :, ::-1] if flip else w), rows, columns, slices)
+            seen = seen + carried(np.ones(WINDOW_SHAPE), rows, columns, slices)
+        np.testing.assert_allclose(maps[column], total / seen, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("warp", ["inverse", "adjoint"])
+def test_an_even_map_stays_even_under_any_views(volume, warp):
+    """A constant gradient has a constant map: nothing fades at the borders of the views, nothing piles up."""
+    even = {task.name: np.full((task.num_grades, *WINDOW_SHAPE), 0.7, np.float32) for task in TASKS}
+    chosen = view_set(*(views.sample(key) for key in jax.random.split(KEY, 4)))
+    method = Method(views_at_once=4, warp=warp)
+    maps = evidence(Linear(), even, volume, chosen, method=method)
+    seen = maps[0] > 0
+    assert seen.mean() > 0.9
+    np.testing.assert_allclose(maps[0][seen], 0.7, rtol=1e-3)
+
+
+def test_a_shifted_disc_gives_a_shifted_map(network, volume):
+    """A disc moved in its volume, and views that follow it: the map moves along, wherever both can see."""
+    model, variables = network
+    move = (9, -14, 1)
+    chosen = [shifted(*shift) for shift in ((0, 0, 0), (-8, 6, 0), (4, 11, -1), (2, -3, 1))]
+    followed = [
+        view._replace(shift_px=view.shift_px + jnp.float32(move[:2]), shift_slices=view.shift_slices + move[2])
+        for view in chosen
+    ]
+    # Two of the volume's borders would wrap around, but no view reaches that far.
+    moved = jnp.roll(volume, move, axis=(0, 1, 2))
+    at_once = Method(views_at_once=4)
+    before = evidence(model, variables, volume, view_set(*chosen), method=at_once)
+    after = evidence(model, variables, moved, view_set(*followed), method=at_once)
+    inside = carried(np.ones(WINDOW_SHAPE), *move) > 0
+    expected = carried(before[0], *move)
+    assert expected.max() > 0
+    np.testing.assert_allclose(after[0][inside], expected[inside], atol=1e-5 * expected.max())
+
+
+def test_the_map_lies_where_the_evidence_lies_under_random_views():
+    """A bright ball off the centre, seen under turned and shifted views: the map's peak is the ball's middle."""
+    grid = np.stack(np.meshgrid(*(np.arange(size) for size in VOLUME_SHAPE), indexing="ij"))
+    middle = np.array([40 + 30, 48 + 160, 3 + 6])
+    distance = np.sqrt(
+        (((grid - middle[:, None, None, None]) / np.array([8, 8, 1.5])[:, None, None, None]) ** 2).sum(0)
+    )
+    volume = jnp.asarray(np.exp(-(distance**2)), jnp.float32)
+    ranges = ViewRanges(intensity=0, flip=0.5)
+    chosen = view_set(*(views.sample(key, ranges) for key in jax.random.split(KEY, 8)))
+    for warp in ("inverse", "adjoint"):
+        map = evidence(Energy(), {}, volume, chosen, method=Method(warp=warp))[0]
+        np.testing.assert_allclose(np.unravel_index(map.argmax(), map.shape), (30, 160, 6), atol=1)
+
+
+def test_slices_outside_the_scan_have_no_evidence(maps, batch):
+    np.testing.assert_array_equal(batch["slices"], [[2, 13]] * 8)
+    assert (maps > 0).any((2, 3)).all()  # of the 9 slices, 3 to 11 of the volume, every one is inside
+    model, ones = Linear(), {task.name: jnp.ones((task.num_grades, *WINDOW_SHAPE)) for task in TASKS}
+    map = evidence(model, ones, jnp.zeros(VOLUME_SHAPE), view_set(views.identity()), slices=jnp.array([5, 10]))[0]
+    np.testing.assert_array_equal(map.any((0, 1)), [False, False, True, True, True, True, True, False, False])
+
+
+def test_a_disc_has_the_same_map_in_any_batch_and_however_many_views_at_once(network, batch, maps):
+    model, variables = network
+    other = {name: array[[6, 2, 5]] for name, array in batch.items()}
+    method = Method(num_views=6, views_at_once=6)
+    got = hotspots.hotspot_step(KEY, variables, other, model=model, method=method)
+    np.testing.assert_allclose(got, maps[[6, 2, 5]], rtol=1e-4, atol=1e-6 * maps.max())
+    another = hotspots.hotspot_step(jax.random.key(4), variables, batch, model=model, method=FEW)
+    assert not np.allclose(another, maps, rtol=1e-2)
+
+
+def test_eight_devices_and_a_stream_agree_with_one(tiny, network, maps):
+    model, variables = network
+    data, mesh = DataSet(tiny), devices.make_mesh()
+    assert mesh.size == 8
+    batches = eval_batches(data, np.arange(6), [], batch_size=8)
+    grades = np.tile([[2, 0]], (len(data), 1))
+    stream = hotspots.stream(KEY, model, variables, batches, data.slices, grades, mesh, method=FEW)
+    ((rows, got),) = stream
+    np.testing.assert_array_equal(rows, np.arange(6))
+    np.testing.assert_allclose(got, maps[:6], rtol=1e-4, atol=1e-6 * maps.max())
+
+
+def test_a_stream_asks_for_a_batch_only_when_the_maps_before_it_were_taken(tiny, network):
+    """So a data set may be larger than memory: one batch of it, and of its maps, is there at a time."""
+    data, (model, variables) = DataSet(tiny), network
+    asked = []
+
+    def batches():
+        for batch in eval_batches(data, np.arange(3), [], batch_size=1):
+            asked.append(int(batch["row"][0]))
+            yield batch
+
+    grades = np.ones((len(data), 2), int)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    stream = hotspots.stream(KEY, model, variables, batches(), data.slices, grades, mesh, method=FEW)
+    for count, (rows, _) in enumerate(stream, start=1):
+        assert asked == list(range(count))
+        assert rows.tolist() == [count - 1]
+
+
+def test_a_discs_views_follow_from_the_key_and_its_row(weights, batch):
+    """View i of a disc is drawn from fold_in(fold_in(key, row), i): more views refine a map, they do not replace it."""
+    got = hotspots.hotspot_step(KEY, weights, batch, model=Linear(), method=Method(num_views=3))
+    keys = (jax.random.fold_in(jax.random.fold_in(KEY, batch["row"][5]), i) for i in range(3))
+    chosen = view_set(*(views.sample(key) for key in keys))
+    slices, grades = jnp.asarray(batch["slices"][5]), batch["grades"][5]
+    expected = evidence(Linear(), weights, jnp.asarray(batch["volume"][5]), chosen, grades=grades, slices=slices)
+    np.testing.assert_allclose(got[5], expected, atol=2e-4)
+
+
+def test_noise_is_seeded_and_leaves_a_linear_models_map_alone(weights, volume):
+    chosen = view_set(*[views.identity()] * 2)
+    noisy = Method(noise=0.1)
+    np.testing.assert_allclose(
+        evidence(Linear(), weights, volume, chosen, method=noisy),
+        evidence(Linear(), weights, volume, chosen),
+        rtol=1e-6,
+    )
+    once, again = (evidence(Energy(), {}, volume, chosen, method=noisy) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    assert np.std(once[0] - central_window(np.asarray(volume))) == pytest.approx(0.1 / np.sqrt(2), rel=0.1)
+
+
+def test_noise_leaves_slices_outside_the_scan_empty(volume):
+    """A network that fills them from their neighbours knows them by that."""
+    one_slice = jnp.zeros(VOLUME_SHAPE).at[..., 7].set(volume[..., 7])
+    map = evidence(Energy(), {}, one_slice, view_set(views.identity()), method=Method(noise=0.1))[0]
+    assert np.flatnonzero(map.any((0, 1))).tolist() == [4]
+    assert np.std(map[..., 4] - central_window(np.asarray(volume))[..., 4]) == pytest.approx(0.1, rel=0.1)
+
+
+def test_views_go_through_the_network_together(weights, volume):
+    """One by one under `vmap` they would look like single discs to the layers, which have quicker ways for several."""
+    together = []
+
+    @dataclass(frozen=True)
+    class Watched(Linear):
+        def apply(self, variables, windows):
+            together.append(len(windows))
+            return Linear.apply(self, variables, windows)
+
+    evidence(Watched(), weights, volume, view_set(*[views.identity()] * 6))
+    assert set(together) == {FEW.views_at_once}
+
+
+def test_no_range_is_the_identity():
+    jax.tree.map(np.testing.assert_array_equal, views.sample(KEY, ONE_PLACE), views.identity())
+
+
+def test_choices_that_cannot_be_made_are_refused():
+    probabilities = {"brightness": np.array([[0.1, 0.7, 0.2]]), "side": np.array([[0.6, 0.4]])}
+    np.testing.assert_array_equal(hotspots.choose_grades(TASKS, probabilities, {"brightness": "dark"}), [[0, 0]])
+    with pytest.raises(SpinejaxError, match="unknown task modic; the network grades brightness, side"):
+        hotspots.choose_grades(TASKS, probabilities, {"modic": "1"})
+    with pytest.raises(SpinejaxError, match="side has no grade 'left', only front, back"):
+        hotspots.choose_grades(TASKS, probabilities, {"side": "left"})
+    with pytest.raises(SpinejaxError, match="num_views is 0, expected 1 or more"):
+        Method(num_views=0)

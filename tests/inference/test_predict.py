@@ -1,0 +1,87 @@
+"""Averaging over views, against the views taken one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spinejax.config import Config
+from spinejax.data.batches import eval_batches
+from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
+from spinejax.inference import predict
+from spinejax.network import views
+from spinejax.parallel import devices
+from spinejax.training import train_step
+from tests.conftest import TASKS
+
+
+@pytest.fixture(scope="module")
+def network(tiny):
+    config = Config(width=0.02)
+    model = train_step.make_model(config, TASKS)
+    state = train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
+    return model, {"params": state.params, "constants": state.constants}, DataSet(tiny)
+
+
+@pytest.mark.parametrize("average_logits", [False, True])
+def test_tta_is_the_mean_over_the_papers_54_views(network, average_logits):
+    model, variables, data = network
+    volumes = jnp.asarray(data.volumes(data.rows("test")[:2]))
+    got, spread = predict.predict_step(variables, volumes, views.grid(), model=model, average_logits=average_logits)
+    windows = jax.vmap(jax.vmap(views.take, (None, 0)), (0, None))(volumes, views.grid())
+    logits = jax.vmap(lambda each: model.apply(variables, each))(windows)
+    for name, scores in logits.items():
+        assert scores.shape[:2] == (2, 54)
+        expected = jax.nn.softmax(scores.mean(1)) if average_logits else jax.nn.softmax(scores).mean(1)
+        np.testing.assert_allclose(got[name], expected, atol=1e-5)
+        np.testing.assert_allclose(got[name].sum(1), 1, atol=1e-5)
+        deviations = np.std(jax.nn.softmax(scores), axis=1)[np.arange(2), expected.argmax(1)]
+        np.testing.assert_allclose(spread[name], deviations, atol=1e-5)
+        assert (deviations > 0).all()
+
+
+def test_one_view_is_the_plain_network(network):
+    model, variables, data = network
+    volumes = data.volumes(data.rows("test")[:3])
+    got, spread = predict.predict_step(variables, volumes, predict.view_set(tta=False), model=model)
+    windows = jax.vmap(lambda volume: views.take(volume, views.identity()))(volumes)
+    expected = jax.tree.map(jax.nn.softmax, model.apply(variables, windows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+    assert not any(np.any(each) for each in spread.values())
+
+
+def test_every_disc_is_graded_once_in_order_whatever_the_batch(network):
+    model, variables, data = network
+    rows = data.rows("train")[:11]
+    mesh = devices.make_mesh()
+    found = {}
+    for batch_size in (8, 16):
+        batches = eval_batches(data, rows, [], batch_size=batch_size)
+        parts = list(predict.predict(model, variables, batches, mesh))
+        np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), rows)
+        found[batch_size] = np.concatenate([part[1]["side"] for part in parts])
+    assert found[8].shape == (11, 2)
+    np.testing.assert_allclose(found[8], found[16], atol=1e-6)
+
+
+def test_the_nine_in_plane_views_share_conv1_to_the_same_scores(network):
+    model, variables, data = network
+    variables = variables | {"constants": {"slice_mean": jnp.linspace(0.1, 0.5, 9)}}  # a flip must not pass unseen
+    volumes = jnp.asarray(data.volumes(np.arange(2)))
+    plain, shared = (
+        predict.predict_step(variables, volumes, views.grid(), model=model, grid=grid) for grid in (False, True)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), shared, plain)
+
+
+def test_a_place_gives_what_its_own_window_gives(network):
+    model, variables, _ = network
+    around = jax.random.uniform(jax.random.key(1), (2, 144, 256, 9))
+    places = ((0, 0), (16, 4), (32, 32))
+    together = model.apply(variables, around, places=places)["side"].reshape(2, len(places), 2)
+    for number, (row, column) in enumerate(places):
+        alone = model.apply(variables, around[:, row : row + 112, column : column + 224])["side"]
+        np.testing.assert_allclose(together[:, number], alone, atol=1e-6)
+    with pytest.raises(SpinejaxError, match="multiples of 4 px"):
+        model.apply(variables, around, places=((0, 2), (4, 4)))

@@ -1,0 +1,115 @@
+"""Calibration on probabilities whose faults are known."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from spinejax.metrics import calibration
+from spinejax.tasks import UNLABELLED, Task
+
+TASK = Task("narrowing", ("no", "yes"))
+
+
+def honest(n=20000, grades=4, seed=0):
+    """Probabilities, and labels drawn from them."""
+    rng = np.random.default_rng(seed)
+    probabilities = softmax(rng.normal(size=(n, grades)) * 2, axis=1)
+    labels = (rng.random((n, 1)) > probabilities.cumsum(1)).sum(1)
+    return probabilities, labels
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_the_fitted_temperature_undoes_a_known_one(temperature):
+    probabilities, labels = honest()
+    sharpened = calibration.at_temperature(probabilities, 1 / temperature)
+    assert calibration.fit_temperature(sharpened, labels) == pytest.approx(temperature, rel=0.03)
+    np.testing.assert_allclose(calibration.at_temperature(sharpened, temperature), probabilities, rtol=1e-6)
+
+
+def test_fitting_mends_the_calibration_and_changes_no_grade():
+    probabilities, labels = honest()
+    too_sure = calibration.at_temperature(probabilities, 0.3)
+    mended = calibration.at_temperature(too_sure, calibration.fit_temperature(too_sure, labels))
+    for measure in (calibration.expected_calibration_error, lambda p, l: calibration.brier(p, l).mean()):
+        assert measure(mended, labels) < measure(too_sure, labels)
+    assert calibration.expected_calibration_error(too_sure, labels) > 0.1
+    assert calibration.expected_calibration_error(mended, labels) < 0.015
+    np.testing.assert_array_equal(mended.argmax(1), too_sure.argmax(1))
+
+
+def test_worked_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.0, 1.0]])
+    labels = np.array([0, 1, 1, 1])
+    np.testing.assert_allclose(calibration.brier(probabilities, labels), [0.02, 1.28, 0.18, 0])
+    # Two bins: everything is in the upper one, mean confidence 0.85, accuracy 0.75.
+    assert calibration.expected_calibration_error(probabilities, labels, num_bins=2) == pytest.approx(0.1)
+    confidence, accuracy, count = calibration.reliability(probabilities, labels, num_bins=2)
+    np.testing.assert_array_equal(count, [0, 4])
+    assert np.isnan(confidence[0])
+    assert np.isnan(accuracy[0])
+    assert calibration.fit_temperature(probabilities[:0], labels[:0]) == 1
+
+
+def test_certainty_has_a_finite_loss():
+    probabilities = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert calibration.fit_temperature(probabilities, np.array([0, 1, 1])) > 5
+
+
+def test_a_set_without_a_mistake_makes_nobody_certain():
+    probabilities = np.tile([[0.98, 0.02], [0.03, 0.97]], (60, 1))
+    temperature = calibration.fit_temperature(probabilities, np.tile([0, 1], 60))
+    assert 0.3 < temperature < 1
+
+
+def test_referring_the_doubtful():
+    doubt, right = np.array([0.9, 0.1, 0.5, 0.2]), np.array([False, True, False, True])
+    np.testing.assert_allclose(calibration.accuracy_when_referring(doubt, right), [1, 1, 2 / 3, 1 / 2])
+
+
+@pytest.mark.parametrize("grades", [2, 4])
+def test_reliability_and_brier_are_scikit_learns(grades):
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss
+
+    probabilities, labels = honest(n=3000, grades=grades, seed=1)
+    confidence, accuracy, count = calibration.reliability(probabilities, labels)
+    right = probabilities.argmax(1) == labels
+    theirs = calibration_curve(right, probabilities.max(1), n_bins=calibration.NUM_BINS)
+    np.testing.assert_allclose(accuracy[count > 0], theirs[0])
+    np.testing.assert_allclose(confidence[count > 0], theirs[1])
+    brier = calibration.brier(probabilities, labels).mean()
+    assert brier == pytest.approx(brier_score_loss(labels, probabilities, scale_by_half=False, labels=range(grades)))
+
+
+def test_doubt_of_one_task_worked_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.5, 0.5]])
+    labels, patients = np.array([0, 1, 1, 0, UNLABELLED]), np.array(["a", "a", "b", "b", "c"])
+    spread = np.array([0.2, 0.1, 0.3, 0.0, 0.0])
+    found = calibration.doubt(TASK, labels, probabilities, spread, patients)
+    assert found.n == 4
+    assert found.calibration_error == pytest.approx((0.1 + 0.2 + 0.6 + 0.7) / 4)
+    assert found.brier.value == pytest.approx((0.02 + 0.08 + 0.72 + 0.98) / 4)
+    np.testing.assert_allclose(found.kept["confidence"], [1, 1, 2 / 3, 1 / 2])  # 0.9, 0.8, 0.7, 0.6
+    np.testing.assert_allclose(found.kept["spread"], [0, 1 / 2, 2 / 3, 1 / 2])
+    assert found.accuracy_at["confidence"][0.5].value == 1
+    assert found.accuracy_at["spread"][0.5].value == 0.5
+    at_all = found.accuracy_at["spread"][1.0]
+    assert (at_all.value, at_all.low, at_all.high) == (0.5, 0, 1)  # patient a is all right, b all wrong
+    told = found.to_json()["referring"]
+    assert told["confidence"]["curve"] == [[0.25, 1], [0.5, 1], [0.75, 0.666667], [1, 0.5]]
+    assert told["confidence"]["accuracy_at_coverage"]["0.5"]["value"] == 1
+
+
+def test_without_labels_or_spread_there_is_no_such_figure():
+    probabilities, patients = np.array([[0.9, 0.1]]), np.array(["a"])
+    assert calibration.doubt(TASK, np.array([UNLABELLED]), probabilities, np.zeros(1), patients) is None
+    assert set(calibration.doubt(TASK, np.array([0]), probabilities, np.zeros(1), patients).kept) == {"confidence"}
+
+
+def test_the_curve_of_many_discs_is_thinned_and_keeps_its_ends():
+    probabilities, labels = honest(n=5000, grades=2)
+    found = calibration.doubt(TASK, labels, probabilities, np.zeros(5000), np.arange(5000).astype(str))
+    curve = found.curve("confidence")
+    assert curve.shape == (100, 2)
+    assert curve[0, 0] == 1 / 5000
+    assert tuple(curve[-1]) == (1, found.kept["confidence"][-1])

@@ -1,0 +1,158 @@
+"""The convolution's gradients against those that JAX derives, for every parity of size, kernel and padding."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from spinejax.network.cpu_kernels import (
+    FEW_FEATURES,
+    MANY_FEATURES,
+    conv_general_dilated,
+    input_gradient,
+    max_pool,
+    winograd,
+)
+
+LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
+
+
+def sample(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def outcomes(convolve, x, kernel, stride, padding):
+    """A convolution and its gradients, given some gradient of the output."""
+    pads = [(padding, padding)] * 2
+    output, backward = jax.vjp(lambda x, kernel: convolve(x, kernel, (stride, stride), pads, **LAYOUT), x, kernel)
+    return output, *backward(sample(output.shape, 2))
+
+
+def assert_same_as_xlas(x, kernel, stride, padding):
+    expected = outcomes(lax.conv_general_dilated, x, kernel, stride, padding)
+    got = jax.jit(outcomes, static_argnums=(0, 3, 4))(conv_general_dilated, x, kernel, stride, padding)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=4e-6 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(("stride", "size", "padding"), list(itertools.product((2, 3), ((12, 15), (11, 14)), (0, 1))))
+def test_strided_ones_give_xlas_numbers_and_gradients(stride, size, padding):
+    """Sizes that the stride leaves pixels over of, which reach no output, among them; few features and many."""
+    for kernel_size, num_features in itertools.product((3, 5), (4, FEW_FEATURES + 1)):
+        x, kernel = sample((2, *size, 3), 0), sample((kernel_size, kernel_size, 3, num_features), 1)
+        assert_same_as_xlas(x, kernel, stride, padding)
+
+
+def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
+    x, kernel = sample((2, 8, 9, 40), 0), sample((3, 3, 40, 4), 1)
+
+    def gradient(convolve):
+        return jax.grad(lambda x: jnp.sin(convolve(x, kernel, (2, 2), [(1, 1)] * 2, **LAYOUT)).sum())(x)
+
+    np.testing.assert_array_equal(gradient(conv_general_dilated), gradient(lax.conv_general_dilated))
+
+
+@pytest.mark.parametrize(("num", "size"), list(itertools.product((4, 16), ((6, 13), (5, 4), (1, 2)))))
+def test_winograds_way_gives_the_same_numbers_and_gradients(num, size):
+    """16 discs are enough for the kernel's gradient to go that way too; odd sizes leave part of a tile over."""
+    x, kernel = sample((num, *size, 5), 0), sample((3, 3, 5, MANY_FEATURES), 1)
+    winograds, xlas = (
+        outcomes(convolve, x, kernel, 1, 1)[0] for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    assert not np.array_equal(winograds, xlas)
+    assert_same_as_xlas(x, kernel, 1, 1)
+
+
+def test_winograds_way_by_hand():
+    """Sums over neighbours, exact: every number on the way is a multiple of a quarter."""
+    x = jnp.arange(4 * 3 * 3.0).reshape(4, 3, 3, 1)
+    sums = winograd(x, jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
+    np.testing.assert_array_equal(sums, [[8, 15, 12], [21, 36, 27], [20, 33, 24]])
+
+
+def test_winograds_way_under_vmap_is_that_of_each():
+    batches, kernel = sample((3, 4, 6, 5, 2), 0), sample((3, 3, 2, 3), 1)
+    each = jnp.stack([winograd(x, kernel) for x in batches])
+    np.testing.assert_allclose(jax.vmap(winograd, (0, None))(batches, kernel), each, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num", "features", "dtype"),
+    [(3, MANY_FEATURES, jnp.float32), (16, MANY_FEATURES - 1, jnp.float32), (16, MANY_FEATURES, jnp.bfloat16)],
+)
+def test_few_discs_few_features_and_half_precision_go_xlas_way(num, features, dtype):
+    x, kernel = sample((num, 6, 5, 2), 0).astype(dtype), sample((3, 3, 2, features), 1).astype(dtype)
+    args = (x, kernel, (1, 1), [(1, 1)] * 2)
+    np.testing.assert_array_equal(conv_general_dilated(*args, **LAYOUT), lax.conv_general_dilated(*args, **LAYOUT))
+
+
+def test_other_backends_compile_xlas_own_convolutions_only():
+    x, kernel = sample((16, 6, 5, 2), 0), sample((3, 3, 2, MANY_FEATURES), 1)
+
+    def gradients(x, kernel):
+        return jax.grad(lambda *given: conv_general_dilated(*given, (1, 1), [(1, 1)] * 2).sum(), (0, 1))(x, kernel)
+
+    def products(platform):
+        return jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+
+    assert products("tpu") == products("cuda") == 0
+    assert products("cpu") == 2 * 16
+
+
+def test_under_vmap_it_is_the_gradient_of_each():
+    gradients, kernel = sample((5, 1, 4, 6, 4), 0), sample((5, 5, 3, 4), 1)
+
+    def one(gradient):
+        return input_gradient(gradient, kernel, (1, 11, 13, 3), 2, [(0, 0), (1, 1)])
+
+    together = jax.vmap(one)(gradients)
+    np.testing.assert_allclose(together, jnp.stack([one(gradient) for gradient in gradients]), atol=1e-5)
+
+
+def test_other_convolutions_are_jaxs():
+    x, kernel = sample((1, 8, 9, 2), 0), sample((3, 3, 1, 4), 1)
+    grouped = {**LAYOUT, "feature_group_count": 2}
+    got = conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped)
+    np.testing.assert_array_equal(got, lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped))
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 9)])
+def test_pooling_equals_flaxs_and_so_does_its_gradient(size):
+    x = jnp.round(sample((2, *size, 3), 0))  # some pixels are equal: the first of them is taken
+
+    def theirs(x):
+        return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+    np.testing.assert_array_equal(max_pool(x), theirs(x))
+
+    def gradient(pool):
+        return jax.grad(lambda x: jnp.sin(pool(x)).sum())(x)
+
+    np.testing.assert_allclose(gradient(max_pool), gradient(theirs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_pooling_hides_no_nan(place):
+    assert np.isnan(max_pool(jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1))).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_vmap_and_both_gradients_equal_jaxs_at_either_stride(stride):
+    x, kernel = sample((3, 9, 12, 2), 0), sample((3, 3, 2, 4), 1)
+    window = ((stride, stride), [(1, 1)] * 2)
+    expected = lax.conv_general_dilated(x, kernel, *window, **LAYOUT)
+    one_by_one = jax.vmap(lambda one: conv_general_dilated(one[None], kernel, *window, **LAYOUT)[0])(x)
+    np.testing.assert_allclose(one_by_one, expected, atol=1e-5)
+    cotangent = sample(expected.shape, 2)
+    for convolve in (lax.conv_general_dilated, conv_general_dilated):
+        out, backwards = jax.vjp(lambda x, k, convolve=convolve: convolve(x, k, *window, **LAYOUT), x, kernel)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+        gradients = backwards(cotangent)
+        if convolve is lax.conv_general_dilated:
+            reference = gradients
+    for one, other in zip(gradients, reference, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)

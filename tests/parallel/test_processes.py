@@ -1,0 +1,227 @@
+"""Several processes, over the loopback device, are one run: same curve, same discs, and they end together."""
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import spinejax
+from spinejax.training import checkpoint
+from tests.conftest import write_tiny
+from tests.running import Launcher, environment, figures, free_address, read_line, train_command
+
+pytestmark = pytest.mark.slow
+# Another number of processes sums in another order. At the preset's rate the first difference of 1e-8 grows in this
+# narrow network tenfold a step and more, where a ReLU or a pool flips; at this rate it stays where it began.
+GENTLY = ("--learning-rate", "1e-4", "--epochs")
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, launcher, tmp_path_factory):
+    """A run of two processes of which the second, and it alone, was told to stop after the first epoch."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    with launcher.together(*[train_command(tiny, run, *GENTLY, 1000)] * 2) as processes:
+        processes[0].wait_until(lambda: latest(run))
+        # JAX looks for a notice once a second. The first process, and with it the run, waits that long.
+        processes[0].send(signal.SIGSTOP)
+        processes[1].send(signal.SIGTERM)
+        processes[1].wait_until(lambda: "SIGTERM caught" in processes[1].errors())
+        processes[0].send(signal.SIGCONT)
+        ends = [process.end() for process in processes]
+    return run, ends
+
+
+@pytest.fixture(scope="module")
+def epochs(stopped):
+    """As many as let the stopped run go on for more than one."""
+    return max(4, latest(stopped[0]) // 3 + 2)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, launcher, epochs, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    end = launcher.run(train_command(tiny, run, *GENTLY, epochs))
+    assert end.status == 0, end
+    return run
+
+
+def latest(run):
+    return checkpoint.open_checkpoints(run, read_only=True).latest_step()
+
+
+def same_curve(run, other):
+    for one, two in zip(figures(run), figures(other), strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_stop_notice_to_one_process_saves_and_ends_all_with_status_0(stopped):
+    run, ends = stopped
+    assert [end.status for end in ends] == [0, 0], ends
+    assert f"is saved at step {latest(run)}: start it again to go on" in ends[0].stdout
+    assert ends[1].printed == []
+
+
+@pytest.mark.parametrize("num_processes", [1, 4])
+def test_a_run_of_two_processes_goes_on_with_other_numbers_and_has_the_curve_of_one(
+    stopped, alone, epochs, tiny, launcher, tmp_path, num_processes
+):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    command = train_command(tiny, run, *GENTLY, epochs)
+    if num_processes == 1:
+        ends = [launcher.run(command)]
+    else:
+        with launcher.together(*[command] * num_processes) as processes:
+            ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0] * num_processes, ends
+    same_curve(run, alone)
+    networks = [spinejax.load(folder / "checkpoints" / str(3 * epochs))[1] for folder in (run, alone)]
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
+
+
+def test_parameters_and_discs_split_over_processes_give_the_curve_of_one(alone, epochs, tiny, launcher, tmp_path):
+    """fc6, fc7 and the data set lie half here, half there; each step and each save brings them together."""
+    command = train_command(tiny, tmp_path / "run", *GENTLY, epochs, "--layout", "split", "--cache", "device")
+    with launcher.together(command, command) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "a dimension does not divide by the 2 devices" in ends[0].stdout  # conv2 has five features at this width
+    same_curve(tmp_path / "run", alone)
+    networks = [spinejax.load(folder / "checkpoints" / str(3 * epochs))[1] for folder in (tmp_path / "run", alone)]
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
+
+
+def test_a_batch_that_does_not_divide_by_the_devices_of_all_is_refused(tiny, launcher, tmp_path):
+    with launcher.together(*[train_command(tiny, tmp_path / "run", "--batch-size", "9")] * 2) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [2, 2]
+    assert "Option --batch-size is 9: expected a multiple of the 2 devices" in ends[0].said[-1]
+
+
+def test_evaluation_grades_every_disc_once_at_any_number_of_processes(alone, tiny, launcher, tmp_path):
+    tables = []
+    for num_processes in (1, 4):  # six discs in batches of four: the last batch is half padding
+        out = tmp_path / str(num_processes)
+        options = ["--checkpoint", alone, "--data", tiny, "--split", "test", "--out", out, "--batch-size", "4"]
+        with launcher.together(*[["evaluate.py", *options]] * num_processes) as processes:
+            ends = [process.end() for process in processes]
+        assert [end.status for end in ends] == [0] * num_processes, ends
+        assert [bool(end.printed) for end in ends] == [True] + [False] * (num_processes - 1)
+        with open(out / "predictions.csv") as file:
+            tables.append(list(csv.DictReader(file)))
+    assert len(tables[0]) == len({(row["scan"], row["level"]) for row in tables[0]}) == 6
+    for one, two in zip(*tables, strict=True):
+        for name, value in one.items():
+            try:
+                np.testing.assert_allclose(float(value), float(two[name]), atol=1e-5, err_msg=name)
+            except ValueError:
+                assert value == two[name], name
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_within_30_seconds(tiny, launcher, tmp_path, victim):
+    run = tmp_path / "run"
+    with launcher.together(*[train_command(tiny, run, "--epochs", 500)] * 2) as processes:
+        processes[0].wait_until(lambda: figures(run))
+        processes[victim].kill()
+        start = time.monotonic()
+        end = processes[1 - victim].end()
+        assert time.monotonic() - start < 30
+    assert end.status != 0
+    assert "Traceback" not in end.stderr
+    # When the first process is gone, JAX's own end of the others may come before ours.
+    by_us = len(end.said) == 1 and "Another process of this run ended" in end.said[0]
+    assert by_us or (victim == 0 and "another task died" in end.stderr), end.stderr
+
+
+def test_when_one_process_meets_a_damaged_shard_it_says_so_and_the_other_ends_too(tiny, launcher, tmp_path):
+    harmed = shutil.copytree(tiny, tmp_path / "harmed")
+    shard = max(harmed.glob("*.h5"))
+    data = bytearray(shard.read_bytes())
+    for place in range(len(data) // 3, len(data), len(data) // 50):
+        data[place] ^= 255
+    shard.write_bytes(data)
+    commands = [train_command(folder, tmp_path / "run", "--epochs", 500) for folder in (tiny, harmed)]
+    with launcher.together(*commands) as processes:
+        ends = [process.end() for process in processes]
+    assert ends[1].status == 2
+    assert any("damaged" in line and shard.name in line for line in ends[1].said), ends
+    assert ends[0].status != 0
+    assert "Traceback" not in ends[0].stderr + ends[1].stderr
+
+
+def test_another_data_set_on_one_process_is_refused(tiny, launcher, tmp_path):
+    other = write_tiny(tmp_path / "other", seed=5)
+    with launcher.together(*[train_command(folder, tmp_path / "run") for folder in (tiny, other)]) as processes:
+        ends = [process.end() for process in processes]
+    assert ends[1].status == 2
+    assert "Process 1 has other data than the first process" in ends[1].said[-1]
+    assert ends[0].status != 0
+
+
+def test_more_processes_than_discs_to_validate_work(launcher, tmp_path):
+    data = write_tiny(tmp_path / "data", num_patients=(4, 2, 1), levels=("L4-L5",))
+    with launcher.together(*[train_command(data, tmp_path / "run", "--epochs", 1)] * 4) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0] * 4, ends
+    assert len(figures(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("place", ["0", "1"])
+def test_without_a_network_between_them_each_process_says_so_and_ends(tiny, launcher, tmp_path, place):
+    command = train_command(tiny, tmp_path / "run", "--distributed", "--start-seconds", 2)
+    with free_address() as address:
+        lost = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": place}
+        end = launcher.run(command, **lost)
+    assert end.status == 2
+    assert len(end.said) == 1
+    assert "not all processes met within 2 seconds" in end.said[0]
+    assert address in end.said[0]
+
+
+def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
+    """JAX would take it for a notice, and the scheduler would have to kill the process."""
+    program = (
+        "import time; from spinejax import processes\n"
+        "with processes.started(True):\n    processes.end_on_sigterm(); print('ready', flush=True); time.sleep(120)"
+    )
+    with free_address() as address:
+        shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                env=environment(tmp_path) | shared | {"JAX_PROCESS_ID": place},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for place in ("0", "1")
+        ]
+        try:
+            assert [read_line(process.stdout) for process in started] == ["ready\n"] * 2
+            started[1].terminate()
+            assert started[1].wait(timeout=30) == -signal.SIGTERM
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
+
+
+def test_an_environment_that_names_nobody_is_said_so(tiny, launcher, tmp_path):
+    end = launcher.run(train_command(tiny, tmp_path / "run", "--distributed"))
+    assert end.status == 2
+    assert len(end.said) == 1
+    assert "JAX_COORDINATOR_ADDRESS" in end.said[0]

@@ -1,0 +1,279 @@
+"""The report in a browser: headless Chromium draws it, and is asked what it shows. Skipped where there is none."""
+
+import base64
+import io
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spinejax.data.dataset import DataSet
+from tests.conftest import write_tiny
+from tests.report.test_page import made_up, write
+
+pytestmark = pytest.mark.browser
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    if not (BROWSER and DRIVER):
+        pytest.skip(
+            "no Chromium with its chromedriver on this machine: Debian has them as chromium and chromium-driver"
+        )
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return DataSet(write_tiny(tmp_path_factory.mktemp("data") / "tiny", num_patients=(1, 1, 3), num_shards=1))
+
+
+@pytest.fixture(scope="module")
+def address(data, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("report"), data)[0].as_uri()
+
+
+class Page:
+    """A page that was opened, and short ways to ask it."""
+
+    def __init__(self, driver, address, *, width=1366, theme="light"):
+        self.driver = driver
+        for kind in ("browser", "performance"):
+            driver.get_log(kind)
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
+        driver.get(address)
+        self.settle()
+
+    def run(self, script):
+        return self.driver.execute_script(script)
+
+    def find(self, name):
+        return self.driver.find_element("id", name)
+
+    def settle(self):
+        """Wait until what is chosen is drawn."""
+        drawn = """const overlay = document.getElementById("overlay");
+            const map = overlay && overlay.checked ? document.getElementById("opacity").value : "plain";
+            return document.body.dataset.drawn === `${state.disc} ${state.task} ${state.slice} ${map}`"""
+        self.wait_until(drawn)
+
+    def wait_until(self, script):
+        """Wait until a script gives something true."""
+        end = time.monotonic() + 30
+        while not self.run(script):
+            assert time.monotonic() < end, f"never came: {script}"
+            time.sleep(0.02)
+
+    def choose(self, name, value):
+        from selenium.webdriver.support.ui import Select
+
+        Select(self.find(name)).select_by_value(value)
+        self.settle()
+
+    def press(self, name, *keys):
+        self.find(name).send_keys(*keys)
+        self.settle()
+
+    def picture(self):
+        """The large canvas' pixels, float[448, 896, 3]."""
+        self.settle()
+        url = self.run('return document.getElementById("slice").toDataURL("image/png")')
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")).astype(float)
+
+    def state(self, name):
+        return self.run(f"return state.{name}")
+
+    def listed(self):
+        return [row.text.replace("\n", " ") for row in self.driver.find_elements("css selector", "#list .disc")]
+
+
+@pytest.fixture
+def page(chromium, address):
+    return Page(chromium, address)
+
+
+def test_it_loads_without_a_word_on_the_console_and_without_a_request(page, address):
+    page.press("picture", *(["\ue014"] * 3), "\ue015", "t", "o", "n")
+    assert page.driver.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert address in asked
+    assert {url for url in asked if not url.startswith("data:")} == {address}
+
+
+def test_the_policy_stops_what_the_page_does_not_bring_along(page):
+    page.run('window.hit = 0; const s = document.createElement("script"); s.text = "hit = 1"; document.body.append(s);')
+    assert page.run("return hit") == 0
+    page.run('const i = new Image(); i.onerror = () => { hit = 2 }; i.src = "http://127.0.0.1:9/x.png";')
+    page.wait_until("return hit === 2")
+    assert any("Content Security Policy" in entry["message"] for entry in page.driver.get_log("browser"))
+
+
+def test_the_slider_and_the_arrows_change_the_picture(page):
+    page.press("overlay", " ")
+    before = page.picture()
+    page.press("number", "\ue014")
+    assert page.state("slice") == 5
+    after = page.picture()
+    assert np.abs(after - before).mean() > 1
+    page.press("picture", "\ue012")
+    np.testing.assert_array_equal(page.picture(), before)
+    page.press("picture", *(["\ue012"] * 12))
+    assert page.state("slice") == 0
+    assert "slice 1 of 9, 16 mm to the right" in page.find("where").text
+    page.driver.find_elements("css selector", "#strip button")[8].click()
+    assert page.state("slice") == 8
+    assert "to the left" in page.find("where").text
+
+
+def test_the_picture_is_the_window_as_the_network_sees_it(page, data):
+    """Head above, front to the left: the bright square of "front" discs stands left of the middle."""
+    page.press("overlay", " ")
+    for place, row in enumerate(data.rows("test")):
+        page.run(f"chooseDisc({place})")
+        columns = page.picture()[100:348, :, 0].mean(0)
+        bright = data.labels[row, 0]
+        square = np.flatnonzero(columns < 70 if bright == 0 else columns > columns.mean() + 15)
+        side = {0: "front", 1: "back"}[int(square.mean() > 448)]
+        if data.labels[row, 1] >= 0:
+            assert side == TASK_SIDE[data.labels[row, 1]]
+
+
+TASK_SIDE = ("front", "back")
+
+
+def test_the_overlay_toggles_and_its_opacity_counts(page):
+    page.run("chooseSlice(4)")
+    with_map = page.picture()
+    assert np.ptp(with_map, axis=2).max() > 60  # it is coloured
+    page.find("overlay").click()
+    plain = page.picture()
+    assert np.ptp(plain, axis=2).max() < 3
+    page.press("picture", "o")
+    page.run('const o = document.getElementById("opacity"); o.value = 20; o.dispatchEvent(new Event("input"))')
+    faint = page.picture()
+    assert 0 < np.abs(faint - plain).mean() < 0.6 * np.abs(with_map - plain).mean()
+    rows, columns = np.nonzero(np.ptp(with_map, axis=2) > 60)
+    assert 75 < rows.min() < rows.max() < 165  # task 0, disc 0: rows 20 to 40, columns 30 to 80, four times as large
+    assert 110 < columns.min() < columns.max() < 330
+    assert "what moved the score of brightness" in page.find("traced").text
+
+
+def test_filters_choose_and_orders_sort(page, data):
+    graded, _ = made_up(data)
+    assert len(page.listed()) == 9
+    page.choose("scan", str(data.scan[graded.rows[3]]))
+    assert len(page.listed()) == 3
+    page.choose("level", "L5-S1")
+    assert [line.split()[0] for line in page.listed()] == ["L5-S1"]
+    assert page.find("count").text == "1 of 9 discs"
+    page.choose("scan", "")
+    page.choose("level", "")
+    grades, labels = graded.probabilities["brightness"].argmax(1), graded.labels["brightness"]
+    page.choose("rater", "differs")
+    assert len(page.listed()) == np.sum((labels >= 0) & (grades != labels))
+    page.choose("rater", "agrees")
+    assert len(page.listed()) == np.sum((labels >= 0) & (grades == labels))
+    page.choose("rater", "")
+    page.choose("grade", "2")
+    assert len(page.listed()) == np.sum(grades == 2)
+    page.choose("grade", "")
+    confidence = graded.probabilities["brightness"].max(1)
+    page.choose("sort", "confidence")
+    np.testing.assert_array_equal(page.state("shown"), np.argsort(confidence, kind="stable"))
+    page.choose("sort", "disagreement")
+    np.testing.assert_array_equal(page.state("shown"), np.argsort(-(np.abs(grades - labels) + confidence)))
+    page.choose("sort", "spread")
+    np.testing.assert_array_equal(page.state("shown"), np.argsort(-graded.spread["brightness"]))
+
+
+def test_the_list_is_walked_by_keys_and_says_where_it_is(page):
+    page.press("list", "\ue015", "\ue015")
+    assert page.state("disc") == 2
+    chosen = page.driver.find_elements("css selector", '#list [aria-selected="true"]')
+    assert [row.get_attribute("id") for row in chosen] == ["disc-2"]
+    assert page.find("list").get_attribute("aria-activedescendant") == "disc-2"
+    page.press("list", "\ue010")
+    assert page.state("disc") == 8
+    page.press("list", "\ue011")
+    assert page.state("disc") == 0
+    page.press("picture", "n", "n", "p", "t")
+    assert (page.state("disc"), page.state("task")) == (1, 1)
+    assert page.find("task-name").text == "Side"
+
+
+def test_tab_reaches_every_control_and_focus_is_seen(page):
+    seen, outlines = [], []
+    page.run("document.activeElement.blur()")
+    for _ in range(40):
+        page.driver.switch_to.active_element.send_keys("\ue004")
+        seen.append(page.run("return document.activeElement.id"))
+        outlines.append(page.run("return getComputedStyle(document.activeElement).outlineStyle"))
+        if seen[-1] == "opacity":
+            break
+    wanted = ["task", "scan", "level", "grade", "rater", "sort", "list", "previous", "next", "picture", "number"]
+    assert [name for name in seen if name] == [*wanted, "overlay", "opacity"]
+    assert "none" not in outlines
+
+
+def test_every_control_has_a_name(page):
+    unnamed = page.run(
+        """return [...document.querySelectorAll("select, input, button, canvas#slice, svg, [role=listbox], [tabindex]")]
+            .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() || (e.labels && e.labels.length)))
+            .map((e) => e.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+def test_the_rater_stands_beside_the_network(page, data):
+    row = data.rows("test")[0]
+    label = data.labels[row, 0]
+    lines = page.driver.find_elements("css selector", "#chances tbody tr")
+    assert ["rater" in line.text for line in lines] == [grade == label for grade in range(3)]
+    assert f"The rater gave {data.tasks[0].grades[label]}." in page.find("doubt").text
+
+
+@pytest.mark.parametrize("width", [1366, 390])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_fits_its_width_in_both_themes(chromium, address, width, theme):
+    page = Page(chromium, address, width=width, theme=theme)
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    shade = page.run("return getComputedStyle(document.documentElement).backgroundColor")
+    assert (sum(map(int, shade[4:-1].split(","))) > 380) == (theme == "light")
+
+
+def test_it_works_without_hotspots(chromium, data, tmp_path):
+    page = Page(chromium, write(tmp_path, data, hotspots=False)[0].as_uri())
+    before = page.picture()
+    page.press("picture", "\ue014", "o")
+    assert np.abs(page.picture() - before).mean() > 1
+    assert page.driver.get_log("browser") == []
+
+
+def test_pages_of_a_large_set_lead_to_one_another(chromium, data, tmp_path):
+    page = Page(chromium, (write(tmp_path, data, discs_per_page=3)[0].parent / "discs-002.html").as_uri())
+    assert len(page.listed()) == 3
+    links = [link.get_attribute("href") for link in page.driver.find_elements("css selector", ".pages a")]
+    assert [link.rpartition("/")[2] for link in links] == ["discs-001.html", "discs-002.html", "discs-003.html"]
+    assert page.driver.get_log("browser") == []
