@@ -18,13 +18,14 @@ import numpy as np
 from rich.console import Console
 from scipy import ndimage
 
+from data_prep.anatomy.discs import extract_discs
 from data_prep.phantom.phantom import phantom
 from data_prep.phantom.write_dicom import write_dicom
 from data_prep.read.metaimage import write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
 from data_prep.read.series import find_series
-from data_prep.sources.scan_files import Cutting, cut_scan
+from data_prep.sources.scan_files import Cutting, locate
 
 
 def resampled(scan: Scan, shape: tuple[int, int, int], order: int) -> Scan:
@@ -87,7 +88,8 @@ def main() -> None:
 
 def one_scan(folder: Path, mask: Path) -> int:
     (series,) = find_series([folder]).series
-    return len(cut_scan(series, mask, Cutting())[0])
+    found = locate(series, mask, Cutting())
+    return len(extract_discs(found.scan, found.bodies, regions=found.regions))
 
 
 if __name__ == "__main__":

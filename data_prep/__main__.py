@@ -14,8 +14,9 @@ import tyro
 from rich.console import Console
 
 from data_prep.anatomy.discs import PREPROCESSING
-from data_prep.dataset.build import Job, Outcome, build
+from data_prep.dataset.build import Outcome, build
 from data_prep.dataset.folds import write_fold
+from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
 from data_prep.look.contact_sheet import contact_sheet
 from data_prep.look.grade_table import grade_table

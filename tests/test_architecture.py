@@ -30,7 +30,7 @@ ROOMS = {
         "report",
         "commands",
     ),
-    "data_prep": ("read", "anatomy", "phantom", "detector", "dataset", "sources", "look", "output", "__main__"),
+    "data_prep": ("read", "anatomy", "phantom", "detector", "dataset", "look", "sources", "output", "__main__"),
 }
 
 # What data_prep may use of spinejax: the data set's format, never the network.
@@ -105,15 +105,11 @@ def test_every_room_is_in_the_list(package):
     assert found - {"__init__"} == set(ROOMS[package])
 
 
-# `levels.png` of `evaluate.py --scan` is drawn with what the sources know of their jobs.
-AGAINST_THE_FLOW = {"data_prep/sources/ungraded.py": {"look"}}
-
-
 @pytest.mark.parametrize("path", [path for path in SOURCES if room_of(path) != "__init__"], ids=str)
 def test_imports_flow_down_the_list(path):
     package, room = path.parts[0], room_of(path)
     before = set(ROOMS[package][: ROOMS[package].index(room)])
-    assert rooms_used(path, package) <= before | {room} | AGAINST_THE_FLOW.get(str(path), set())
+    assert rooms_used(path, package) <= before | {room}
 
 
 @pytest.mark.parametrize("package", ROOMS)

@@ -6,7 +6,7 @@ No process holds more than one scan at a time. A run that was interrupted goes o
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 import spinejax
-from data_prep.anatomy.discs import DiscVolume
 from data_prep.dataset import resuming
 from data_prep.dataset.finished import ScanResult, ShardResult, drop_scans, keep_scan, keep_shard, kept_scan, kept_shard
+from data_prep.dataset.job import Job
 from data_prep.dataset.workers import run_all
 from data_prep.read.scan import NotSagittalError
 from spinejax.data.manifest import MANIFEST, write_manifest
@@ -27,31 +27,6 @@ from spinejax.data.shards import MASK_DTYPES, SCHEMA_VERSION, Disc, ShardSummary
 from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import Task
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scan to be cut into discs.
-
-    Args:
-        name: what the run's messages call the scan; it enters no file.
-        patient, scan: pseudonyms.
-        split: "train", "validation" or "test".
-        labels: level → task → label. A level that is missing is unlabelled.
-        cut: gives the scan's disc volumes and notes on what was left out; raises SpinejaxError if it cannot. Picklable.
-        sources: the files that `cut` reads.
-        recipe: whatever else the discs depend on. With the contents of `sources` it tells whether what an interrupted
-            run made of the scan is still up to date.
-    """
-
-    name: str
-    patient: str
-    scan: str
-    split: str
-    labels: Mapping[str, Mapping[str, int]]
-    cut: Callable[[], tuple[list[DiscVolume], list[str]]]
-    sources: tuple[Path, ...] = ()
-    recipe: str = ""
 
 
 @dataclass
@@ -199,7 +174,8 @@ def _build_shard(
 
 def _cut_digest(job: Job) -> str:
     """A digest of all that a scan's discs, and what is said of it, depend on."""
-    return resuming.digest(spinejax.__version__, job.name, job.recipe, *map(str, job.sources), *job.sources)
+    how = (job.name, job.recipe, job.per_disc, job.refuse_doubtful)
+    return resuming.digest(spinejax.__version__, how, *map(str, job.sources), *job.sources)
 
 
 def _row_digest(job: Job, cut_digest: str, made: str) -> str:

@@ -10,11 +10,10 @@ from rich.table import Table
 
 from data_prep.anatomy.discs import extract_discs
 from data_prep.anatomy.vertebrae import LAST_VERTEBRA, VertebralBody
-from data_prep.dataset.build import Job
+from data_prep.dataset.job import Job, Located
 from data_prep.detector.detect import Detection, detect
 from data_prep.detector.weights import SHIPPED, load
 from data_prep.read.scan import Scan
-from data_prep.sources.scan_files import Located, locate
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
 
@@ -59,7 +58,7 @@ def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, tell: Callable[[str
     """Detect in every scan and compare.
 
     Args:
-        jobs: of `scan_jobs`, with masks.
+        jobs: scans with masks.
         weights: of the detector.
         tell: is given a line a scan.
 
@@ -72,7 +71,7 @@ def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, tell: Callable[[str
     load(weights)  # or their fault would pass for one of every scan
     measured = []
     for number, job in enumerate(jobs, start=1):
-        truth = locate(*job.cut.args)  # type: ignore[attr-defined]
+        truth = job.locate()
         start = time.perf_counter()
         try:
             found: Detection | str = detect(truth.scan, weights=weights)

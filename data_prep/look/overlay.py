@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_prep.anatomy.discs import extract_discs
-from data_prep.dataset.build import Job
-from data_prep.sources.scan_files import Located, locate
+from data_prep.dataset.job import Job, Located
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
@@ -22,7 +21,7 @@ def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) 
     """Draw the middle slice of some scans with corners (solid) and the paper's windows (dashed).
 
     Args:
-        jobs: of `scan_jobs`.
+        jobs: the scans to choose from.
         out: a PNG file. It carries no names.
         num_scans: how many, drawn at random.
         seed: of the draw.
@@ -47,7 +46,7 @@ def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) 
             continue
         ax.set_title(str(number), fontsize=8)
         try:
-            found = locate(*job.cut.args)
+            found = job.locate()
             _draw(ax, found)
             notes.append(f"{number}: {job.name}{_doubts(found)}")
         except SpinejaxError as error:

@@ -205,10 +205,11 @@ def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> 
     if patients_by == "folder":  # where each patient has a folder, files often have one name
         patient = path.parent.name
         name, key = f"{patient}/{path.name}", f"{patient}/{key}"
-    found.series.append(Series(name, key, patient, (path,), partial(_read_volume, path)))
+    found.series.append(Series(name, key, patient, (path,), partial(read_volume, path)))
 
 
-def _read_volume(path: Path) -> tuple[Scan, list[str]]:
+def read_volume(path: Path) -> tuple[Scan, list[str]]:
+    """What a `Series` of one volume file reads: the scan, and no notes."""
     return read_scan(path, np.float32), []
 
 

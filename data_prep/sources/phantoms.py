@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from data_prep.anatomy.discs import DiscVolume, extract_discs
-from data_prep.anatomy.vertebrae import bodies_from_spider_mask, body_labels
-from data_prep.dataset.build import Job
+from data_prep.dataset.job import Job, Located
 from data_prep.dataset.splits import split_patients
 from data_prep.phantom.phantom import phantom, phantom_labels
 from data_prep.phantom.write_dicom import write_dicom
@@ -39,7 +37,7 @@ def phantom_jobs(num_patients: int, *, seed: int) -> list[Job]:
             scan=name,
             split=splits[name],
             labels=labels[name],
-            cut=partial(cut_phantom, seed, patient),
+            locate=partial(locate_phantom, seed, patient),
             recipe=f"phantom {seed} {patient}",
         )
         for patient, name in enumerate(labels)
@@ -55,12 +53,10 @@ def phantom_names(num_patients: int, seed: int) -> list[str]:
     return [f"p{patient:05d}" for patient in range(num_patients)]
 
 
-def cut_phantom(seed: int, patient: int) -> tuple[list[DiscVolume], list[str]]:
-    """A phantom's disc volumes, found by way of its mask as in a real scan, and notes on what was left out."""
+def locate_phantom(seed: int, patient: int) -> Located:
+    """A phantom's scan, with the bodies that are found by its mask, as in a real scan."""
     drawn = phantom(seed, patient)
-    bodies, notes = bodies_from_spider_mask(drawn.mask)
-    regions = Scan(body_labels(drawn.mask), drawn.mask.affine, drawn.mask.name)
-    return extract_discs(drawn.scan, bodies, regions=regions, lesions=drawn.lesions), notes
+    return Located.by_mask(drawn.scan, drawn.mask, lesions=drawn.lesions)
 
 
 def write_phantoms(out: Path, num_patients: int, *, seed: int, file_format: str, overwrite: bool) -> None:

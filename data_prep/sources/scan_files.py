@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
-from data_prep.anatomy.discs import DiscVolume, extract_discs
 from data_prep.anatomy.mask_labels import CONVENTIONS, to_house
-from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
-from data_prep.dataset.build import Job
+from data_prep.dataset.job import Job, Located
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import split_patients
 from data_prep.detector.weights import weights_sum
@@ -102,62 +100,54 @@ def scan_jobs(
         patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
     splits = split_patients(patients, seed=seed)
 
-    detector = weights_sum()
-    jobs = []
     keys = {one.key for one in found.series}
+    jobs = []
     for one in found.series:
-        labelled = bool(of_scan[one.key])
         vertebrae: Path | Mapping | str | None = None
         if masks is not None:
             vertebrae = _mask_of(one, masks, mask_files, keys)
         elif corners is not None:
-            vertebrae = _corners_of(one, bodies)
+            vertebrae = bodies.get(one.key, f"the corner file has no scan {one.key!r}.")
         if isinstance(vertebrae, str) and cutting.detect_missing:
             vertebrae = None
         jobs.append(
-            Job(
-                name=one.name,
-                patient=pseudonyms.patient(one.patient),
-                scan=pseudonyms.scan(one.key),
-                split=splits[one.patient],
+            job_of(
+                one,
+                vertebrae,
+                cutting,
                 labels=of_scan[one.key],
-                cut=partial(cut_scan, one, vertebrae, cutting, labelled=labelled),
-                sources=(*one.files, *([vertebrae] if isinstance(vertebrae, Path) else [])),
-                recipe=f"{cutting} {labelled} {_kind(vertebrae)} {detector}",
+                split=splits[one.patient],
+                pseudonyms=pseudonyms,
+                refuse_doubtful=bool(of_scan[one.key]) and not cutting.keep_doubtful,
             )
         )
     return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
 
 
-@dataclass(frozen=True, eq=False)
-class Located:
-    """A scan with its vertebral bodies, SPIDER's labels of them if there is a mask, and notes on what is doubtful.
-
-    `confidence` is each body's by name, of those that were detected; nothing for what a mask or a corner file tells.
-    `doubtful_levels` is the detector's doubt that all names may be off by one.
-    """
-
-    scan: Scan
-    bodies: list[VertebralBody]
-    regions: Scan | None
-    notes: list[str]
-    confidence: Mapping[str, float] | None = None
-    doubtful_levels: bool = False
-
-
-def cut_scan(
-    series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting, *, labelled: bool = False
-) -> tuple[list[DiscVolume], list[str]]:
-    """The disc volumes of a series, and notes on what is doubtful or was left out. Arguments, errors: as `locate`.
-
-    A `labelled` scan gives none if its levels are doubtful, for each disc may then have its neighbour's labels.
-    """
-    found = locate(series, vertebrae, cutting)
-    notes = list(found.notes)
-    if labelled and found.doubtful_levels and not cutting.keep_doubtful:
-        return [], [*notes, f"left out: {series.name}: its levels are doubtful, and with them whose labels are whose."]
-    discs = extract_discs(found.scan, found.bodies, regions=found.regions, per_disc=cutting.per_disc, notes=notes)
-    return discs, notes
+def job_of(
+    series: Series,
+    vertebrae: Path | Mapping | str | None,
+    cutting: Cutting,
+    *,
+    labels: Mapping[str, Mapping[str, int]],
+    split: str,
+    pseudonyms: Pseudonyms,
+    refuse_doubtful: bool,
+) -> Job:
+    """The job of one series. `vertebrae`: as for `locate`; the other arguments: as for `Job`."""
+    mask = (vertebrae,) if isinstance(vertebrae, Path) else ()
+    return Job(
+        name=series.name,
+        patient=pseudonyms.patient(series.patient),
+        scan=pseudonyms.scan(series.key),
+        split=split,
+        labels=labels,
+        locate=partial(locate, series, vertebrae, cutting),
+        sources=(*series.files, *mask),
+        recipe=f"{cutting} {'mask' if mask else json.dumps(vertebrae, sort_keys=True)} {weights_sum()}",
+        per_disc=cutting.per_disc,
+        refuse_doubtful=refuse_doubtful,
+    )
 
 
 def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting) -> Located:
@@ -184,30 +174,17 @@ def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutt
         return Located(
             scan,
             detection.bodies,
-            None,
             notes + detection.notes,
-            detection.confidence,
-            detection.doubtful_levels,
+            confidence=detection.confidence,
+            doubtful_levels=detection.doubtful_levels,
         )
     if isinstance(vertebrae, Mapping):
-        return Located(scan, bodies_from_corners(scan, vertebrae), None, notes)
+        return Located(scan, bodies_from_corners(scan, vertebrae), notes)
     mask = read_scan(vertebrae, np.uint8)
     mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
     require_same_grid(scan, mask)
     mask, doubts = to_house(mask, cutting.convention, cutting.lowest_level)
-    bodies, left_out = bodies_from_spider_mask(mask)
-    return Located(scan, bodies, Scan(body_labels(mask), mask.affine, mask.name), notes + doubts + left_out)
-
-
-def _kind(vertebrae: Path | Mapping | str | None) -> str:
-    """Where the vertebrae come from, for a job's recipe; of a mask, the sources tell which it is."""
-    if isinstance(vertebrae, Mapping):
-        return json.dumps(vertebrae, sort_keys=True)
-    return "a mask" if isinstance(vertebrae, Path) else f"none: {vertebrae}"
-
-
-def _corners_of(series: Series, bodies: Mapping[str, Mapping]) -> Mapping | str:
-    return bodies.get(series.key, f"the corner file has no scan {series.key!r}.")
+    return Located.by_mask(scan, mask, notes=notes + doubts)
 
 
 def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) -> Path | str:

@@ -15,17 +15,12 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from data_prep.anatomy.discs import DiscVolume, extract_discs
-from data_prep.anatomy.vertebrae import bodies_from_spider_mask, body_labels
-from data_prep.dataset.build import Job
+from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import PAPER_FRACTIONS, split_patients
-from data_prep.detector.weights import weights_sum
-from data_prep.read.metaimage import read_mha
-from data_prep.read.scan import Scan, require_same_grid
+from data_prep.read.series import Series, read_volume
 from data_prep.read.tables import read_rows, refuse, some
+from data_prep.sources.scan_files import Cutting, job_of
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS, Task
 
@@ -81,7 +76,7 @@ def spider_jobs(
         seed: of the split.
         pseudonyms: of patients and scans.
         detect_missing: detect the vertebral bodies of scans that have no mask.
-        keep_doubtful: also where that leaves it doubtful which disc is which (`cut_detected`).
+        keep_doubtful: also where that leaves it doubtful which disc is which (`Job.refuse_doubtful`).
         subset: "training" or "validation", to take the patients of one official subset alone; or "all".
 
     Raises:
@@ -107,62 +102,25 @@ def spider_jobs(
     if not patients:
         raise SpinejaxError(f"--subset {subset}: none of the scans under {root} is of a patient of it.")
     splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
-    return [
-        Job(
-            name=image.name,
-            patient=pseudonyms.patient(patient),
-            scan=pseudonyms.scan(image.stem),
-            split=splits[patient],
-            labels=labels.get(patient, {}),
-            **_how_to_cut(image, root / "masks" / image.name, keep_doubtful),
-        )
-        for (patient, _), image in scans.items()
-        if patient in patients
-    ]
-
-
-def _how_to_cut(image: Path, mask: Path, keep_doubtful: bool) -> dict:
-    """Of a job: what cuts the scan, the files that it reads, and what else the discs depend on."""
-    if mask.is_file():
-        return {"cut": partial(cut_scan, image, mask), "sources": (image, mask)}
-    return {
-        "cut": partial(cut_detected, image, keep_doubtful=keep_doubtful),
-        "sources": (image,),
-        "recipe": f"detector {weights_sum()}, doubtful levels {keep_doubtful}",
-    }
-
-
-def cut_scan(image: Path, mask: Path) -> tuple[list[DiscVolume], list[str]]:
-    """The disc volumes of a scan with its SPIDER mask, and notes on what was left out.
-
-    Raises:
-        SpinejaxError: a file cannot be read, they do not share a grid, or no disc can be cut out.
-    """
-    scan, labels = read_mha(image, np.float32), read_mha(mask, np.uint8)
-    labels = Scan(labels.voxels, labels.affine, f"mask of {labels.name}")
-    require_same_grid(scan, labels)
-    bodies, notes = bodies_from_spider_mask(labels)
-    regions = Scan(body_labels(labels), labels.affine, labels.name)
-    return extract_discs(scan, bodies, regions=regions, notes=notes), notes
-
-
-def cut_detected(image: Path, *, keep_doubtful: bool) -> tuple[list[DiscVolume], list[str]]:
-    """The disc volumes of a scan without a mask, and notes on what is doubtful or was left out.
-
-    SPIDER counts discs from the lowest up, the detector from the sacrum up. Where the sacrum was not seen or is
-    doubtful, every disc may have the grades of its neighbour: then there is none, unless `keep_doubtful`.
-
-    Raises:
-        SpinejaxError: the file cannot be read, no spine is found, or no disc can be cut out.
-    """
-    from data_prep.detector.detect import detect  # loads JAX, which masks do without
-
-    scan = read_mha(image, np.float32)
-    found = detect(scan)
-    notes = list(found.notes)
-    if found.doubtful_levels and not keep_doubtful:
-        return [], [*notes, f"left out: {image.name}: its levels are doubtful, and with them whose grades are whose."]
-    return extract_discs(scan, found.bodies, notes=notes), notes
+    # SPIDER counts discs from the lowest up, the detector from the sacrum up: a doubtful sacrum makes grades doubtful.
+    cutting = Cutting(convention="spider")
+    jobs = []
+    for (patient, _), image in scans.items():
+        if patient in patients:
+            scan = Series(image.name, image.stem, patient, (image,), partial(read_volume, image))
+            mask = root / "masks" / image.name
+            jobs.append(
+                job_of(
+                    scan,
+                    mask if mask.is_file() else None,
+                    cutting,
+                    labels=labels.get(patient, {}),
+                    split=splits[patient],
+                    pseudonyms=pseudonyms,
+                    refuse_doubtful=not keep_doubtful,
+                )
+            )
+    return jobs
 
 
 def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from data_prep.__main__ import main
 from data_prep.anatomy.discs import DiscVolume
-from data_prep.dataset.build import Job, build
+from data_prep.dataset.build import build
+from data_prep.dataset.job import Job
 from data_prep.phantom.phantom import phantom
 from data_prep.sources.phantoms import phantom_jobs, phantom_labels
 from spinejax.data.dataset import DataSet, verify
@@ -22,6 +23,14 @@ from spinejax.tasks import PAPER_TASKS, Task
 from tests.data_prep.sources.test_spider import write_root
 
 TASKS = (Task("pfirrmann", ("1", "2", "3", "4", "5")),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut(Job):
+    """A job whose `locate` gives finished discs, and notes."""
+
+    def cut(self):
+        return self.locate()
 
 
 def cut(seed, levels=("L4-L5", "L5-S1")):
@@ -38,7 +47,7 @@ def cut(seed, levels=("L4-L5", "L5-S1")):
 def some_jobs(seeds):
     labels = {"L5-S1": {"pfirrmann": 2}, "L1-L2": {"pfirrmann": 1}}
     splits = ("train", "validation", "test")
-    return [Job(f"scan{s}", f"p{s}", f"s{s}", splits[s % 3], labels, partial(cut, s)) for s in seeds]
+    return [Cut(f"scan{s}", f"p{s}", f"s{s}", splits[s % 3], labels, partial(cut, s)) for s in seeds]
 
 
 def run(jobs, out, **options):
@@ -259,7 +268,7 @@ def test_overwriting_keeps_the_old_set_until_the_new_one_is_whole(tmp_path):
     out = tmp_path / "set"
     assert main(["phantom", "--out", str(out), "--patients", "3", "--shards", "2"]) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    failing = [dataclasses.replace(job, cut=_fail) for job in phantom_jobs(3, seed=0)]
+    failing = [dataclasses.replace(job, locate=_fail) for job in phantom_jobs(3, seed=0)]
     settings = {"tasks": PAPER_TASKS, "masks": ("region", "lesion"), "preprocessing": {}, "console": Console()}
     with pytest.raises(SpinejaxError, match="no disc was found"):
         build(failing, out, overwrite=True, **settings)
@@ -271,7 +280,7 @@ def test_overwriting_keeps_the_old_set_until_the_new_one_is_whole(tmp_path):
 
 
 def test_a_run_that_makes_nothing_does_not_stand_in_the_way_of_the_next(tmp_path):
-    failing = [dataclasses.replace(job, cut=_fail) for job in phantom_jobs(2, seed=0)]
+    failing = [dataclasses.replace(job, locate=_fail) for job in phantom_jobs(2, seed=0)]
     settings = {"tasks": PAPER_TASKS, "masks": ("region", "lesion"), "preprocessing": {}, "console": Console()}
     with pytest.raises(SpinejaxError, match=r"(?s)no disc was found.*too dark"):
         build(failing, tmp_path / "set", **settings)

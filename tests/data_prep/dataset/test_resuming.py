@@ -14,7 +14,7 @@ from rich.console import Console
 
 from data_prep.anatomy.discs import DiscVolume
 from data_prep.dataset import resuming, workers
-from data_prep.dataset.build import Job, build
+from data_prep.dataset.build import build
 from data_prep.dataset.finished import keep_scan
 from data_prep.dataset.workers import run_all
 from data_prep.read.scan import NotSagittalError
@@ -22,6 +22,7 @@ from spinejax.data.manifest import MANIFEST
 from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import Task
+from tests.data_prep.dataset.test_build import Cut
 
 TASKS = (Task("pfirrmann", ("1", "2", "3", "4", "5")),)
 SPLITS = ("train", "validation", "test")
@@ -48,7 +49,7 @@ def jobs(folder, numbers=range(6)):
         if not (folder / f"scan{number}").exists():
             (folder / f"scan{number}").write_text(f"{number + 1}000")
     return [
-        Job(
+        Cut(
             f"scan{n}", f"p{n}", f"s{n}", SPLITS[n % 3], {"L4-L5": {"pfirrmann": n % 5}}, partial(cut, folder, n),
             sources=(folder / f"scan{n}",),
         )
@@ -79,7 +80,7 @@ def folder(tmp_path):
     return tmp_path / "scans"
 
 
-RUN = "import sys, pathlib as p; from tests.test_resume import run; run(*map(p.Path, sys.argv[1:]))"
+RUN = "import sys, pathlib as p; from tests.data_prep.dataset.test_resuming import run; run(*map(p.Path, sys.argv[1:]))"
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); "
 
 

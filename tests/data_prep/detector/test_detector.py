@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
+from data_prep.dataset.job import Located
 from data_prep.detector import detect as detecting
 from data_prep.detector import weights
 from data_prep.detector.candidates import BODY, SACRUM, Candidate, _peaks, group
@@ -31,7 +32,6 @@ from data_prep.detector.training.truth import (
 from data_prep.detector.training.truth import SACRUM as THE_SACRUM
 from data_prep.look.detector_accuracy import compare, overlap, summary
 from data_prep.read.scan import Scan
-from data_prep.sources.scan_files import Located
 from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine, house_affine
 
@@ -355,7 +355,7 @@ def test_overlap_of_boxes():
 def test_measuring_tells_shifts_wrong_levels_and_false_bodies():
     drawn = block_spine(num_bodies=6)
     bodies, _ = bodies_from_spider_mask(drawn.mask)
-    truth = Located(drawn.scan, bodies, drawn.mask, [])
+    truth = Located(drawn.scan, bodies, regions=drawn.mask)
     exact = compare(truth, detecting.Detection(bodies, {}, []), 1)
     assert (exact.bodies, exact.found, exact.false, exact.levels_right, exact.sacra_found) == (6, 6, 0, 6, 1)
     assert max(exact.corner_mm) == 0

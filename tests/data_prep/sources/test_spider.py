@@ -9,7 +9,7 @@ from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.detect import Detection
 from data_prep.read.metaimage import write_mha
 from data_prep.read.scan import Scan
-from data_prep.sources.spider import COLUMNS, SPIDER_TASKS, cut_detected, read_gradings, spider_jobs
+from data_prep.sources.spider import COLUMNS, SPIDER_TASKS, read_gradings, spider_jobs
 from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine
 
@@ -30,9 +30,9 @@ def write_table(path, rows, header=None):
         table.writerows(rows)
 
 
-def write_root(root, patients=range(1, 6), subset=None, series="t2_SPACE"):
+def write_root(root, patients=range(1, 6), subset=None, series="t2_SPACE", num_slices=3):
     """A dataset of block spines: patient 1 has graded discs, 2 has no grades at all."""
-    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=3)
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=num_slices)
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     for patient in patients:
@@ -140,16 +140,17 @@ def test_one_official_subset_alone(tmp_path):
 
 @pytest.mark.parametrize("doubtful", [False, True])
 def test_doubtful_levels_have_no_grades(tmp_path, monkeypatch, doubtful):
-    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=1)
-    write_mha(tmp_path / "1_t2.mha", spine.scan)
-    bodies, _ = bodies_from_spider_mask(spine.mask)
+    root = write_root(tmp_path / "root", patients=(1, 2), series="t2", num_slices=1)
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    bodies, _ = bodies_from_spider_mask(block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=1).mask)
     found = Detection(bodies, {}, ["a note"], doubtful)
-    monkeypatch.setattr("data_prep.detector.detect.detect", lambda scan: found)
-    kept, notes = cut_detected(tmp_path / "1_t2.mha", keep_doubtful=True)
+    monkeypatch.setattr("data_prep.detector.detect.detect", lambda scan, **_: found)
+    kept, notes = job_of(jobs(root, series=["t2"], detect_missing=True, keep_doubtful=True), 1).cut()
     assert [disc.level for disc in kept] == ["L2-L3", "L3-L4", "L4-L5", "L5-S1"]
     assert all(disc.slices == (7, 8) for disc in kept)  # one slice, in the middle; the others are padding
     assert notes == ["a note"]
-    discs, notes = cut_detected(tmp_path / "1_t2.mha", keep_doubtful=False)
+    discs, notes = job_of(jobs(root, series=["t2"], detect_missing=True), 1).cut()
     assert len(discs) == (0 if doubtful else 4)
     assert any("left out: 1_t2.mha: its levels are doubtful" in note for note in notes) == doubtful
 
