@@ -407,7 +407,7 @@ def main(arguments: list[str] | None = None) -> int:
         | Annotated[Stats, tyro.conf.subcommand("stats")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")],
         args=arguments,
-        prog="python -m data_prep",
+        prog="spinejax-prep" if Path(sys.argv[0]).stem == "spinejax-prep" else "python -m data_prep",
         description="Make, verify and look at data sets of intervertebral discs.",
     )
     return status_of(command.run)

@@ -2,6 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).parents[1]
+"""The project's folder, if this is not an installed wheel."""
 
 
 class SpinejaxError(Exception):
@@ -17,7 +21,7 @@ class NotInstalledError(SpinejaxError):
 
     Args:
         need: what needs which library.
-        extra: of this package, with which the library comes. The package is on no index, but installed from its folder.
+        extra: the extra of this package that installs the library.
     """
 
     def __init__(self, need: str, extra: str):
@@ -25,7 +29,9 @@ class NotInstalledError(SpinejaxError):
 
     def __str__(self) -> str:
         need, extra = self.args
-        return f"{need}. Run `pip install -e '.[{extra}]'` in this project's folder."
+        if (_CHECKOUT / "pyproject.toml").is_file():
+            return f"{need}. Run `pip install -e '.[{extra}]'` in this project's folder."
+        return f"{need}. Run `pip install 'spinejax[{extra}]'`."
 
 
 def require_option(condition: bool, name: str, value, expected: str) -> None:

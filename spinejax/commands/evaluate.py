@@ -301,4 +301,4 @@ def counted(stream: Iterable, what: str, total: int) -> Iterator:
 
 def cli() -> None:
     """What `python evaluate.py` and `spinejax-evaluate` run."""
-    sys.exit(status_of(lambda: main(tyro.cli(Arguments))))
+    sys.exit(status_of(lambda: main(tyro.cli(Arguments, prog=Path(sys.argv[0]).name))))

@@ -146,5 +146,5 @@ def _nibabel():
     try:
         import nibabel
     except ImportError as error:
-        raise NotInstalledError("Writing NIfTI needs nibabel", "scans") from error
+        raise NotInstalledError("Writing NIfTI needs nibabel", "report") from error
     return nibabel

@@ -14,13 +14,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from spinejax import paper
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded
@@ -142,8 +140,9 @@ def prepare_folder(folder: Path) -> None:
     """Make a report's folder, without the disc pages that an earlier report left there.
 
     Raises:
-        SpinejaxError: it is a file, or cannot be made or written.
+        SpinejaxError: it is a file, or cannot be made or written; or Jinja2 is not installed.
     """
+    _environment()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("discs-[0-9][0-9][0-9].html"):
@@ -191,7 +190,11 @@ def _means(findings: Findings) -> list[float]:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment():
+    try:
+        import jinja2
+    except ImportError as error:
+        raise NotInstalledError("Option --report needs Jinja2", "report") from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spinejax.report"),
         autoescape=True,
@@ -220,8 +223,10 @@ def _coverage_floor(doubt: Doubt) -> int:
     return min(90, int(10 * lowest) * 10)
 
 
-def _style_and_script() -> dict[str, Markup]:
+def _style_and_script() -> dict:
     """The page's style and script, and the content policy that allows these two and nothing else."""
+    from markupsafe import Markup
+
     source = {name: _source(name) for name in ("page.css", "page.js")}
     style, script = (f"'sha256-{_digest(text)}'" for text in source.values())
     policy = f"default-src 'none'; style-src {style}; script-src {script}; img-src data:; base-uri 'none'; "
@@ -241,8 +246,10 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _json(value) -> Markup:
+def _json(value):
     """JSON that no text in it can end the script element it stands in."""
+    from markupsafe import Markup
+
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))  # noqa: S704
 

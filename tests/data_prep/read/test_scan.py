@@ -211,7 +211,7 @@ def test_mask_on_another_grid_is_refused(scan):
 def test_missing_simpleitk_says_how_to_get_it(tmp_path):
     code = (
         "import sys; sys.modules['SimpleITK'] = None\n"
-        "from data_prep.read_mha import read_mha\n"
+        "from data_prep.read.metaimage import read_mha\n"
         "try: read_mha('x.mha', float)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
