@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+import flax.traverse_util
+
+from spinejax.training import saved_step
 from spinejax.training.log import read_log
 
 ROOT = Path(__file__).parent.parent
@@ -177,3 +181,10 @@ def figures(run):
     """The log without what a clock decides; empty before there is one."""
     clock = ("discs_per_second", "waiting_for_data")
     return [{k: v for k, v in entry.items() if k not in clock} for entry in read_log(Path(run) / "log.jsonl")]
+
+
+def digests(run, step):
+    """Path of each array in a saved step → its sha256."""
+    _, items = saved_step.read(Path(run) / "checkpoints" / str(step), "variables", "optimiser")
+    arrays = flax.traverse_util.flatten_dict(items, sep="/")
+    return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}

@@ -1,12 +1,10 @@
 """A data set's folder while it is made: who may write there, and what a run that was interrupted left.
 
 What such a run had finished lies in a folder beside the data set (`rest_of`), because its notes name the scans' files,
-and no name enters a data set. It is its owner's alone, and gone once the manifest is written. The lock is the system's
-own on the data set's folder, so that a killed run leaves none behind.
+and no name enters a data set. It is its owner's alone, and gone once the manifest is written.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +15,7 @@ from spinejax.data.manifest import MANIFEST
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.files.checksums import sha256_of
+from spinejax.files.lock import LOCK, locked
 
 _PLAN = "plan"
 _SUCCESSOR = "successor"
@@ -34,19 +33,11 @@ def only_writer(out: Path) -> Iterator[None]:
     Raises:
         SpinejaxError: another run holds it.
     """
-    folder = os.open(out, os.O_RDONLY)
-    try:
+    with locked(out, "Wait for it, or give another --out."):
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SpinejaxError(
-                f"--out {out}: another run writes there. Wait for it, or give another folder."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(folder)
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)  # it names this host, and data sets are passed on
 
 
 def digest(*parts) -> str:

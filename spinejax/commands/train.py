@@ -34,6 +34,8 @@ from spinejax.training import checkpoint, train_step
 from spinejax.training.log import Log, Progress, entry_of, progress
 from spinejax.training.train_step import TrainState
 
+_HELD = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -75,9 +77,9 @@ def run(options: Config, data: DataSet, folder: Path, told_to_stop: Callable[[in
     columns = [data.tasks.index(task) for task in chosen]
 
     with contextlib.ExitStack() as held:
-        processes.by_first(lambda: held.enter_context(lock.locked(folder)))
-        processes.by_first(lambda: checkpoint.settle(options, folder))
-        checkpoints = checkpoint.open_checkpoints(folder, read_only=not processes.is_first())
+        processes.by_first(lambda: held.enter_context(lock.locked(folder, _HELD)))
+        processes.by_first(lambda: checkpoint.check_options(options, folder))
+        checkpoints = checkpoint.Checkpoints(folder, read_only=not processes.is_first())
         held.enter_context(contextlib.closing(checkpoints))  # waits for the last save
         model = train_step.make_model(options, chosen)
         slice_mean = data.mean_of_filled_slices() if options.fill_slices else data.slice_mean
@@ -92,7 +94,13 @@ def run(options: Config, data: DataSet, folder: Path, told_to_stop: Callable[[in
         for note in layout.notes() if processes.is_first() else ():
             print(note)
         state, model = layout.put(state), layout.on(model)
-        save = functools.partial(checkpoint.save, checkpoints, model=model, data_digest=data.digest)
+        save = functools.partial(
+            checkpoint.save,
+            checkpoints,
+            model=model,
+            data_digest=data.digest,
+            validation_split=options.validation_split,
+        )
         done = int(state.step)
         log = Log(folder, step=done, tensorboard=options.tensorboard, write=processes.is_first())
 

@@ -1,23 +1,30 @@
 """Files that appear whole or not at all."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, write) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary_path)`, flush the file to disk and only then give it its name.
 
-    A reader finds the old file or the whole new one, whatever happens in between.
+    A reader finds either the old file or the whole new one.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it would only be in the way
+        temporary.unlink(missing_ok=True)  # on a full disk it would take up space
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or a folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,6 +1,6 @@
-"""A folder to be trusted: flushed to disk, and listed file by file with a sha256, before it gets its name.
+"""Folders that can be verified: `SHA256SUMS` lists a sha256 for each file, and is written before the folder is named.
 
-The list, `SHA256SUMS`, has the form of the command of that name: `sha256sum --check SHA256SUMS` reads it too.
+The list has the form of the command of that name: `sha256sum --check SHA256SUMS` reads it too.
 """
 
 import hashlib
@@ -9,11 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
-from spinejax.errors import SpinejaxError
+from spinejax.files.atomic import flush
 
 SUMS = "SHA256SUMS"
 TEMPORARY = ".tmp"
-"""Ending of a folder's name while it is made or taken apart."""
+"""Ending of a folder's name while it is written or deleted."""
 
 
 def sha256_of(path: Path) -> str:
@@ -23,24 +23,23 @@ def sha256_of(path: Path) -> str:
 
 
 def seal(folder: Path) -> None:
-    """List every file of a folder's folders, and flush them all to disk.
+    """List the files of a folder's subfolders, and flush them all to disk.
 
-    Files that lie beside those folders are not listed: they may come later, and have sums of their own.
+    Files beside the subfolders are not listed: they may be added later, and have checksums of their own.
     """
-    files = _files(folder)
-    (folder / SUMS).write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in files))
+    (folder / SUMS).write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in _files(folder)))
     for path in (folder, *folder.rglob("*")):
         flush(path)
 
 
 def commit(temporary: Path, target: Path) -> None:
-    """Give a sealed folder its name; it stands there for good when the call returns."""
+    """Give a sealed folder its name. It is on disk when the call returns."""
     os.replace(temporary, target)
     flush(target.parent)
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder so that nobody meets half of it under its name."""
+    """Delete a folder; a reader never finds half of it under its name."""
     dying = folder.with_name(folder.name + TEMPORARY)
     shutil.rmtree(dying, ignore_errors=True)
     if folder.is_dir():
@@ -48,17 +47,13 @@ def discard(folder: Path) -> None:
     shutil.rmtree(dying, ignore_errors=True)
 
 
-def flush(path: Path) -> None:
-    """Wait until a file or a folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def fault_of(folder: Path, *subfolders: str) -> str | None:
+    """What is wrong with a sealed folder, in a few words that name the file; None if nothing is.
 
-
-def fault_of(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, in a few words that name the file; None if every byte is what was saved."""
+    Args:
+        folder: the folder.
+        subfolders: verify these alone, and leave the others unread; all of them if none is named.
+    """
     try:
         lines = (folder / SUMS).read_bytes().decode("ascii").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -69,6 +64,8 @@ def fault_of(folder: Path) -> str | None:
     listed = {entry[2]: entry[1] for entry in entries if entry}
     found = set(_files(folder))
     for name in sorted(found | listed.keys()):
+        if subfolders and name.split("/")[0] not in subfolders:
+            continue
         if name not in listed:
             return f"{name} is not listed in {SUMS}"
         if name not in found:
@@ -81,14 +78,7 @@ def fault_of(folder: Path) -> str | None:
     return None
 
 
-def check(folder: Path, way_back: str) -> None:
-    """Raises SpinejaxError, ending in `way_back`, unless every file of a folder is what was saved."""
-    fault = fault_of(folder)
-    if fault:
-        raise SpinejaxError(f"{folder}: {fault}. {way_back}")
-
-
 def _files(folder: Path) -> list[str]:
-    """The files of a folder's folders; hidden ones are the file system's own business (`.nfs…`, `.DS_Store`)."""
+    """The files of a folder's subfolders, without hidden ones, which file systems make (`.nfs…`, `.DS_Store`)."""
     files = (path for path in folder.glob("*/**/*") if path.is_file() and not path.name.startswith("."))
     return sorted(path.relative_to(folder).as_posix() for path in files)

@@ -1,17 +1,18 @@
-"""One writer a run folder.
+"""One writer a folder.
 
-What holds: on a local disk, and on network file systems that carry `flock` between hosts (NFS 4, Lustre mounted with
-`flock`, GPFS), a second trainer is refused, and the kernel lets go of the lock however the first one ends. Elsewhere
-(gcsfuse, Lustre mounted with `localflock`) two hosts may both get it; then the later one's name stands in the file, and
-the earlier one stops before it would save again.
+On a local disk, and on network file systems that carry `flock` between hosts (NFS 4, GPFS, Lustre with `flock`),
+a second writer is refused, and the kernel releases the lock however the first one ends. Elsewhere (gcsfuse, Lustre
+mounted with `localflock`) two hosts may both get the lock. The file then holds the later one's name, and the earlier
+trainer stops before its next save.
 """
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from spinejax.errors import SpinejaxError
 
@@ -19,39 +20,42 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold a run's folder, made if need be, so that no second trainer writes into it.
+def locked(folder: Path, advice: str) -> Iterator[None]:
+    """Hold a folder, made if need be, so that no second process writes into it.
+
+    Args:
+        folder: the folder.
+        advice: what to do if another process holds it; it ends the message.
 
     Raises:
         SpinejaxError: another process holds it.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / LOCK, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise SpinejaxError(
-                f"{run}: another trainer ({file.read().strip()}) is writing into this folder. Choose another "
-                "--workdir; or, if both are processes of one run, start each with --distributed."
-            ) from error
-        except OSError:  # a file system without locks: `refuse_if_lost` is what holds there
-            pass
-        file.truncate(0)
-        file.write(_me())
-        file.flush()
-        yield
-
-
-def refuse_if_lost(run: Path) -> None:
-    """Raises SpinejaxError if another trainer has taken the folder since."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The fallback would leave a lock file that outlives a killed process.
+    lock = filelock.FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
     try:
-        holder = (run / LOCK).read_text()
+        lock.acquire()
+    except filelock.Timeout as error:
+        holder = (folder / LOCK).read_text().strip()
+        raise SpinejaxError(f"{folder}: another process ({holder}) is writing into this folder. {advice}") from error
+    except OSError:  # a file system without locks: `refuse_if_lost` protects there
+        pass
+    try:
+        (folder / LOCK).write_text(_me())
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_if_lost(folder: Path) -> None:
+    """Raises SpinejaxError if another process has taken the folder since."""
+    try:
+        holder = (folder / LOCK).read_text()
     except OSError:
-        return  # a folder that was never locked, as one that is only copied
+        return  # the folder was never locked: it may be a copy
     if holder and holder != _me():
         raise SpinejaxError(
-            f"{run}: another trainer ({holder}) has taken this folder over. This one stops, and saves nothing more."
+            f"{folder}: another process ({holder}) has taken over this folder. This one stops, and saves nothing more."
         )
 
 

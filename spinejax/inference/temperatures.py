@@ -22,6 +22,7 @@ from spinejax.metrics import calibration
 from spinejax.tasks import UNLABELLED
 from spinejax.training import checkpoint
 from spinejax.training.checkpoint import CALIBRATION
+from spinejax.training.saved_step import weights_digest
 
 
 class Fit(TypedDict):
@@ -95,10 +96,10 @@ def store(path: str | Path, found: Fit) -> Path:
     """
     folder = checkpoint.find(path)
     others = [other for other in _read(folder) if _way(other) != _way(found)]
-    content = {"version": 1, "weights": _weights(folder), "fits": [*others, found]}
+    content = {"version": 1, "weights": weights_digest(folder), "fits": [*others, found]}
     text = json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
     export = Path(path).absolute() / checkpoint.EXPORT
-    same = export.is_dir() and _weights(export) == content["weights"]
+    same = export.is_dir() and weights_digest(export) == content["weights"]
     for target in [folder, export] if same else [folder]:
         write_atomically(target / CALIBRATION, lambda temporary: temporary.write_text(text))
     return folder / CALIBRATION
@@ -127,19 +128,13 @@ def _read(folder: Path) -> list[Fit]:
         raise SpinejaxError(f"{path}: damaged, or of a later version: {where}: {fault['msg']}. {again}") from error
     if _digest({name: value for name, value in file.items() if name != "sha256"}) != file["sha256"]:
         raise SpinejaxError(f"{path}: not what was stored: its sha256 differs. {again}")
-    if file["weights"] != _weights(folder):
+    if file["weights"] != weights_digest(folder):
         raise SpinejaxError(f"{path}: the temperatures are of other weights than this checkpoint's. {again}")
     return file["fits"]
 
 
 def _way(found: Fit) -> tuple[int, str]:
     return found["num_views"], found["average"]
-
-
-def _weights(folder: Path) -> str:
-    """What tells a checkpoint's weights from any other: one sha256 over the record's digests of them."""
-    arrays = checkpoint.read_record(folder)["sha256"]
-    return _digest({name: digest for name, digest in arrays.items() if name.startswith("variables/")})
 
 
 def _digest(content: Mapping) -> str:

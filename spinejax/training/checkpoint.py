@@ -1,8 +1,8 @@
-"""Checkpoints: what a run has learned, kept so that it can be trusted and read without this library.
+"""Checkpoints of a run: saved so that no kill or full disk loses one, verified when read, readable with Orbax alone.
 
-A run keeps its latest two steps and its best (`steps` says what one is): two, so that there is one to go back to. A
-step is made in a temporary folder, flushed to disk, and only then named. All arrays are saved as numpy, so that a
-checkpoint from any number of devices loads on any other.
+A run keeps its latest two steps and its best: if the latest is damaged, there is one to go back to. A step is written
+into a temporary folder, flushed to disk, and only then named. All arrays are saved as numpy, so that a checkpoint
+from any number of devices loads on any other.
 """
 
 import concurrent.futures
@@ -28,19 +28,7 @@ from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import processes
 from spinejax.parallel.devices import to_host
 from spinejax.training import saved_step
-from spinejax.training.saved_step import (
-    CHECKPOINTS,
-    Model,
-    Record,
-    Unlogged,
-    best_step,
-    check_arrays,
-    checked_record,
-    digests,
-    read_item,
-    read_record,
-    steps_of,
-)
+from spinejax.training.saved_step import CHECKPOINTS, Model, Record, Unlogged, best_step, read_record, steps_of
 from spinejax.training.train_step import TrainState
 
 EXPORT = "export"
@@ -49,14 +37,14 @@ OPTIONS = "config.json"
 
 
 class Checkpoints:
-    """A run's saved steps, of which one process writes and deletes: the latest two and the best stay.
+    """A run's saved steps, which one process writes and deletes.
 
     Args:
         run: its folder.
         read_only: change nothing there.
 
     Attributes:
-        directory: where the steps stand, each in a folder that is named by its number.
+        directory: holds a folder for each step, named by its number.
     """
 
     def __init__(self, run: str | Path, *, read_only: bool = False):
@@ -66,9 +54,8 @@ class Checkpoints:
         self._saving: concurrent.futures.Future | None = None
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self.directory.iterdir():  # of a save or a deletion that a kill cut short
-                if leftover.name.endswith(checksums.TEMPORARY):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in self.directory.glob(f"*{checksums.TEMPORARY}"):  # of a save or a deletion that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def all_steps(self) -> list[int]:
         """The saved steps, oldest first."""
@@ -79,14 +66,14 @@ class Checkpoints:
         return max(self.all_steps(), default=None)
 
     def write(self, variables: Mapping, optimiser: Mapping, record: Record) -> None:
-        """Save one step in the background, and delete those that need not be kept.
+        """Save one step in the background, and then delete the steps that need not be kept.
 
         Raises:
             SpinejaxError: the disk is too full; an earlier save failed; or another trainer has taken the folder.
         """
         self.wait()
         if record["step"] in self.all_steps():
-            return  # told to stop right after a save: what stands there is this state, to the bit
+            return  # SIGTERM came right after a save: what is there is this state, bit for bit
         lock.refuse_if_lost(self.run)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimiser)))
         if _free(self.directory) < _needed(size):
@@ -116,13 +103,13 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Wait for the save under way. Raises SpinejaxError if it fails."""
+        """Wait for the save in progress. Raises SpinejaxError if it fails."""
         if self._saving:
             saving, self._saving = self._saving, None
             saving.result()
 
     def close(self) -> None:
-        """Wait for the save under way, and end its thread."""
+        """Wait for the save in progress, and end its thread."""
         try:
             self.wait()
         finally:
@@ -137,18 +124,13 @@ def _needed(size: int) -> int:
     return math.ceil(1.01 * size) + 2**20  # for the files beside the arrays
 
 
-def open_checkpoints(run: str | Path, *, read_only: bool = False) -> Checkpoints:
-    """The checkpoints of a run folder: saving into them keeps the latest two and the one of least validation error."""
-    return Checkpoints(run, read_only=read_only)
+def check_options(options: Config, run: Path) -> None:
+    """Write a new run's options into its folder; for a run that goes on, compare them with those it began with.
 
-
-def settle(options: Config, run: Path) -> None:
-    """Write a new run's options into its folder, or hold those of a run that goes on against what it began with.
-
-    A run that ended before its first save, by a mistyped option perhaps, has nothing that goes on.
+    A run that ended before its first save, because of a mistyped option perhaps, begins anew.
 
     Raises:
-        SpinejaxError: an option differs that changes what a step computes, or the options are gone but steps are there.
+        SpinejaxError: an option differs that changes what a step computes, or there are steps but no options.
     """
     path = run / OPTIONS
     begun = bool(steps_of(run / CHECKPOINTS))
@@ -174,19 +156,12 @@ def save(
     *,
     data_digest: str,
     error: float | None,
+    validation_split: str = "validation",
     unlogged: Sequence[Mapping[str, float]] = (),
 ) -> None:
-    """Save a state under its step. The call returns while the files are still being written.
+    """Save a state under its step, on the first process; all processes of a run call it together.
 
-    All processes of a run call it together, and the first one writes.
-
-    Args:
-        checkpoints: from `open_checkpoints`.
-        state: what to save.
-        model: goes into the record, so that a reader can build the network.
-        data_digest: `DataSet.digest` of the data that it learns from.
-        error: the validation error, by which the best step is chosen; None for a step that was not evaluated.
-        unlogged: figures of the steps that no line of the log tells of yet.
+    The call returns while the files are still being written. `Record` says what the options mean.
 
     Raises:
         SpinejaxError: the disk is too full; or the save before this one failed.
@@ -194,16 +169,18 @@ def save(
     state = to_host(state)
 
     def write() -> None:
-        variables, optimiser = _split(state)
+        optimiser = flax.serialization.to_state_dict(state)
+        variables = {name: optimiser.pop(name) for name in ("params", "constants")}
+        arguments: Any = {name: getattr(model, name) for name in Model.__annotations__}
         record: Record = {
-            "version": 2,
-            "model": _arguments(model),
+            "version": 3,
+            "model": arguments | {"dtype": jnp.dtype(model.dtype).name},
             "tasks": task_tables.to_json(model.tasks),
             "data": data_digest,
+            "validation_split": validation_split,
             "step": int(state.step),
             "error": error,
-            "unlogged": [dict(figures) for figures in unlogged],
-            "sha256": digests({"variables": variables, "optimiser": optimiser}),
+            "unlogged": [dict(metrics) for metrics in unlogged],
         }
         checkpoints.write(variables, optimiser, record)
 
@@ -213,12 +190,12 @@ def save(
 def resume(
     checkpoints: Checkpoints, template: TrainState, *, model: SpineNet, data_digest: str
 ) -> tuple[TrainState, Unlogged]:
-    """The state to go on from, and what the log does not say yet of the steps before it.
+    """The latest saved state, and the metrics of the steps before it that the log lacks.
 
     All processes of a run call it together; the first one reads.
 
     Args:
-        checkpoints, template, model, data_digest: as for `restore`. The template is also where a new run begins.
+        checkpoints, template, model, data_digest: as for `restore`. A new run begins with the template.
     """
     found = template = to_host(template)
 
@@ -239,31 +216,25 @@ def resume(
 def restore(
     checkpoints: Checkpoints, template: TrainState, step: int, *, model: SpineNet, data_digest: str
 ) -> TrainState:
-    """Read a state back to go on from, every array checked.
+    """Verify and read a state to go on from, as numpy arrays.
 
     Args:
-        checkpoints: from `open_checkpoints`.
+        checkpoints: where it was saved.
         template: a state of the same network and optimiser; only its structure, shapes and dtypes matter.
-        step: which.
+        step: which one.
         model, data_digest: the network and the data that the run goes on with.
-
-    Returns:
-        The state, with numpy leaves.
 
     Raises:
         SpinejaxError: a file is damaged or missing, or the checkpoint is of another network or data set.
     """
     folder = checkpoints.directory / str(step)
-    record = checked_record(folder)
+    record, items = saved_step.read(folder, "variables", "optimiser")
     if record["data"] != data_digest:
         raise SpinejaxError(
             f"{folder}: this run learned from another data set than the one given, or that has changed since. Going on "
             "would mix the two, and could train on test patients. Give the same --data, or another --workdir."
         )
-    parts = {name: read_item(folder, name) for name in ("variables", "optimiser")}
-    check_arrays(folder, record, parts)
-    found = parts["optimiser"] | parts["variables"]
-    template = to_host(template)
+    found, template = items["optimiser"] | items["variables"], to_host(template)
     _check_same_shapes(folder, found, flax.serialization.to_state_dict(template))
     if record["tasks"] != task_tables.to_json(model.tasks):
         raise SpinejaxError(f"{folder}: a checkpoint of another task table than the data set's.")
@@ -280,21 +251,19 @@ def load(path: str | Path) -> tuple[SpineNet, dict]:
         The module, and its variables as numpy arrays: `params` and `constants`.
 
     Raises:
-        SpinejaxError: no checkpoint there, or it is damaged, or made by a later version.
+        SpinejaxError: no checkpoint there, or it is damaged, or of another version.
 
     Example:
         >>> model, variables = load("runs/quickstart/run")  # doctest: +SKIP
         >>> logits = model.apply(variables, windows)  # doctest: +SKIP
     """
     folder = find(path)
-    record = checked_record(folder)
-    variables = read_item(folder, "variables")
-    check_arrays(folder, record, {"variables": variables})
+    record, items = saved_step.read(folder, "variables")
     arguments: dict[str, Any] = {**record["model"], "dtype": jnp.dtype(record["model"]["dtype"])}
     model = SpineNet(tasks=task_tables.from_json(record["tasks"]), **arguments)
     windows = jnp.zeros((1, *WINDOW_SHAPE[:2], model.num_slices))
-    _check_same_shapes(folder, variables, jax.eval_shape(model.init, jax.random.key(0), windows))
-    return model, variables
+    _check_same_shapes(folder, items["variables"], jax.eval_shape(model.init, jax.random.key(0), windows))
+    return model, items["variables"]
 
 
 def export(run: str | Path) -> Path:
@@ -303,7 +272,8 @@ def export(run: str | Path) -> Path:
     `export/variables` is a plain Orbax checkpoint of numpy arrays.
     """
     source = find(run)
-    checked_record(source)
+    if fault := checksums.fault_of(source, "variables", "record"):
+        raise SpinejaxError(f"{source}: {fault}. {saved_step.way_back(source)}")
     target = Path(run).absolute() / EXPORT
     temporary = target.with_name(f"{EXPORT}-new{checksums.TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -318,7 +288,7 @@ def export(run: str | Path) -> Path:
 
 
 def find(path: str | Path) -> Path:
-    """The folder of one checkpoint: of a run its best step, and else the folder itself.
+    """The folder of one checkpoint: a run's best step, or else the folder itself.
 
     Raises:
         SpinejaxError: no checkpoint there.
@@ -340,20 +310,3 @@ def _check_same_shapes(folder: Path, found: dict, expected: dict) -> None:
             raise SpinejaxError(
                 f"{folder}: a checkpoint of another network or task table: {name} is {shapes[0]}, expected {shapes[1]}."
             )
-
-
-def _split(state: TrainState) -> tuple[dict, dict]:
-    optimiser = flax.serialization.to_state_dict(state)
-    return {name: optimiser.pop(name) for name in ("params", "constants")}, optimiser
-
-
-def _arguments(model: SpineNet) -> Model:
-    return {
-        "branch_point": model.branch_point,
-        "width": model.width,
-        "dropout": model.dropout,
-        "num_slices": model.num_slices,
-        "initialiser": model.initialiser,
-        "fill_slices": model.fill_slices,
-        "dtype": jnp.dtype(model.dtype).name,
-    }

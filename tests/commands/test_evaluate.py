@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     options = Config(width=0.02)
     model = train_step.make_model(options, TASKS)
     state = train_step.init(jax.random.key(0), model, options, np.full(9, 0.3, np.float32))
-    checkpoints = checkpoint.open_checkpoints(folder)
+    checkpoints = checkpoint.Checkpoints(folder)
     checkpoint.save(
         checkpoints, devices.put_replicated(state, devices.make_mesh()), model, data_digest="abc", error=0.5
     )
@@ -271,7 +271,7 @@ def test_the_key_of_raw_scans_is_not_in_the_run_which_is_shared(run, raw, tmp_pa
 
 def test_two_evaluations_into_one_folder_are_refused(run, tiny, tmp_path):
     (tmp_path / "out").mkdir()
-    with only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="another run writes there"):
+    with only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="is writing into this folder"):
         grade(run, tiny, tmp_path / "out")
     grade(run, tiny, tmp_path / "out")
 

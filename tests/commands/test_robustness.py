@@ -1,7 +1,6 @@
 """Nothing is lost: kills, notices, full disks, poisoned gradients, and what a killed trainer leaves behind."""
 
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -18,7 +17,7 @@ from spinejax.config import Config
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, runtime
 from spinejax.training import checkpoint, train_step
-from tests.running import ROOT, Launcher, environment, figures, train_command
+from tests.running import ROOT, Launcher, digests, environment, figures, train_command
 
 OPTIONS = Config(width=0.02, batch_size=8, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1))
 NUM_KILLS = 20
@@ -45,10 +44,6 @@ def latest(run):
 
 def half_written(run):
     return set((run / "checkpoints").glob("*.tmp"))
-
-
-def digests(run, step):
-    return json.loads((run / "checkpoints" / str(step) / "record" / "metadata").read_text())["sha256"]
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +19,7 @@ from spinejax.parallel import runtime
 from spinejax.training import checkpoint, train_step
 from spinejax.training.log import read_log
 from tests.conftest import write_tiny
-from tests.running import Launcher, train_command
+from tests.running import Launcher, digests, train_command
 
 OPTIONS = Config(
     width=0.02, batch_size=8, epochs=2, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1, 0.05, 0.05)
@@ -43,11 +41,6 @@ def launcher(tmp_path_factory):
 
 def run_train(launcher, data, run, *options):
     return launcher.run(train_command(data, run, "--epochs", 5, *options))
-
-
-def digests(run):
-    record = json.loads((Path(run) / "checkpoints" / "15" / "record" / "metadata").read_text())
-    return record["sha256"]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +76,11 @@ def test_a_run_starts_from_another_and_goes_on_without_it(uninterrupted, launche
 
 def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tiny):
     run, _ = uninterrupted
-    before = digests(run)
+    before = digests(run, 15)
     again = run_train(launcher, tiny, run)
     assert again.status == 0, again.stderr
     assert "is finished: step 15" in again.stdout
-    assert digests(run) == before
+    assert digests(run, 15) == before
     assert len(read_log(run / "log.jsonl")) == 5
 
 
@@ -145,7 +138,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, mo
     monkeypatch.undo()
     monkeypatch.setattr(runtime, "set_up", lambda: None)
     main(tiny, run)
-    checkpoints = checkpoint.open_checkpoints(run, read_only=True)
+    checkpoints = checkpoint.Checkpoints(run, read_only=True)
     assert checkpoints.latest_step() == 6
 
 
@@ -162,19 +155,13 @@ def test_an_odd_last_epoch_does_not_count_towards_a_plateau(tiny, tmp_path):
     for name, ends in (("twice", (5, 8)), ("once", (8,))):
         for epochs in ends:
             main(tiny, tmp_path / name, epochs=epochs, eval_epochs=2, plateau_patience=1)
-    records = [
-        (tmp_path / name / "checkpoints" / "24" / "record" / "metadata").read_text() for name in ("twice", "once")
-    ]
-    assert json.loads(records[0])["sha256"] == json.loads(records[1])["sha256"]
+    assert digests(tmp_path / "twice", 24) == digests(tmp_path / "once", 24)
 
 
 def test_discs_in_device_memory_make_the_same_run(tiny, tmp_path):
     for cache in ("none", "device"):
         main(tiny, tmp_path / cache, cache=cache)
-    found = [
-        (tmp_path / cache / "checkpoints" / "6" / "record" / "metadata").read_text() for cache in ("none", "device")
-    ]
-    assert json.loads(found[0])["sha256"] == json.loads(found[1])["sha256"]
+    assert digests(tmp_path / "none", 6) == digests(tmp_path / "device", 6)
 
 
 def test_a_batch_must_divide_by_the_devices(tiny, tmp_path):
@@ -202,6 +189,8 @@ def test_either_held_out_split_can_decide_and_the_other_stays_unseen(tiny, tmp_p
     monkeypatch.setattr(train, "eval_batches", recorded)
     main(tiny, tmp_path / "run", epochs=1, validation_split=split)
     assert evaluated == list(DataSet(tiny).rows(split))
+    for folder in (checkpoint.find(tmp_path / "run"), tmp_path / "run" / "export"):
+        assert checkpoint.read_record(folder)["validation_split"] == split
 
 
 def test_one_task_alone_and_tensorboard(tiny, tmp_path):

@@ -186,7 +186,7 @@ def test_a_device_holds_its_share_and_keeps_it(batch, weights):
 def test_a_checkpoint_of_one_layout_goes_on_in_another(batch, weights, tmp_path):
     _, state, _ = trained("split", 8, batch, weights, steps=2)
     model = train_step.make_model(CONFIG, TASKS)
-    with contextlib.closing(checkpoint.open_checkpoints(tmp_path)) as checkpoints:
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
         checkpoint.save(checkpoints, state, model, data_digest="d", error=0.5)
         checkpoints.wait()
         found = checkpoint.restore(checkpoints, initial(CONFIG), 2, model=model, data_digest="d")

@@ -59,7 +59,7 @@ def alone(tiny, launcher, epochs, tmp_path_factory):
 
 
 def latest(run):
-    return checkpoint.open_checkpoints(run, read_only=True).latest_step()
+    return checkpoint.Checkpoints(run, read_only=True).latest_step()
 
 
 def same_curve(run, other):

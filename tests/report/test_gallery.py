@@ -59,7 +59,7 @@ def run(tmp_path_factory):
     save(config, folder / OPTIONS)
     model = train_step.make_model(config, TASKS)
     state = train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
-    checkpoints = checkpoint.open_checkpoints(folder)
+    checkpoints = checkpoint.Checkpoints(folder)
     checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.5)
     checkpoints.close()
     return folder

@@ -45,7 +45,7 @@ def state_on_eight_devices(seed, tasks=TASKS, config=CONFIG):
 def run(tmp_path_factory):
     """A run of three saves; the second has the least error. And the states that were saved."""
     folder = tmp_path_factory.mktemp("run")
-    checkpoints = checkpoint.open_checkpoints(folder)
+    checkpoints = checkpoint.Checkpoints(folder)
     states = {}
     for seed, error in ((1, 0.4), (2, 0.3), (3, 0.35)):
         model, states[10 * seed] = state_on_eight_devices(seed)
@@ -66,7 +66,7 @@ def restored(checkpoints, step, tasks=TASKS, config=CONFIG, data_digest="abc"):
 
 def test_the_latest_two_and_the_best_are_kept_and_come_back_to_the_bit(run):
     folder, _, states = run
-    checkpoints = checkpoint.open_checkpoints(folder, read_only=True)
+    checkpoints = checkpoint.Checkpoints(folder, read_only=True)
     assert sorted(checkpoints.all_steps()) == [20, 30]
     assert checkpoints.latest_step() == 30
     assert checkpoint.best_step(folder) == 20
@@ -114,14 +114,15 @@ def test_harm_to_any_file_is_found_in_one_line_that_names_the_way_back(run, tmp_
     assert {"SHA256SUMS", "record/metadata", "variables/manifest.ocdbt", "optimiser/_METADATA"} <= set(map(str, names))
     copy = tmp_path / "run"
     shutil.copytree(run[0], copy)
-    checkpoints = checkpoint.open_checkpoints(copy, read_only=True)
+    checkpoints = checkpoint.Checkpoints(copy, read_only=True)
     for name in names:
         path = copy / "checkpoints" / "30" / name
         if not path.stat().st_size and harm is not remove:
             continue
         before = path.read_bytes()
         harm(path)
-        for read in (lambda: restored(checkpoints, 30), lambda: spinejax.load(copy / "checkpoints" / "30")):
+        reads = [lambda: restored(checkpoints, 30), lambda: spinejax.load(copy / "checkpoints" / "30")]
+        for read in reads if name.parts[0] in ("variables", "record") else reads[:1]:
             with pytest.raises(SpinejaxError, match=r"go back to step 20\.") as caught:
                 read()
             assert "30" in str(caught.value)
@@ -150,11 +151,11 @@ def test_the_way_back_is_a_step_that_is_whole(run, tmp_path):
     for step in ("20", "30"):
         flip_a_byte(copy / "checkpoints" / step / "variables" / "manifest.ocdbt")
     with pytest.raises(SpinejaxError, match="No other saved step is whole"):
-        restored(checkpoint.open_checkpoints(copy, read_only=True), 30)
+        restored(checkpoint.Checkpoints(copy, read_only=True), 30)
 
 
 def test_a_full_disk_is_noticed_before_a_save_and_says_how_much_is_needed(tmp_path, monkeypatch):
-    checkpoints = checkpoint.open_checkpoints(tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
     model, state = state_on_eight_devices(1)
     checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
     checkpoints.wait()
@@ -169,7 +170,7 @@ def test_a_full_disk_is_noticed_before_a_save_and_says_how_much_is_needed(tmp_pa
 @pytest.mark.parametrize("call", range(1, 12))
 def test_a_disk_that_fills_up_during_a_save_keeps_the_last_good_step(run, tmp_path, monkeypatch, call):
     """The error comes at one flush after the other: nothing half-written stands, and it is one line."""
-    checkpoints = checkpoint.open_checkpoints(tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
     model, state = run[1], run[2][20]
     checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
     checkpoints.wait()
@@ -186,11 +187,11 @@ def test_a_disk_that_fills_up_during_a_save_keeps_the_last_good_step(run, tmp_pa
         checkpoints.close()
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["20"]
-    same(restored(checkpoint.open_checkpoints(tmp_path), 20), run[2][20])
+    same(restored(checkpoint.Checkpoints(tmp_path), 20), run[2][20])
 
 
 def test_a_step_of_a_run_told_to_stop_is_the_best_only_if_there_is_no_other(run, tmp_path):
-    checkpoints = checkpoint.open_checkpoints(tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
     model, states = run[1], run[2]
     checkpoint.save(checkpoints, states[10], model, data_digest="abc", error=None, unlogged=[{"loss": 1 / 3}])
     checkpoints.wait()
@@ -220,7 +221,6 @@ def test_a_damaged_record_is_refused(run, tmp_path, text):
         ({"model": {"dtype": "evil"}}, "model.dtype"),
         ({"model": {"width": 1e9}}, "model.width"),
         ({"tasks": [{"name": "brightness"}]}, "Task table"),
-        ({"sha256": 3}, "sha256"),
         ({"error": "low"}, "error"),
     ],
 )
@@ -237,7 +237,7 @@ def test_an_edited_record_is_refused(run, tmp_path, changes, fault):
 
 
 def test_a_run_goes_on_with_its_own_data_and_tasks_only(run):
-    checkpoints = checkpoint.open_checkpoints(run[0], read_only=True)
+    checkpoints = checkpoint.Checkpoints(run[0], read_only=True)
     with pytest.raises(SpinejaxError, match="another data set"):
         restored(checkpoints, 30, data_digest="abd")
     swapped = (TASKS[0], Task("side", ("back", "front")))
@@ -249,31 +249,51 @@ def test_only_what_a_save_left_is_removed(run, tmp_path):
     copy = shutil.copytree(run[0], tmp_path / "copy")
     shutil.copytree(copy / "checkpoints" / "30", copy / "checkpoints" / "30-good")
     (copy / "checkpoints" / "40.tmp").mkdir()
-    checkpoint.open_checkpoints(copy).close()
+    checkpoint.Checkpoints(copy).close()
     assert (copy / "checkpoints" / "30-good" / "SHA256SUMS").is_file()
     assert not (copy / "checkpoints" / "40.tmp").exists()
 
 
 def test_a_run_goes_on_with_its_own_options_only(tmp_path):
-    checkpoint.settle(Config(init_from=Path("mistyped")), tmp_path)
-    checkpoint.settle(Config(), tmp_path)  # nothing was saved that would go on
+    checkpoint.check_options(Config(init_from=Path("mistyped")), tmp_path)
+    checkpoint.check_options(Config(), tmp_path)  # nothing was saved that would go on
     (tmp_path / "checkpoints" / "7" / "record").mkdir(parents=True)
-    checkpoint.settle(Config(epochs=2000, workers=3), tmp_path)  # neither changes what a step computes
+    checkpoint.check_options(Config(epochs=2000, workers=3), tmp_path)  # neither changes what a step computes
     with pytest.raises(SpinejaxError, match=r"width was 1.0, now 0.5"):
-        checkpoint.settle(Config(width=0.5), tmp_path)
+        checkpoint.check_options(Config(width=0.5), tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(SpinejaxError, match=r"config\.json is missing"):
-        checkpoint.settle(Config(), tmp_path)
+        checkpoint.check_options(Config(), tmp_path)
 
 
-def test_a_record_that_lacks_an_array_is_refused(run, tmp_path):
+def test_load_verifies_and_reads_no_optimiser(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    step = copy / "checkpoints" / "20"
+    for name in files_of(step / "optimiser"):
+        flip_a_byte(step / "optimiser" / name) if (step / "optimiser" / name).stat().st_size else None
+    hashed, sha256_of = [], checksums.sha256_of
+    monkeypatch.setattr(checksums, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    _, variables = spinejax.load(step)
+    same(variables["params"], run[2][20].params)
+    assert hashed
+    assert {path.relative_to(step).parts[0] for path in hashed} == {"record", "variables"}
+    assert len(set(hashed)) == len(hashed)
+    checkpoint.export(copy)
+    with pytest.raises(SpinejaxError, match=r"optimiser/.* is not what was saved.*go back to step 30"):
+        restored(checkpoint.Checkpoints(copy, read_only=True), 20)
+
+
+def test_records_of_the_version_before_are_read_and_of_the_first_refused(run, tmp_path):
     copy = shutil.copytree(run[0] / "export", tmp_path / "export")
     path = copy / "record" / "metadata"
     record = json.loads(path.read_text())
-    del record["sha256"]["variables/params/trunk/conv1/kernel"]
-    path.write_text(json.dumps(record))
-    checksums.seal(copy)  # by somebody who knows how
-    with pytest.raises(SpinejaxError, match="conv1/kernel is not what was saved"):
+    del record["validation_split"]
+    for version in (2, 1):
+        path.write_text(json.dumps(record | {"version": version, "sha256": {"variables/params/x": "0" * 64}}))
+        checksums.seal(copy)
+        if version == 2:
+            same(spinejax.load(copy)[1]["params"], run[2][20].params)
+    with pytest.raises(SpinejaxError, match="of another version of spinejax: version: Input should be 2 or 3"):
         spinejax.load(copy)
 
 
@@ -286,7 +306,7 @@ def test_a_record_that_lacks_an_array_is_refused(run, tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(run, tasks, config, difference):
-    checkpoints = checkpoint.open_checkpoints(run[0], read_only=True)
+    checkpoints = checkpoint.Checkpoints(run[0], read_only=True)
     with pytest.raises(SpinejaxError, match=difference):
         restored(checkpoints, 30, tasks, config)
 
@@ -298,12 +318,12 @@ def test_no_checkpoint_is_said_so(tmp_path):
 
 def test_a_second_trainer_is_refused_and_told_who_holds_the_folder(tmp_path):
     with (
-        lock.locked(tmp_path / "run"),
-        pytest.raises(SpinejaxError, match=rf"another trainer \(host .*, process {os.getpid()}\)"),
-        lock.locked(tmp_path / "run"),
+        lock.locked(tmp_path / "run", "advice"),
+        pytest.raises(SpinejaxError, match=rf"another process \(host .*, process {os.getpid()}\) is writing .*advice"),
+        lock.locked(tmp_path / "run", "advice"),
     ):
         pass
-    with lock.locked(tmp_path / "run"):
+    with lock.locked(tmp_path / "run", "advice"):
         assert (tmp_path / "run").is_dir()
 
 
@@ -313,13 +333,13 @@ def test_where_locks_do_not_hold_the_trainer_that_lost_the_folder_stops_before_i
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     model, state = state_on_eight_devices(1)
-    with lock.locked(tmp_path):
-        checkpoints = checkpoint.open_checkpoints(tmp_path)
+    with lock.locked(tmp_path, "advice"):
+        checkpoints = checkpoint.Checkpoints(tmp_path)
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(socket, "gethostname", lambda: "other-host")
-            held_elsewhere = lock.locked(tmp_path)
+            held_elsewhere = lock.locked(tmp_path, "advice")
             held_elsewhere.__enter__()
-        with pytest.raises(SpinejaxError, match=r"another trainer \(host other-host, process \d+\) has taken"):
+        with pytest.raises(SpinejaxError, match=r"another process \(host other-host, process \d+\) has taken"):
             checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
         checkpoints.close()
     assert checkpoints.all_steps() == []
@@ -329,7 +349,7 @@ def test_a_half_written_save_is_not_seen(run, tmp_path):
     copy = shutil.copytree(run[0], tmp_path / "run")
     half = shutil.copytree(copy / "checkpoints" / "30", copy / "checkpoints" / "40.tmp")
     assert checkpoint.best_step(copy) == 20
-    assert checkpoint.open_checkpoints(copy, read_only=True).latest_step() == 30
+    assert checkpoint.Checkpoints(copy, read_only=True).latest_step() == 30
     assert half.is_dir()
-    assert checkpoint.open_checkpoints(copy).latest_step() == 30
+    assert checkpoint.Checkpoints(copy).latest_step() == 30
     assert not half.exists()

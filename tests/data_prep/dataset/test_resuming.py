@@ -261,7 +261,7 @@ def test_rest_of_another_run_is_not_gone_on_with(tmp_path, folder, monkeypatch, 
 
 def test_two_writers_in_one_folder_are_refused(tmp_path, folder):
     (tmp_path / "out").mkdir()
-    with resuming.only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="another run writes there"):
+    with resuming.only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="is writing into this folder"):
         run(folder, tmp_path / "out")
     run(folder, tmp_path / "out")
 
@@ -282,7 +282,7 @@ def test_folders_of_other_people_are_not_taken_for_a_runs_own(tmp_path, folder, 
 
 def test_a_data_set_that_is_being_replaced_has_one_writer(tmp_path, folder):
     run(folder, tmp_path / "out")
-    with resuming.only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="another run writes there"):
+    with resuming.only_writer(tmp_path / "out"), pytest.raises(SpinejaxError, match="is writing into this folder"):
         run(folder, tmp_path / "out", overwrite=True)
 
 
