@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable) -> None:
     """Call `write(temporary_path)`, flush the file to disk and only then give it its name.
 
     A reader finds either the old file or the whole new one.
