@@ -1,5 +1,5 @@
-"""Vertebral bodies found in a scan that has no mask: the one place of data_prep with a network (docs/detector.md).
+"""Detection of vertebral bodies in a scan without a mask (docs/detector.md): data_prep's one room that uses JAX.
 
-A network looks at every sagittal slice, `candidates` groups what it sees over the slices, and `chain` picks one
-consistent column and names it from the sacrum up. JAX is loaded only when a scan is looked at.
+The network looks at every sagittal slice, `candidates` groups what it finds over the slices, and `chain` picks one
+consistent column and names it from the sacrum up. JAX is loaded only when a scan is searched.
 """

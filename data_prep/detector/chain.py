@@ -1,7 +1,7 @@
 """One consistent column out of many candidates, by dynamic programming from the sacrum up (paper, refs. 5 and 7).
 
-Every two neighbours pay for an unlikely disc between them: its height, the bend of the column there, and the unlike
-lengths of their endplates. A body that no candidate stands for is stepped over, at a price.
+Every two neighbours have a cost: for an unlikely disc height, an unlikely bend, and endplates of unlike length. A body
+without a candidate may be skipped, at a cost.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.detector.candidates import SACRUM, Group
 
-# Means and standard deviations. Endplates' lengths are of neighbours, as a logarithm of their ratio.
+# Means and standard deviations. The size ratio is the logarithm of the ratio of neighbours' endplate lengths.
 _GAP_MM = (8.0, 5.0)
 _BEND_DEG = 14.0
 _LUMBOSACRAL_BEND_DEG = 22.0
@@ -21,97 +21,95 @@ _MISSING_COST = 5.0
 _MOST_COST = 14.0  # of a link; beyond it, two bodies are no neighbours
 _GAIN = 3.0  # added to a body's log-odds: a candidate is worth taking from a score of 0.05
 SAME_PLACE_MM = 14.0
-"""Between the centres of a body and a sacrum that are one thing."""
+"""A body and a sacrum whose centres are nearer than this are the same structure."""
 
 _LEAST_BODY_MM = (8.0, 5.0)  # length and height
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """The bodies of a chain from the bottom up; None stands for one that was stepped over. `score` is the chain's."""
+    """The bodies of a chain from the bottom up; None stands for a skipped one. `score` is the chain's."""
 
     groups: tuple[Group | None, ...]
     score: float
 
     @property
-    def has_sacrum(self) -> bool:
-        """Whether it begins with S1."""
+    def sacrum(self) -> Group | None:
+        """S1, if the column begins with it."""
         first = self.groups[0]
-        return first is not None and first.kind == SACRUM
+        return first if first is not None and first.kind == SACRUM else None
 
 
 @dataclass(frozen=True, eq=False)
 class _Shape:
-    """A group's geometry, mm: the middles of its endplates, their mean length, and the direction up."""
+    """A group's geometry in mm: middle and upward direction of each endplate, their mean length, and their distance."""
 
     upper: np.ndarray
     lower: np.ndarray
-    length: float
-    height: float
     up: np.ndarray
     lower_up: np.ndarray
+    length: float
+    height: float
     is_sacrum: bool
 
 
 def _shape(group: Group) -> _Shape:
-    corners = group.corners
-    upper, lower = corners[:2].mean(0), corners[2:].mean(0)
-    upper_along, lower_along = corners[1] - corners[0], corners[2] - corners[3]
-    up = _unit(np.array([-upper_along[1], upper_along[0]]))
-    if group.kind == SACRUM:
-        return _Shape(upper, upper, float(np.linalg.norm(upper_along)), 0.0, up, up, True)
-    length = (np.linalg.norm(upper_along) + np.linalg.norm(lower_along)) / 2
-    lower_up = _unit(np.array([-lower_along[1], lower_along[0]]))
-    return _Shape(upper, lower, float(length), float(np.linalg.norm(upper - lower)), up, lower_up, False)
+    corners, is_sacrum = group.corners, group.kind == SACRUM
+    plates = [corners[[0, 1]], corners[[0, 1] if is_sacrum else [3, 2]]]
+    upper, lower = (plate.mean(0) for plate in plates)
+    along = [plate[1] - plate[0] for plate in plates]
+    up, lower_up = (_unit(np.array([-way[1], way[0]])) for way in along)
+    length = float(np.mean([np.linalg.norm(way) for way in along]))
+    return _Shape(upper, lower, up, lower_up, length, float(np.linalg.norm(upper - lower)), is_sacrum)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-6)
 
 
-def link_cost(below: _Shape, above: _Shape, *, missing: bool) -> float:
-    """What it costs that two bodies are neighbours, or have one `missing` between them."""
+def _link_cost(below: _Shape, above: _Shape, *, missing: bool) -> float:
+    """The cost of two bodies as neighbours, or with one `missing` between them."""
     step = above.lower - below.upper
-    length = (below.length + above.length) / 2
-    gap = float(step @ _unit(below.up + above.lower_up))
+    up = _unit(below.up + above.lower_up)
+    gap = float(step @ up)
+    across = np.zeros(2) if missing else step - gap * up
     if missing:  # a body as high as the one above, and a disc
         gap -= above.height + _GAP_MM[0]
+    spread = 1.5 if missing else 1.0
     bend_deg = np.degrees(np.arccos(np.clip(below.up @ above.lower_up, -1, 1)))
-    across = step - gap * _unit(below.up + above.lower_up) if not missing else np.zeros(2)
-    sacral = below.is_sacrum
-    cost = 0.5 * ((gap - _GAP_MM[0]) / _GAP_MM[1] / (1.5 if missing else 1.0)) ** 2
-    cost += 0.5 * (bend_deg / (_LUMBOSACRAL_BEND_DEG if sacral else _BEND_DEG) / (1.5 if missing else 1.0)) ** 2
-    cost += 0.5 * (np.log(below.length / above.length) / (_SACRAL_SIZE_RATIO if sacral else _SIZE_RATIO)) ** 2
-    cost += 0.5 * (np.linalg.norm(across) / (0.25 * length)) ** 2
-    return float(cost) + (_MISSING_COST if missing else 0.0)
+    usual_bend_deg = _LUMBOSACRAL_BEND_DEG if below.is_sacrum else _BEND_DEG
+    usual_ratio = _SACRAL_SIZE_RATIO if below.is_sacrum else _SIZE_RATIO
+    deviations = (
+        (gap - _GAP_MM[0]) / (_GAP_MM[1] * spread),
+        bend_deg / (usual_bend_deg * spread),
+        np.log(below.length / above.length) / usual_ratio,
+        np.linalg.norm(across) / (0.25 * (below.length + above.length) / 2),
+    )
+    return 0.5 * float(sum(value**2 for value in deviations)) + (_MISSING_COST if missing else 0.0)
 
 
 def best_column(groups: Sequence[Group]) -> Column | None:
-    """The chain whose candidates' log-odds, less the costs of its links, sum to most; None if no body is possible.
+    """The chain with the greatest sum of its candidates' log-odds less the costs of its links; None without a body.
 
-    Who takes for a vertebra what may be the sacrum pays for that. Not the other way about: S1 often looks like one.
-
-    Args:
-        groups: bodies and sacra, in any order.
+    A body placed on a likely sacrum is penalised; the reverse is not, because S1 often looks like a vertebra.
     """
     shapes = {id(group): _shape(group) for group in groups}
     usable = [group for group in groups if _possible(shapes[id(group)])]
     usable.sort(key=lambda group: (group.kind != SACRUM, -group.centre[0]))  # from the sacrum up
     best: list[tuple[float, tuple[Group | None, ...]]] = []
-    for index, group in enumerate(usable):
+    for group in usable:
         gain = _gain(group)
         if group.kind != SACRUM:
             gain -= max((_gain(sacrum) for sacrum in usable if _is_same_thing(sacrum, group)), default=0.0)
         options: list[tuple[float, tuple[Group | None, ...]]] = [(gain, (group,))]
-        if group.kind != SACRUM:
-            for score, chain in best[:index]:
-                below = chain[-1]
-                if below is None or below.centre[0] <= group.centre[0]:
-                    continue
-                for missing in (False, True):
-                    cost = link_cost(shapes[id(below)], shapes[id(group)], missing=missing)
-                    if cost < _MOST_COST:
-                        options.append((score + gain - cost, (*chain, *([None] if missing else []), group)))
+        for score, chain in best if group.kind != SACRUM else ():
+            below = chain[-1]
+            if below is None or below.centre[0] <= group.centre[0]:
+                continue
+            for missing in (False, True):
+                cost = _link_cost(shapes[id(below)], shapes[id(group)], missing=missing)
+                if cost < _MOST_COST:
+                    options.append((score + gain - cost, (*chain, *([None] if missing else []), group)))
         best.append(max(options, key=lambda option: option[0]))
     if not best:
         return None

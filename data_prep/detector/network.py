@@ -1,12 +1,13 @@
-"""The network: a small U-Net that tells, in each cell of a slice, whether a body's centre is near and where its corners
-are from there, and, in the cells about a corner, where exactly it is. After refs. 5 and 7 of the paper, which detect
-bodies slice by slice and then regress their corners; the second look at a corner is that of PersonLab (Papandreou et
-al., 2018, short-range offsets).
+"""The network: a small U-Net over one slice.
+
+Each cell says whether a body's centre is near and where that body's corners are; cells near a corner also say where
+exactly it is. The first follows refs. 5 and 7 of the paper, which detect bodies slice by slice and then regress their
+corners; the second is the short-range offset of PersonLab (Papandreou et al., 2018).
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from data_prep.detector.grid import CELL_PX
 
@@ -14,32 +15,30 @@ WIDTHS = (24, 48, 96, 128)
 """Channels at 3, 6, 12 and 24 mm a cell."""
 
 NUM_CLASSES = 2
-"""Centres of vertebral bodies, and the sacrum (S1), each with a heat-map of its own."""
+"""Centres of vertebral bodies, and the sacrum (S1): each has its own heat map."""
 
 
 class BodyNet(nn.Module):
-    """Slices → (heat logits, ways to corners from far, and from near).
+    """Slices → heat logits, offsets to corners from far, and from near.
 
-    Normalised by batch statistics, so that padding changes no answer.
-
-    Args:
-        widths: channels from the finest level to the coarsest.
+    It normalises by batch statistics, so padding does not change the result.
     """
 
     widths: tuple[int, ...] = WIDTHS
 
     @nn.compact
-    def __call__(self, images, *, train: bool):
-        """Look at slices.
+    def __call__(
+        self, images: Float[Array, "N H W"], *, train: bool
+    ) -> tuple[Float[Array, "N h w 2"], Float[Array, "N h w 4 2"], Float[Array, "N h w 4 2"]]:
+        """Find bodies in slices.
 
         Args:
-            images: float32[N, H, W], normalised, `PIXEL_MM` a pixel; H and W are multiples of `BLOCK_PX`.
+            images: normalised, `PIXEL_MM` a pixel; H and W are multiples of 16.
             train: use and update the batch's statistics, instead of the stored ones.
 
         Returns:
-            float32[N, H/2, W/2, 2], logits of a centre (`NUM_CLASSES`); float32[N, H/2, W/2, 4, 2], the way from the
-            cell to each corner of the body about it, (row, column), in `OFFSET_MM`; likewise, the way to each kind of
-            corner's nearest one, of whichever body.
+            Logits of a centre of each class. Offsets (row, column) in `OFFSET_MM` from each cell to the corners of the
+            body around it. Offsets from each cell to the nearest corner of each kind, of whichever body.
         """
 
         def layer(x, features, *, stride=1, kernel=3):
@@ -48,7 +47,10 @@ class BodyNet(nn.Module):
             )(x)
             return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.97)(x))
 
-        x = layer(_fold(images[..., None], CELL_PX), self.widths[0])
+        # The pixels of a cell become its channels, so the coarser grid loses nothing.
+        n, height, width = images.shape
+        cells = images.reshape(n, height // CELL_PX, CELL_PX, width // CELL_PX, CELL_PX).swapaxes(2, 3)
+        x = layer(cells.reshape(*cells.shape[:3], CELL_PX**2), self.widths[0])
         x = layer(x, self.widths[0])
         skips = [x]
         for features in self.widths[1:]:
@@ -63,10 +65,3 @@ class BodyNet(nn.Module):
         heat = nn.Conv(NUM_CLASSES, (1, 1), bias_init=rare, name="heat")(x)
         far, near = (nn.Conv(8, (1, 1), name=name)(x).reshape(*x.shape[:-1], 4, 2) for name in ("offsets", "nearby"))
         return heat, far, near
-
-
-def _fold(x: jax.Array, block: int) -> jax.Array:
-    """[N, H, W, C] → [N, H/b, W/b, b·b·C]: blocks of pixels become channels, so nothing is lost by a coarser grid."""
-    n, height, width, channels = x.shape
-    x = x.reshape(n, height // block, block, width // block, block, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // block, width // block, block * block * channels)

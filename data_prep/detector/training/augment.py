@@ -4,23 +4,28 @@ The ranges are wide on purpose (domain randomisation): a real scan should look l
 [0, 1.25] before and after.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 from data_prep.detector.grid import PIXEL_MM
-from data_prep.detector.training.truth import BODY, NOTHING, SACRUM, SOURCE_MM
+from data_prep.detector.training.truth import BODY, NOTHING, SACRUM, SOURCE_MM, Slice
 
 CROP_SHAPE = (160, 128)
 """Of a training crop in network pixels: 240 × 192 mm."""
 
+_ONE = 200
+"""The stored intensity, uint8, that stands for 1."""
+
 
 class Crops(NamedTuple):
-    """Slices or crops with their truth, as arrays; the fields are those of `truth.Slice`, with a batch axis.
+    """Slices or crops with their truth, as arrays: the fields of `truth.Slice` with a batch axis.
 
-    `size`, float32[N, 2], is the part of a padded image that is image.
+    `size` (N, 2) is the part of a padded image that is image.
     """
 
     image: Any
@@ -31,16 +36,28 @@ class Crops(NamedTuple):
     corners: Any
 
 
-def random_crop(key: jax.Array, slices: Crops, shape: tuple[int, int] = CROP_SHAPE) -> Crops:
-    """One random crop of one slice.
+def stack(slices: Sequence[Slice]) -> Crops:
+    """Slices as one set of arrays, zero-padded to the largest; images as uint8 (`_ONE`)."""
+    shape = np.max([one.image.shape for one in slices], axis=0)
 
-    Args:
-        key: decides all.
-        slices: of a single slice, without the batch axis; images uint8, where 200 stands for 1.
-        shape: of the crop.
+    def padded(image):
+        return np.pad(image, [(0, size - n) for size, n in zip(shape, image.shape, strict=True)])
+
+    return Crops(
+        image=np.stack([padded(np.rint(one.image * _ONE).astype(np.uint8)) for one in slices]),
+        tissue=np.stack([padded(one.tissue) for one in slices]),
+        size=np.array([one.image.shape for one in slices], np.float32),
+        kinds=np.stack([one.kinds for one in slices]),
+        centres=np.stack([one.centres for one in slices]),
+        corners=np.stack([one.corners for one in slices]),
+    )
+
+
+def random_crop(key: jax.Array, slices: Crops, shape: tuple[int, int] = CROP_SHAPE) -> Crops:
+    """One random crop of one slice, given without the batch axis.
 
     Returns:
-        The crop: float32 image in network pixels, and its keypoints. Those outside become `NOTHING`.
+        The crop: an image in network pixels, and its keypoints. Those outside become `NOTHING`.
     """
     keys = jax.random.split(key, 4)
     matrix, bend, centre = _geometry(keys[0], slices)
@@ -51,11 +68,11 @@ def random_crop(key: jax.Array, slices: Crops, shape: tuple[int, int] = CROP_SHA
     source = at @ matrix.T + centre.reshape(1, 1, 2)
     inside = ((source >= 0) & (source <= slices.size.reshape(1, 1, 2) - 1)).all(-1)
     y, x = rows / shape[0], columns / shape[1]
-    frame = jax.random.uniform(keys[3], (5,), maxval=0.2)  # a smaller field of view: beyond it there is nothing
+    frame = jax.random.uniform(keys[3], (5,), maxval=0.2)  # a smaller field of view, empty beyond it
     frame = jnp.where(frame[4] < 0.06, frame, jnp.zeros(5))
     inside &= (y >= frame[0]) & (y <= 1 - frame[1]) & (x >= frame[2]) & (x <= 1 - frame[3])
     contrast = _tissue_gains(keys[1])[slices.tissue]
-    image = slices.image.astype(jnp.float32) / 200 * contrast
+    image = slices.image.astype(jnp.float32) / _ONE * contrast
     image = map_coordinates(image, [source[..., 0], source[..., 1]], order=1, mode="nearest")
     image = _appearance(keys[2], image, inside, y, x)
 
@@ -70,13 +87,13 @@ def random_crop(key: jax.Array, slices: Crops, shape: tuple[int, int] = CROP_SHA
     centres = to_crop(slices.centres)
     y, x = (jnp.clip(jnp.rint(centres[:, axis]).astype(jnp.int32), 0, shape[axis] - 1) for axis in (0, 1))
     shown = (jnp.abs(centres - jnp.stack([y, x], axis=-1).astype(jnp.float32)) <= 0.5).all(-1) & inside[y, x]
-    # What is doubtful keeps its place, so that its surroundings are left out even where it lies just outside.
+    # A doubtful point just outside stays, because the loss must ignore its surroundings.
     kinds = jnp.where(shown | (slices.kinds > SACRUM), slices.kinds, NOTHING)
     return Crops(image, slices.tissue, slices.size, kinds, centres, to_crop(slices.corners))
 
 
 def _geometry(key: jax.Array, slices: Crops) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The crop's pixels → the slice's: a matrix, how much a column bends with the row's square, and its middle."""
+    """The crop's pixels → the slice's: a matrix, the bend of a column by the square of the row, and the middle."""
     keys = jax.random.split(key, 7)
     angle = jnp.deg2rad(jax.random.truncated_normal(keys[0], -2.5, 2.5) * 9)
     scale = PIXEL_MM / SOURCE_MM * jnp.exp(jax.random.uniform(keys[1], minval=-0.28, maxval=0.25))
@@ -90,14 +107,14 @@ def _geometry(key: jax.Array, slices: Crops) -> tuple[jax.Array, jax.Array, jax.
 
 
 def _tissue_gains(key: jax.Array) -> jax.Array:
-    """float32[4]: factors of other tissue, vertebrae, discs and canal; all one in a third of the crops."""
+    """Factors of other tissue, vertebrae, discs and canal; all are one in a third of the crops."""
     keys = jax.random.split(key, 2)
     gains = jnp.exp(jax.random.normal(keys[0], (4,)) * jnp.array([0.0, 0.25, 0.45, 0.6]))
     return jnp.where(jax.random.bernoulli(keys[1], 1 / 3), jnp.ones(4), gains)
 
 
 def _appearance(key: jax.Array, image: jax.Array, inside: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-    """What sequence, coil and mishaps make of a crop. `y`, `x` in [0, 1) are the pixels' places."""
+    """The effects of sequence, coil and artefacts on a crop. `y`, `x` in [0, 1) are the pixels' places."""
     keys = iter(jax.random.split(key, 40))
 
     def uniform(low, high, shape=()):
@@ -106,13 +123,13 @@ def _appearance(key: jax.Array, image: jax.Array, inside: jax.Array, y: jax.Arra
     def chance(probability):
         return jax.random.bernoulli(next(keys), probability)
 
-    # Contrast: a gamma, or a curve through random knots that need not rise; now and then the negative.
+    # Contrast: a gamma, or a curve through random knots that need not rise; sometimes the negative.
     image = jnp.clip(image, 0, 1.25) / 1.25
     curve = jnp.clip(jnp.linspace(0, 1, 6) + uniform(-0.25, 0.25, (6,)), 0, 1)
     bent = jnp.interp(image, jnp.linspace(0, 1, 6), curve)
     image = jnp.where(chance(0.4), bent, image ** jnp.exp(uniform(-0.7, 0.7)))
     image = jnp.where(chance(0.08), 1 - image, image)
-    # A coil's shading, and the saturation band that is often laid over the belly.
+    # A coil's shading, and the saturation band that is often placed over the belly.
     waves = sum(
         amplitude * jnp.sin(jnp.pi * (a * y + b * x + phase))
         for amplitude, a, b, phase in zip(
@@ -123,7 +140,7 @@ def _appearance(key: jax.Array, image: jax.Array, inside: jax.Array, y: jax.Arra
     edge, slope = uniform(0.0, 0.45), uniform(-0.2, 0.2)
     band = jax.nn.sigmoid((x - edge - slope * (y - 0.5)) / 0.02)
     image = image * jnp.where(chance(0.25), 0.1 + 0.9 * band, jnp.ones_like(band))
-    # A ghost of movement along the rows or columns.
+    # A motion ghost along the rows or columns.
     ghost = jnp.where(chance(0.5), jnp.roll(image, 23, 0), jnp.roll(image, 19, 1))
     image = image + jnp.where(chance(0.15), uniform(0.0, 0.25), 0.0) * ghost
     # A metal void with a bright rim.
@@ -131,7 +148,7 @@ def _appearance(key: jax.Array, image: jax.Array, inside: jax.Array, y: jax.Arra
     radius = jnp.where(chance(0.1), uniform(5, 18), -50.0)
     rim = jnp.exp(-(((from_void - radius - 2) / 2) ** 2))
     image = image * jax.nn.sigmoid((from_void - radius) / 1.0) + 0.8 * rim
-    # Resolution, unlike along rows and columns; noise.
+    # Resolution, different along rows and columns; noise.
     for axis in (0, 1):
         image = _blur(image, jnp.where(chance(0.6), uniform(0.0, 1.1), 0.0), axis)
     noise = jax.random.normal(next(keys), image.shape) * jnp.where(chance(0.8), uniform(0.0, 0.07), 0.0)

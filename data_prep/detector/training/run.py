@@ -1,12 +1,14 @@
-"""A training run of the detector, from SPIDER's stacks and phantoms to a file of weights; it goes on where it stopped.
+"""A training run of the detector, from SPIDER's stacks and phantoms to a file of weights.
 
-What a step sees depends on the seed and the step alone, so a run that was interrupted ends in the same weights.
+An interrupted run continues where it stopped. What a step sees depends on the seed and the step alone, so it ends in
+the same weights.
 """
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.detector import weights
-from data_prep.detector.training.augment import Crops
-from data_prep.detector.training.loss import init, stack, train_step
+from data_prep.detector.training.augment import Crops, stack
+from data_prep.detector.training.step import init, train_step
 from data_prep.detector.training.truth import Slice, development_patients, slices_with_truth
 from data_prep.phantom.phantom import phantom
 from data_prep.read.metaimage import read_mha
@@ -34,12 +36,12 @@ _SPIDER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a run's weights depend on, beside the data.
+    """Everything that a run's weights depend on, besides the data.
 
     Args:
         steps, batch_size, learning_rate: of the optimiser.
         phantoms: how many are drawn; 0 for none.
-        real_share: of the crops that are of real scans, where both are there.
+        real_share: the share of crops from real scans, if there are phantoms too.
         seed: of weights, phantoms and crops.
     """
 
@@ -67,34 +69,28 @@ def train_detector(
     """Train and write the weights.
 
     Args:
-        spider: a folder with SPIDER's `images/` and `masks/`; without it, phantoms alone. Its six development patients
-            (`development_patients`) are left out.
-        out: of the weights, in .npz. What an interrupted run leaves is in the folder `<out>.training`.
+        spider: a folder with SPIDER's `images/` and `masks/`, whose six development patients (`development_patients`)
+            are left out. Without it, the detector trains on phantoms alone.
+        out: the weights, in .npz. The state of an interrupted run is in the folder `<out>.training`.
         recipe: the settings.
-        begin: weights to go on from, by a learning rate that rises and falls again; None for random ones.
+        begin: weights to start from, with the whole learning rate schedule; None for random ones.
         series: of the real scans.
-        tell: is given a line now and then.
+        tell: called with a line of progress from time to time.
 
     Raises:
-        SpinejaxError: there is nothing to train on; a file cannot be read; an earlier run had other settings.
+        SpinejaxError: there is nothing to train on, a file cannot be read, or an earlier run had other settings.
     """
     work = out.with_suffix(".training")
     work.mkdir(parents=True, exist_ok=True)
-    _same_settings(
-        work / "recipe.json",
-        {
-            **asdict(recipe),
-            "spider": spider is not None,
-            "series": series,
-            "begin": begin and weights.weights_sum(begin),
-        },
-    )
+    began = None if begin is None else weights.weights_sum(begin)
+    settings = {**asdict(recipe), "spider": spider is not None, "series": series, "begin": began}
+    _refuse_other_settings(work / "recipe.json", settings)
     real, left_out = (None, []) if spider is None else _cached(work / "real.npz", lambda: _real(spider, series, tell))
     drawn = None
     if recipe.phantoms:
         drawn, _ = _cached(work / "phantoms.npz", lambda: _phantoms(recipe, tell))
     data, shares = _together(real, drawn, recipe.real_share)
-    average = _go(data, shares, recipe, begin, work / "state.npz", tell)
+    average = _fit(data, shares, recipe, begin, work / "state.npz", tell)
     provenance = {
         "recipe": asdict(recipe),
         "began_from": None if begin is None else json.loads(begin.with_suffix(".json").read_text()),
@@ -106,8 +102,8 @@ def train_detector(
     weights.save(out, jax.tree.map(np.asarray, average), provenance)
 
 
-def _go(data: Crops, shares: np.ndarray, recipe: Recipe, begin: Path | None, path: Path, tell) -> dict[str, Any]:
-    """Every step; gives the running average of the variables, which is steadier than the last of them."""
+def _fit(data: Crops, shares: np.ndarray, recipe: Recipe, begin: Path | None, path: Path, tell) -> dict[str, Any]:
+    """Run every step and return the running average of the variables, which is steadier than the last of them."""
     key = jax.random.key(recipe.seed)
     state = init(key, recipe.steps)
     if begin is not None:
@@ -115,35 +111,43 @@ def _go(data: Crops, shares: np.ndarray, recipe: Recipe, begin: Path | None, pat
     average = jax.tree.map(jnp.copy, state.variables)  # the state itself is donated
     if path.exists():
         state, average = _load(path, (state, average))
-        tell(f"goes on from step {int(state.step)}")
+        tell(f"continues from step {int(state.step)}")
     data, weight = jax.tree.map(jnp.asarray, data), jnp.asarray(shares, jnp.float32)
+    step = partial(
+        train_step, key, num_steps=recipe.steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate
+    )
     start, first, parts = time.perf_counter(), int(state.step), []
-    for step in range(first + 1, recipe.steps + 1):
-        state, told = train_step(
-            key,
-            state,
-            data,
-            weight,
-            num_steps=recipe.steps,
-            batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
-        )
-        average = _averaged(average, state.variables, jnp.minimum(_MEMORY, step / (step + 10.0)))
-        parts.append(told)
-        if step % _SAVE_EVERY == 0 or step == recipe.steps:
-            means = {name: np.mean([float(part[name]) for part in parts]) for name in told}
+    for number in range(first + 1, recipe.steps + 1):
+        state, losses = step(state, data, weight)
+        average = _averaged(average, state.variables, jnp.minimum(_MEMORY, number / (number + 10.0)))
+        parts.append(losses)
+        if number % _SAVE_EVERY == 0 or number == recipe.steps:
+            means = {name: np.mean([float(part[name]) for part in parts]) for name in losses}
             if not np.isfinite(means["loss"]):
-                raise SpinejaxError(f"step {step}: the loss is not finite. Lower the learning rate.")
-            pace = (time.perf_counter() - start) / (step - first)
-            tell(f"step {step}: " + ", ".join(f"{n} {value:.3f}" for n, value in means.items()) + f", {pace:.2f} s")
+                raise SpinejaxError(f"step {number}: the loss is not finite. Lower the learning rate.")
+            pace = (time.perf_counter() - start) / (number - first)
+            tell(f"step {number}: " + ", ".join(f"{n} {value:.3f}" for n, value in means.items()) + f", {pace:.2f} s")
             parts = []
-            _save(path, (state, average))
+            leaves = jax.tree.leaves((state, average))
+            weights.write_arrays(path, {str(index): np.asarray(leaf) for index, leaf in enumerate(leaves)})
     return average
 
 
 @jax.jit
 def _averaged(average: dict[str, Any], variables: dict[str, Any], memory: jax.Array) -> dict[str, Any]:
     return jax.tree.map(lambda old, new: memory * old + (1 - memory) * new, average, variables)
+
+
+def _load(path: Path, like: Any) -> Any:
+    leaves, tree = jax.tree.flatten(like)
+    with np.load(path, allow_pickle=False) as arrays:
+        return jax.tree.unflatten(tree, [jnp.asarray(arrays[str(index)]) for index in range(len(leaves))])
+
+
+def _refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise SpinejaxError(f"{path.parent}: holds a run with other settings. Remove it, or give another --out.")
+    write_atomically(path, lambda part: part.write_text(json.dumps(settings) + "\n"))
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -156,11 +160,9 @@ def _real(root: Path, series: str, tell) -> tuple[Crops, list[str]]:
     held_out = development_patients([name.split("_")[0] for name in names])
     slices: list[Slice] = []
     for name in names:
-        if name.split("_")[0] in held_out:
-            continue
-        slices += slices_with_truth(
-            read_mha(root / "images" / name, np.float32), read_mha(root / "masks" / name, np.uint8)
-        )
+        if name.split("_")[0] not in held_out:
+            scan, mask = read_mha(root / "images" / name, np.float32), read_mha(root / "masks" / name, np.uint8)
+            slices += slices_with_truth(scan, mask)
     tell(f"{len(slices)} slices of {len(names) - len(held_out)} stacks; {len(held_out)} patients are held out")
     return stack(slices), held_out
 
@@ -177,10 +179,10 @@ def _phantoms(recipe: Recipe, tell) -> tuple[Crops, list[str]]:
 
 
 def _cached(path: Path, make: Callable[[], tuple[Crops, list[str]]]) -> tuple[Crops, list[str]]:
+    """The slices in a file, made first if need be, and the names of the patients that were left out of them."""
     if not path.exists():
-        crops, told = make()
-        arrays = {**crops._asdict(), "told": np.array(told, dtype="U16")}
-        _write(path, arrays)
+        crops, left_out = make()
+        weights.write_arrays(path, {**crops._asdict(), "told": np.array(left_out, dtype="U16")})
     with np.load(path, allow_pickle=False) as arrays:
         return Crops(*(arrays[name] for name in Crops._fields)), arrays["told"].tolist()
 
@@ -201,30 +203,3 @@ def _together(real: Crops | None, drawn: Crops | None, real_share: float) -> tup
     shares = (1.0,) if len(parts) == 1 else (real_share, 1 - real_share)
     each = [np.full(len(part.kinds), share / len(part.kinds)) for part, share in zip(parts, shares, strict=True)]
     return data, np.concatenate(each)
-
-
-# State on disk -------------------------------------------------------------------------------------------------------
-
-
-def _same_settings(path: Path, settings: dict[str, Any]) -> None:
-    if path.exists() and json.loads(path.read_text()) != settings:
-        raise SpinejaxError(f"{path.parent}: holds a run with other settings. Remove it, or give another --out.")
-    write_atomically(path, lambda part: part.write_text(json.dumps(settings) + "\n"))
-
-
-def _save(path: Path, state: Any) -> None:
-    _write(path, {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state))})
-
-
-def _load(path: Path, like: Any) -> Any:
-    leaves, tree = jax.tree.flatten(like)
-    with np.load(path, allow_pickle=False) as arrays:
-        return jax.tree.unflatten(tree, [jnp.asarray(arrays[str(index)]) for index in range(len(leaves))])
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def write(part: Path) -> None:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
-    write_atomically(path, write)

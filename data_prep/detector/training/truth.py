@@ -1,16 +1,18 @@
-"""Training truth: slices of scans with masks, and where in each slice the bodies' corners and centres are."""
+"""Training truth: slices of scans with masks, and the corners and centres of the bodies in each."""
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32, UInt8
 from scipy import ndimage
 
 from data_prep.anatomy.vertebrae import (
     CANAL,
     DISC_BELOW,
     LAST_VERTEBRA,
+    SPIDER_VERTEBRAE,
     VertebralBody,
     bodies_from_spider_mask,
     body_labels,
@@ -25,17 +27,18 @@ SOURCE_MM = 1.0
 """Pixel of stored slices: finer than the network's, so that augmentation may enlarge them."""
 
 NOTHING, BODY, SACRUM, DOUBTFUL = range(4)
-"""Kinds of keypoint. A doubtful one is neither right nor wrong: the loss leaves its surroundings out."""
+"""Kinds of keypoint. The loss ignores the surroundings of a doubtful one."""
 
 MAX_POINTS = 16
 
-_INTO_SACRUM_MM = 10.0  # from the middle of its upper plate to what stands for S1's centre
-_HALF_HEIGHT = 0.38  # of an endplate's length: the half height of a body of which only the lower plate is in view
+_INTO_SACRUM_MM = 10.0  # from the middle of its upper endplate to the point that serves as S1's centre
+_HALF_HEIGHT = 0.38  # of an endplate's length: half the height of a body of which only the lower plate is in view
 _SUBSTANTIAL = 0.7
+_UNKNOWN = np.full((4, 2), np.nan)
 
 
 def development_patients(patients: Iterable[str]) -> list[str]:
-    """The six patients that never train: those whose ids have the smallest SHA-256."""
+    """The six patients that are never trained on: those whose ids have the smallest SHA-256."""
     return sorted(set(patients), key=lambda patient: hashlib.sha256(patient.encode()).hexdigest())[:NUM_DEVELOPMENT]
 
 
@@ -44,27 +47,27 @@ class Slice:
     """A slice with its truth.
 
     Args:
-        image: float32[h, w], normalised, `SOURCE_MM` a pixel.
-        tissue: uint8[h, w]. 0 other, 1 vertebra, 2 disc, 3 canal: what random contrasts go by.
-        kinds: int[K]. Of each keypoint.
-        centres: float32[K, 2]. (row, column) in pixels.
-        corners: float32[K, 4, 2]. As `VertebralBody.corners`; NaN where not known.
+        image: normalised, `SOURCE_MM` a pixel.
+        tissue: 0 other, 1 vertebra, 2 disc, 3 canal: random contrasts depend on it.
+        kinds: of each keypoint.
+        centres: (row, column) in pixels.
+        corners: as `VertebralBody.corners`; NaN where not known.
     """
 
-    image: np.ndarray
-    tissue: np.ndarray
-    kinds: np.ndarray
-    centres: np.ndarray
-    corners: np.ndarray
+    image: Float32[np.ndarray, "h w"]
+    tissue: UInt8[np.ndarray, "h w"]
+    kinds: Int32[np.ndarray, "K"]
+    centres: Float32[np.ndarray, "K 2"]
+    corners: Float32[np.ndarray, "K 4 2"]
 
 
 def slices_with_truth(scan: Scan, mask: Scan, indices: Iterable[int] | None = None) -> list[Slice]:
-    """The slices of a scan in which bodies can be told from its mask.
+    """The slices of a scan whose mask shows two bodies or more.
 
     Args:
         scan: the voxels.
-        mask: on the same grid, by SPIDER's labels.
-        indices: which slices; all if not given. A slice whose mask shows fewer than two bodies is left out.
+        mask: on the same grid, with SPIDER's labels.
+        indices: the slices to look at; all if not given.
     """
     labels = body_labels(mask)
     areas = {label: (labels == label).sum((0, 1)) for label in range(1, LAST_VERTEBRA + 1) if (labels == label).any()}
@@ -72,17 +75,17 @@ def slices_with_truth(scan: Scan, mask: Scan, indices: Iterable[int] | None = No
     for index in range(mask.voxels.shape[2]) if indices is None else indices:
         plane = _with_canal(labels, mask.voxels == CANAL, index)
         whole = {label for label, area in areas.items() if area[index] >= _SUBSTANTIAL * area.max()}
-        one = Scan(plane[:, :, None], mask.affine, mask.name)
         try:
-            bodies, _ = bodies_from_spider_mask(one)
+            bodies, _ = bodies_from_spider_mask(Scan(plane[:, :, None], mask.affine, mask.name))
         except SpinejaxError:
             continue
-        made.append(_slice(scan, mask, plane, bodies, whole, index))
+        points = _keypoints(plane, bodies, whole, scan.spacing_mm[:2])
+        made.append(_slice(scan, mask, points, index))
     return made
 
 
-def _with_canal(labels: np.ndarray, canal: np.ndarray, index: int) -> np.ndarray:
-    """A slice's labels, with the nearest slice's canal where it shows none: bodies were told from arches before."""
+def _with_canal(labels: np.ndarray, canal: Bool[np.ndarray, "H W S"], index: int) -> np.ndarray:
+    """A slice's labels, with the nearest slice's canal if it has none: posterior elements are removed already."""
     plane = labels[:, :, index].copy()
     slices = np.flatnonzero(canal.any((0, 1)))
     nearest = canal[:, :, slices[np.argmin(abs(slices - index))]]
@@ -90,59 +93,46 @@ def _with_canal(labels: np.ndarray, canal: np.ndarray, index: int) -> np.ndarray
     return plane
 
 
-def _slice(
-    scan: Scan, mask: Scan, plane: np.ndarray, bodies: list[VertebralBody], whole: set[int], index: int
-) -> Slice:
-    from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE
-
-    spacing = scan.spacing_mm[:2]
+def _keypoints(plane: np.ndarray, bodies: list[VertebralBody], whole: set[int], spacing: np.ndarray) -> list:
+    """Kind, centre and corners, in mm, of each vertebra in a slice. `whole` are the labels shown in full."""
     points = []
-    told = set()
-    for body in bodies:
-        corners = body.corners * spacing
-        centre = centre_of(corners)
-        label = SPIDER_VERTEBRAE.get(body.name, 0)
-        told.add(label)
+    labels = [SPIDER_VERTEBRAE.get(body.name, 0) for body in bodies]
+    for body, label in zip(bodies, labels, strict=True):
         kind = SACRUM if body.name == "S1" else BODY if label in whole else DOUBTFUL
-        points.append((kind, centre, corners))
+        points.append((kind, centre_of(body.corners * spacing), body.corners * spacing))
     for label in np.unique(plane):
-        if 0 < label <= LAST_VERTEBRA and label not in told:
-            points.append((DOUBTFUL, np.argwhere(plane == label).mean(0) * spacing, np.full((4, 2), np.nan)))
-    points += _above(points)
+        if 0 < label <= LAST_VERTEBRA and label not in labels:
+            points.append((DOUBTFUL, np.argwhere(plane == label).mean(0) * spacing, _UNKNOWN))
+    # Two more bodies may be in view, unlabelled, above the topmost.
+    column = sorted((centre for kind, centre, _ in points if kind != SACRUM), key=lambda centre: centre[0])
+    if len(column) >= 2:
+        points += [(DOUBTFUL, column[0] + step * (column[0] - column[1]), _UNKNOWN) for step in (0.9, 1.8)]
+    return points[:MAX_POINTS]
+
+
+def _slice(scan: Scan, mask: Scan, points: list, index: int) -> Slice:
     kinds = np.zeros(MAX_POINTS, np.int32)
     centres, corners = np.full((MAX_POINTS, 2), -1e3, np.float32), np.full((MAX_POINTS, 4, 2), np.nan, np.float32)
-    for place, (kind, centre, four) in enumerate(points[:MAX_POINTS]):
+    for place, (kind, centre, four) in enumerate(points):
         kinds[place], centres[place], corners[place] = kind, centre / SOURCE_MM, four / SOURCE_MM
-    labelled = mask.voxels[:, :, index]
-    groups = ((labelled > 0) & (labelled <= LAST_VERTEBRA), labelled > DISC_BELOW, labelled == CANAL)
-    tissue = sum(number * group.astype(np.uint8) for number, group in enumerate(groups, start=1))
-    step = SOURCE_MM / spacing
+    labels, spacing = mask.voxels[:, :, index], scan.spacing_mm[:2]
     image = normalise(resample(scan.voxels[:, :, index], spacing, SOURCE_MM))
-    tissue = ndimage.affine_transform(tissue, step, output_shape=image.shape, order=0, mode="nearest")
+    tissue = np.select([labels == 0, labels <= LAST_VERTEBRA, labels == CANAL, labels > DISC_BELOW], [0, 1, 3, 2], 0)
+    tissue = ndimage.affine_transform(
+        tissue.astype(np.uint8), SOURCE_MM / spacing, output_shape=image.shape, order=0, mode="nearest"
+    )
     return Slice(image, tissue, kinds, centres, corners)
 
 
-def centre_of(corners: np.ndarray) -> np.ndarray:
-    """What stands for the centre of a body: the mean of its corners in mm, or of where they would be.
+def centre_of(corners: Float[np.ndarray, "4 2"]) -> Float[np.ndarray, "2"]:
+    """The point that serves as the centre of a body: the mean of its corners in mm, or an estimate of it.
 
-    Of a body with upper corners only (the sacrum), a place below their middle; with lower ones only, one above.
+    With upper corners only (the sacrum), it is a point below their middle; with lower ones only, one above.
     """
     if np.isfinite(corners).all():
         return corners.mean(0)
     upper = np.isfinite(corners[:2]).all()
     front, back = corners[:2] if upper else corners[[3, 2]]
-    along = back - front
-    down = np.array([along[1], -along[0]])
-    if upper:
-        return (front + back) / 2 + _INTO_SACRUM_MM * down / np.linalg.norm(down)
-    return (front + back) / 2 - _HALF_HEIGHT * down
-
-
-def _above(points: list) -> list:
-    """Doubtful places where two more bodies may be in view, unlabelled, above the topmost that is."""
-    column = sorted((tuple(centre) for kind, centre, _ in points if kind != SACRUM), key=lambda centre: centre[0])
-    if len(column) < 2:
-        return []
-    top, next_one = np.array(column[0]), np.array(column[1])
-    nowhere = np.full((4, 2), np.nan)
-    return [(DOUBTFUL, top + step * (top - next_one), nowhere) for step in (0.9, 1.8)]
+    down = np.array([back[1] - front[1], front[0] - back[0]])
+    shift = _INTO_SACRUM_MM * down / np.linalg.norm(down) if upper else -_HALF_HEIGHT * down
+    return (front + back) / 2 + shift

@@ -1,23 +1,22 @@
-"""Training of the detector: the loss, one step, and a run that can be stopped and goes on."""
+"""One training step of the detector: its state, its loss and its optimiser."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from data_prep.detector.grid import CELL_PX, OFFSET_MM, PIXEL_MM
 from data_prep.detector.network import BodyNet
 from data_prep.detector.training.augment import Crops, random_crop
-from data_prep.detector.training.truth import BODY, DOUBTFUL, SACRUM, Slice
+from data_prep.detector.training.truth import BODY, DOUBTFUL, SACRUM
 
 _HEAT_MM = 4.5  # standard deviation of a centre's heat
-_VOTING_MM = 7.5  # cells this near to a centre tell its corners
+_VOTING_MM = 7.5  # cells this near to a centre predict its corners
 _DOUBT_MM = 13.0
-_NEARBY_MM = 9.0  # cells this near to a corner tell where exactly it is
+_NEARBY_MM = 9.0  # cells this near to a corner predict where exactly it is
 _CORNER_WEIGHT = 2.0
 
 
@@ -29,36 +28,18 @@ class TrainState(NamedTuple):
     optimiser: Any
 
 
-def stack(slices: Sequence[Slice]) -> Crops:
-    """Slices as one set of arrays, zero-padded to the largest; images as uint8, where 200 stands for 1."""
-    height, width = np.max([one.image.shape for one in slices], axis=0)
-
-    def padded(image):
-        return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1])))
-
-    return Crops(
-        image=np.stack([padded(np.rint(one.image * 200).astype(np.uint8)) for one in slices]),
-        tissue=np.stack([padded(one.tissue) for one in slices]),
-        size=np.array([one.image.shape for one in slices], np.float32),
-        kinds=np.stack([one.kinds for one in slices]),
-        centres=np.stack([one.centres for one in slices]),
-        corners=np.stack([one.corners for one in slices]),
-    )
-
-
 def detector_loss(
-    heat: jax.Array, far: jax.Array, near: jax.Array, crops: Crops
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Focal loss of the heat-maps (as CenterNet's, Zhou et al. 2019, eq. 1) plus the corners' Huber losses.
+    heat: Float[Array, "N h w 2"], far: Float[Array, "N h w 4 2"], near: Float[Array, "N h w 4 2"], crops: Crops
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Focal loss of the heat maps (as CenterNet's, Zhou et al. 2019, eq. 1) plus the corners' Huber losses.
 
     Args:
-        heat: float32[N, h, w, 2]. Logits.
-        far, near: float32[N, h, w, 4, 2]. In `OFFSET_MM`: from the cells about a centre, and about a corner.
+        heat: logits.
+        far, near: offsets in `OFFSET_MM`, as `BodyNet` returns them.
         crops: the truth, in network pixels.
 
     Returns:
-        float32[], and its parts by name; `corner_mm` and `nearby_mm` are the mean distances of the votes from the true
-        corners.
+        The loss and its parts by name; `corner_mm` and `nearby_mm` are mean distances from the true corners.
     """
     rows, columns = (jnp.arange(n, dtype=jnp.float32) * CELL_PX + (CELL_PX - 1) / 2 for n in heat.shape[1:3])
     cells = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)  # [h, w, 2]
@@ -72,19 +53,18 @@ def detector_loss(
 
     log_p, log_q = jax.nn.log_sigmoid(heat), jax.nn.log_sigmoid(-heat)
     p = jax.nn.sigmoid(heat)
-    # A centre is between cells: those next to it count as it, by their warmth.
+    # A centre is between cells: those next to it count as it, weighted by their warmth.
     at_centre = target > 0.85
     focal = jnp.where(at_centre, -((1 - p) ** 2) * log_p * target, -((1 - target) ** 4) * p**2 * log_q)
-    num_centres = 1 + jnp.sum((crops.kinds == BODY) | (crops.kinds == SACRUM), dtype=jnp.float32)
-    heat_loss = jnp.where(jnp.broadcast_to(sure, focal.shape), focal, 0.0).sum() / num_centres
+    known = (crops.kinds == BODY) | (crops.kinds == SACRUM)
+    heat_loss = jnp.where(jnp.broadcast_to(sure, focal.shape), focal, 0.0).sum() / (1 + known.sum(dtype=jnp.float32))
 
-    told = (crops.kinds == BODY) | (crops.kinds == SACRUM)
-    to_centres = jnp.where(told[:, None, None], away_mm, jnp.inf)
+    to_centres = jnp.where(known[:, None, None], away_mm, jnp.inf)
     of_nearest = jax.vmap(lambda points, index: points[index])(crops.corners, to_centres.argmin(-1))  # [N, h, w, 4, 2]
     voting = (to_centres.min(-1) < _VOTING_MM)[..., None]
     corner_loss, corner_mm = _corner_loss(far, of_nearest, voting, cells)
 
-    corners = jnp.where(told[:, :, None, None], crops.corners, jnp.nan)
+    corners = jnp.where(known[:, :, None, None], crops.corners, jnp.nan)
     corners = corners.swapaxes(1, 2)[:, None, None]  # [N, 1, 1, 4, K, 2]
     to_corners = PIXEL_MM * jnp.linalg.norm(cells[None, :, :, None, None] - corners, axis=-1)
     to_corners = jnp.where(jnp.isnan(to_corners), jnp.inf, to_corners)  # [N, h, w, 4, K]
@@ -96,19 +76,15 @@ def detector_loss(
 
 
 def _corner_loss(
-    told: jax.Array, corners: jax.Array, voting: jax.Array, cells: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean Huber loss of the ways that voting cells tell, quadratic below 1 mm, and the mean distance in mm.
+    offsets: Float[Array, "N h w 4 2"], corners: Float[Array, "N h w 4 2"], voting: Array, cells: Float[Array, "h w 2"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean Huber loss of the voting cells' offsets, quadratic below 1 mm, and the mean distance in mm.
 
-    Args:
-        told: float32[N, h, w, 4, 2]. In `OFFSET_MM`.
-        corners: likewise. The true ones in pixels, NaN where not known.
-        voting: bool[N, h, w, 4 or 1].
-        cells: float32[h, w, 2]. Their centres in pixels.
+    `corners` are the true ones and `cells` the cells' centres, in pixels; corners are NaN where not known.
     """
     known = voting & jnp.isfinite(corners).all(-1)
     true = jnp.where(known[..., None], (corners - cells[None, :, :, None]) * PIXEL_MM / OFFSET_MM, 0.0)
-    wrong = jnp.where(known[..., None], told - true, 0.0)
+    wrong = jnp.where(known[..., None], offsets - true, 0.0)
     distance = jnp.sqrt((wrong**2).sum(-1) + 1e-8)
     num_known = 1 + jnp.sum(known, dtype=jnp.float32)
     loss = jnp.where(known, optax.huber_loss(distance, delta=0.1) * 10, 0.0).sum() / num_known
@@ -122,7 +98,7 @@ def optimiser(num_steps: int, learning_rate: float = 3e-3) -> optax.GradientTran
 
 
 def init(key: jax.Array, num_steps: int) -> TrainState:
-    """A fresh state; a function of the key."""
+    """A fresh state."""
     variables = dict(BodyNet().init(key, jnp.zeros((1, 32, 32)), train=False))
     return TrainState(jnp.zeros((), jnp.int32), variables, optimiser(num_steps).init(variables["params"]))
 
@@ -132,20 +108,20 @@ def train_step(
     key: jax.Array,
     state: TrainState,
     data: Crops,
-    weights: jax.Array,
+    weights: Float[Array, "slices"],
     *,
     num_steps: int,
     batch_size: int,
     learning_rate: float = 3e-3,
-):
-    """One step on random crops of random slices; which ones depends on the key and the step alone.
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One step on random crops of random slices, which depend on the key and the step alone.
 
     Args:
         key: of the run.
         state: donated.
         data: every slice.
-        weights: float32[slices]. How often each is drawn.
-        num_steps: of the whole run; it shapes the learning rate.
+        weights: how often each slice is drawn.
+        num_steps: of the whole run; the learning rate's schedule depends on it.
         batch_size: crops.
         learning_rate: at its peak.
 
@@ -160,9 +136,7 @@ def train_step(
 
     def loss_of(params):
         variables = state.variables | {"params": params}
-        (heat, far, near), new = cast(
-            tuple, BodyNet().apply(variables, crops.image, train=True, mutable=["batch_stats"])
-        )
+        (heat, far, near), new = BodyNet().apply(variables, crops.image, train=True, mutable=["batch_stats"])
         loss, parts = detector_loss(heat, far, near, crops)
         return loss, (new, parts)
 
