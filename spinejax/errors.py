@@ -1,7 +1,8 @@
 """The one exception type for everything that a user can mend, and how a command ends."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CHECKOUT = Path(__file__).parents[1]
@@ -32,6 +33,15 @@ class NotInstalledError(SpinejaxError):
         if (_CHECKOUT / "pyproject.toml").is_file():
             return f"{need}. Run `pip install -e '.[{extra}]'` in this project's folder."
         return f"{need}. Run `pip install 'spinejax[{extra}]'`."
+
+
+@contextlib.contextmanager
+def needs(need: str, extra: str) -> Iterator[None]:
+    """Around the import of a library: raises NotInstalledError if it is missing. Arguments as there."""
+    try:
+        yield
+    except ImportError as error:
+        raise NotInstalledError(need, extra) from error
 
 
 def require_option(condition: bool, name: str, value, expected: str) -> None:

@@ -1,7 +1,7 @@
-"""DICOM series, read with pydicom: classic files, one a slice, and enhanced multi-frame ones alike.
+"""DICOM series, read with pydicom: classic files, one a slice, and enhanced multi-frame ones.
 
-Both come as frames, each with its own place in the patient. What makes a series a volume is then one rule for both:
-frames of one orientation, in order of position, evenly spaced. Instance numbers and file names say nothing.
+Both are read as frames, each with its own place in the patient. Frames make a volume if they have one orientation and
+are evenly spaced in order of position. Instance numbers and file names are ignored.
 """
 
 import re
@@ -10,23 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Num
 
 from data_prep.read.dicom_headers import DicomFile, Frame, damage_named, import_pydicom, refuse_bomb
 from data_prep.read.scan import MAX_VOXELS, Scan, as_dtype, reorient
 from spinejax.errors import NotInstalledError, SpinejaxError
 
-# The rule that makes frames a volume ---------------------------------------------------------------------------------
+# Frames → a volume ---------------------------------------------------------------------------------------------------
 
-_SAME_MM = 0.01  # positions closer than this are one position
-_UNEVEN = 0.02  # of the spacing; rounded headers stray by less
+_SAME_MM = 0.01  # positions closer than this are the same
+_UNEVEN = 0.02  # of the spacing; rounding in headers is less
 
 
-def in_order(files: Sequence[DicomFile], name: str) -> tuple[list[Frame], np.ndarray]:
+def in_order(files: Sequence[DicomFile], name: str) -> tuple[list[Frame], Float[np.ndarray, "4 4"]]:
     """A series' frames in order of position, and the affine (row, column, slice, 1) → patient, LPS, mm.
 
     Raises:
-        SpinejaxError: frames differ in size, spacing or orientation; lie twice at one position; leave a gap; are
-            unevenly spaced, or shifted against one another in their plane.
+        SpinejaxError: frames differ in size, spacing or orientation, share a position, leave a gap, are unevenly
+            spaced, or are shifted against one another in their plane.
     """
     frames = [frame for file in files for frame in file.frames]
     first = frames[0]
@@ -58,13 +59,11 @@ def _refuse_mixture(frames: Sequence[Frame], name: str) -> None:
         kinds[frame.shape, *np.round(frame.spacing_mm, 3)].append(frame)
     if len(kinds) > 1:
         sizes = ", ".join(f"{len(members)} of {key[0][0]}×{key[0][1]}" for key, members in kinds.items())
-        raise SpinejaxError(
-            f"{name}: its images differ in size or pixel spacing ({sizes}). Give each as its own series."
-        )
-    turned = [frame for frame in frames if abs(frame.axes - frames[0].axes).max() > 1e-3]
+        raise SpinejaxError(f"{name}: its images differ in size or pixel spacing ({sizes}). Split the series.")
+    turned = next((frame for frame in frames if abs(frame.axes - frames[0].axes).max() > 1e-3), None)
     if turned:
         raise SpinejaxError(
-            f"{name}: images of several orientations in one series ({turned[0].path.name} stands otherwise than "
+            f"{name}: images of several orientations in one series ({turned.path.name} differs from "
             f"{frames[0].path.name}). Expected one orientation, as in a sagittal series: leave the others out."
         )
 
@@ -75,10 +74,9 @@ def _refuse_uneven(frames: Sequence[Frame], steps_mm: np.ndarray, name: str) -> 
     positions = 1 + int(np.sum(steps_mm > _SAME_MM))
     if len(frames) > positions:
         first = int(np.argmax(steps_mm <= _SAME_MM))
+        count = len(frames) // positions
         if len(frames) % positions == 0 and positions > 1:
-            kind = (
-                f"{len(frames) // positions} images at each of its {positions} positions: the series is 4-D or copied"
-            )
+            kind = f"{count} images at each of its {positions} positions: the series is 4-D or copied"
         else:
             kind = f"a slice is there twice ({frames[first].path} and {frames[first + 1].path})"
         raise SpinejaxError(f"{name}: {kind}. Expected one image a position: leave one set out.")
@@ -100,8 +98,8 @@ def _refuse_uneven(frames: Sequence[Frame], steps_mm: np.ndarray, name: str) -> 
 _START_OF_FRAME = (0xC0, 0xC1, 0xC3, 0xF7)  # baseline, extended, lossless, JPEG-LS
 _END_OF_IMAGE = b"\xff\xd9"
 
-# Which of pydicom's plug-ins unpacks which encoding: chosen, or it would be whichever is installed. For RLE it is
-# pydicom's own, as the faster one panics on damaged data.
+# pydicom's plug-in for each encoding; without a choice it takes whichever is installed. For RLE it is pydicom's own,
+# because the faster one panics on damaged data.
 _DECODERS = {
     "RLELossless": "pydicom",
     "JPEGBaseline8Bit": "pillow",
@@ -115,7 +113,7 @@ _DECODERS = {
 
 
 def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, list[str]]:
-    """A series as a scan in the house's orientation, its rescaling applied, and notes on what is doubtful.
+    """A series as a scan in the standard orientation, its rescaling applied, and notes on what is doubtful.
 
     Args:
         files: of one series, in any order.
@@ -123,8 +121,8 @@ def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, lis
         dtype: of the voxels in memory.
 
     Raises:
-        SpinejaxError: the frames make no volume (`in_order`), pixels are damaged or of an encoding that is not read,
-            or the series is not sagittal.
+        SpinejaxError: the frames make no volume (`in_order`), pixels are damaged or their encoding is not supported, or
+            the series is not sagittal.
     """
     frames, affine = in_order(files, name)
     voxels = np.empty((len(frames), *frames[0].shape), np.float32)
@@ -134,17 +132,16 @@ def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, lis
     for path, members in places.items():
         pixels = _pixels(path, members[0][1].shape)
         for place, frame in members:
-            with np.errstate(over="ignore"):  # told by as_dtype, as infinite
+            with np.errstate(over="ignore"):  # reported by as_dtype, as infinite
                 voxels[place] = pixels[frame.index] * np.float32(frame.slope) + np.float32(frame.intercept)
     declared = max(file.declared for file in files)
-    notes = []
-    if declared > len(frames):
-        notes.append(f"{name}: {len(frames)} of the {declared} images that it declares. Is an end slice missing?")
+    note = f"{name}: {len(frames)} of the {declared} images that it declares. Is an end slice missing?"
+    notes = [note] if declared > len(frames) else []
     return reorient(as_dtype(voxels.transpose(1, 2, 0), dtype, name), affine, name), notes
 
 
-def _pixels(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """[F, rows, columns]. The stored values of every frame of a file."""
+def _pixels(path: Path, shape: tuple[int, int]) -> Num[np.ndarray, "frames rows columns"]:
+    """The stored values of every frame of a file."""
     pydicom = import_pydicom()
     refuse_bomb(path, pydicom)
     with damage_named(path):
@@ -152,7 +149,7 @@ def _pixels(path: Path, shape: tuple[int, int]) -> np.ndarray:
         syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_compressed and not syntax.is_deflated:
             decoder = _decoder(syntax, path, pydicom)
-            _refuse_lying_codestream(dataset, shape, path)
+            _refuse_false_codestream(dataset, shape, path)
             dataset.pixel_array_options(decoding_plugin=decoder)
         pixels = dataset.pixel_array
     return pixels.reshape(-1, *shape)
@@ -171,9 +168,9 @@ def _decoder(syntax, path: Path, pydicom) -> str:
     return decoder
 
 
-def _refuse_lying_codestream(dataset, shape: tuple[int, int], path: Path) -> None:
-    """Refuse a packed frame that a decoder would believe too much: one whose own header declares another size than
-    DICOM's, or a JPEG that ends too early, whose rest would be filled.
+def _refuse_false_codestream(dataset, shape: tuple[int, int], path: Path) -> None:
+    """Refuse a packed frame that a decoder would accept: one whose own header declares another size than DICOM's, or a
+    JPEG that ends too early, whose remainder would be filled.
     """
     from pydicom.encaps import generate_frames
 

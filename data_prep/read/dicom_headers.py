@@ -1,4 +1,4 @@
-"""DICOM headers: which series a file belongs to, what it shows, and where each of its frames lies in the patient."""
+"""DICOM headers: which series a file belongs to, what it shows, and the place of each of its frames in the patient."""
 
 import contextlib
 import re
@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from data_prep.read.scan import MAX_VOXELS
-from spinejax.errors import NotInstalledError, SpinejaxError
+from data_prep.read.unpacking import unpacked
+from spinejax.errors import SpinejaxError, needs
 
 _META_BYTES = 144  # preamble, magic and the element that holds the length of the file's meta information
 _MAX_FILE_BYTES = 1 << 31
 
-_IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")  # classic, enhanced; or cut off
+_IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")  # cut off, classic, enhanced
 
-# What is read in the first pass: enough to sort files into series and to know each frame's place.
+# Read in the first pass: enough to sort files into series and to place each frame.
 _HEADER_TAGS = [
     "SeriesInstanceUID", "PatientID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "EchoTime",
     "RepetitionTime", "InversionTime", "ImagesInAcquisition", "Rows", "Columns", "NumberOfFrames",
@@ -34,34 +36,39 @@ class Frame:
 
     Args:
         path, index: the file, and which of its frames.
-        position_mm: float64[3]. Centre of the first pixel, LPS.
-        axes: float64[2, 3]. Directions in which the column index and the row index grow.
-        spacing_mm: float64[2]. Between rows, between columns.
+        position_mm: centre of the first pixel, LPS.
+        axes: directions in which the column index and the row index grow.
+        spacing_mm: between rows, between columns.
+        thickness_mm: from slice to slice, if the header says so, or of the slice; 0 if unknown.
         shape: rows, columns.
         slope, intercept: from stored values to the scanner's.
     """
 
     path: Path
     index: int
-    position_mm: np.ndarray
-    axes: np.ndarray
-    spacing_mm: np.ndarray
+    position_mm: Float[np.ndarray, "3"]
+    axes: Float[np.ndarray, "2 3"]
+    spacing_mm: Float[np.ndarray, "2"]
     thickness_mm: float
     shape: tuple[int, int]
     slope: float
     intercept: float
 
     @property
-    def normal(self) -> np.ndarray:
+    def normal(self) -> Float[np.ndarray, "3"]:
+        """The direction from slice to slice."""
         return np.cross(*self.axes)
 
 
 @dataclass(frozen=True, eq=False)
 class DicomFile:
-    """What the first pass learns of a file: its series, what kind of image it is, and its frames.
+    """What the first pass finds in a file.
 
-    `weighting` is "t1", "t2", "pd", "stir" or None where the header does not tell; `not_a_scan` says why the file
-    cannot be part of a scan, if it cannot; `declared` is the number of images that the series says it has, 0 if unsaid.
+    Args:
+        series: its SeriesInstanceUID.
+        weighting: "t1", "t2", "pd", "stir", or None if the header does not say.
+        not_a_scan: why the file cannot be part of a scan, or None.
+        declared: the number of images that the series says it has, 0 if it does not.
     """
 
     path: Path
@@ -74,7 +81,7 @@ class DicomFile:
 
 
 class DamagedHeaderError(SpinejaxError):
-    """A header that cannot be read, but for its SeriesInstanceUID, maybe: `series`, or "" without."""
+    """A header that cannot be read. `series` is its SeriesInstanceUID if that is readable, or ""."""
 
     def __init__(self, message: str, series: str):
         super().__init__(message)
@@ -91,7 +98,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> DicomFile:
-    """Read what a DICOM file says of itself, without its pixels.
+    """Read a DICOM file's header.
 
     Raises:
         DamagedHeaderError: the file is damaged.
@@ -103,41 +110,35 @@ def read_header(path: Path) -> DicomFile:
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
         series = str(dataset.get("SeriesInstanceUID", ""))
     try:
-        return _judged(dataset, series, path)
+        with damage_named(path):
+            if "Rows" not in dataset and dataset.file_meta.get("MediaStorageSOPClassUID", "") in _IMAGES_OF_MR:
+                raise SpinejaxError(f"{path}: its header ends before the image's size: truncated. Copy it again.")
+            not_a_scan = _not_a_scan(dataset)
+            return DicomFile(
+                path=path,
+                series=series,
+                patient=str(dataset.get("PatientID") or "").strip(),
+                weighting=_weighting(dataset),
+                not_a_scan=not_a_scan,
+                declared=int(dataset.get("ImagesInAcquisition") or 0),
+                frames=() if not_a_scan else tuple(_frames(dataset, path)),
+            )
     except SpinejaxError as error:
         raise DamagedHeaderError(str(error), series) from error
 
 
-def _judged(dataset, series: str, path: Path) -> DicomFile:
-    with damage_named(path):
-        if "Rows" not in dataset and dataset.file_meta.get("MediaStorageSOPClassUID", "") in _IMAGES_OF_MR:
-            raise SpinejaxError(f"{path}: its header ends before the image's size: truncated. Copy it again.")
-        not_a_scan = _not_a_scan(dataset)
-        return DicomFile(
-            path=path,
-            series=series,
-            patient=str(dataset.get("PatientID") or "").strip(),
-            weighting=_weighting(dataset),
-            not_a_scan=not_a_scan,
-            declared=int(dataset.get("ImagesInAcquisition") or 0),
-            frames=() if not_a_scan else tuple(_frames(dataset, path)),
-        )
-
-
 def import_pydicom():
-    """The library, or the advice to install it."""
-    try:
+    """The library; raises NotInstalledError without it."""
+    with needs("Reading DICOM files needs pydicom", "scans"):
         import pydicom
-    except ImportError as error:
-        raise NotInstalledError("Reading DICOM files needs pydicom", "scans") from error
     return pydicom
 
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom meets in a damaged file into one message that names it.
+    """Turn whatever pydicom raises for a damaged file into one message that names the file.
 
-    It parses lazily and lets every kind of exception through, so every kind is caught; and it warns of values that
+    It parses lazily and raises exceptions of every kind, so every kind is caught. Its warnings are about values that
     break the standard in ways that do not matter here.
     """
     try:
@@ -152,23 +153,19 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def refuse_bomb(path: Path, pydicom) -> None:
-    """Refuse a file that is too large, or (pydicom unpacks deflated files whole) would be once it is unpacked."""
+    """Raises SpinejaxError for a file that is too large, or would be once pydicom has unpacked it (deflate)."""
     num_bytes = path.stat().st_size
     with damage_named(path), open(path, "rb") as file:
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
             file.seek(_META_BYTES + int(meta.FileMetaInformationGroupLength))
-            stream = zlib.decompressobj(-zlib.MAX_WBITS)
-            while num_bytes <= _MAX_FILE_BYTES and (piece := file.read(1 << 16)):
-                while piece and num_bytes <= _MAX_FILE_BYTES:
-                    num_bytes += len(stream.decompress(piece, 1 << 22))
-                    piece = stream.unconsumed_tail
+            num_bytes += sum(map(len, unpacked(file, _MAX_FILE_BYTES, -zlib.MAX_WBITS)))
     if num_bytes > _MAX_FILE_BYTES:
         raise SpinejaxError(f"{path}: more than {_MAX_FILE_BYTES >> 30} GiB once unpacked. Refused.")
 
 
 def _not_a_scan(dataset) -> str | None:
-    """Why a DICOM file is no part of any scan, if so."""
+    """Why a DICOM file cannot be part of a scan, or None."""
     if "Rows" not in dataset:
         return "no image"
     if dataset.get("Modality", "MR") != "MR":
@@ -178,12 +175,12 @@ def _not_a_scan(dataset) -> str | None:
     if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") != "MONOCHROME2":
         return f"a picture ({dataset.get('PhotometricInterpretation')}), not a scan"
     if "ImageOrientationPatient" not in dataset and "PerFrameFunctionalGroupsSequence" not in dataset:
-        return "no place in the patient is given"
+        return "it gives no position in the patient"
     return None
 
 
 def _weighting(dataset) -> str | None:
-    """The contrast, by echo and repetition time, or else by the description's words; None if neither tells."""
+    """The contrast by echo and repetition time, or else by the description; None if neither says."""
     timing = [dataset, *_groups(dataset, 0, "MRTimingAndRelatedParametersSequence", "MREchoSequence")]
     timing += _groups(dataset, 0, "MRModifierSequence")
 
@@ -199,18 +196,17 @@ def _weighting(dataset) -> str | None:
         return "t2"
     if echo and repetition and echo <= 35:
         return "t1" if repetition <= 1200 or (inversion and inversion > 300) else "pd"
-    words = f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}"
-    return weighting_in_words(words)
+    return weighting_in_words(f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}")
 
 
 def weighting_in_words(words: str) -> str | None:
-    """The contrast that a description or a file's name tells, None if it names none or several."""
+    """The contrast that a description or a file's name gives; None if it names none or several."""
     found = {match.lower() for match in re.findall(r"(?<![a-z0-9])(t1|t2|stir|pd)(?![0-9])", words, re.IGNORECASE)}
     return found.pop() if len(found) == 1 else "stir" if "stir" in found else None
 
 
 def _groups(dataset, index: int, *names: str) -> list:
-    """The functional groups of one frame of an enhanced file: its own and the shared ones, whichever there are."""
+    """The functional groups of one frame of an enhanced file: the shared ones and its own."""
     groups = [*(dataset.get("SharedFunctionalGroupsSequence") or ())]
     groups += [*(dataset.get("PerFrameFunctionalGroupsSequence") or ())][index : index + 1]
     return [item for group in groups for name in names for item in (group.get(name) or ())]
@@ -222,8 +218,8 @@ def _frames(dataset, path: Path) -> Iterator[Frame]:
     shape = (int(dataset.Rows), int(dataset.Columns))
     if (enhanced or 1) != count or count * shape[0] * shape[1] > MAX_VOXELS or min(shape) < 1:
         raise SpinejaxError(
-            f"{path}: declares {count} frames of {shape[0]}×{shape[1]} pixels and places for {enhanced or 1}; expected "
-            f"a place for each frame and at most {MAX_VOXELS} pixels. Export it again."
+            f"{path}: declares {count} frames of {shape[0]}×{shape[1]} pixels and positions for {enhanced or 1}; "
+            f"expected a position for each frame and at most {MAX_VOXELS} pixels. Export it again."
         )
     for index in range(count):
         groups = [dataset]

@@ -1,31 +1,33 @@
-"""MetaImage files (`.mha`, `.mhd`), read with SimpleITK once their headers are known to tell the truth."""
+"""MetaImage files (`.mha`, `.mhd`), read with SimpleITK once header and data are known to agree."""
 
 import math
 import os
 import re
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from data_prep.read.scan import MAX_VOXELS, Scan, as_dtype, reorient
-from spinejax.errors import NotInstalledError, SpinejaxError
+from data_prep.read.unpacking import unpacked
+from spinejax.errors import SpinejaxError, needs
 
 _ELEMENT_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "FLOAT": 4, "DOUBLE": 8}
 _ELEMENT_BYTES |= {"LONG": 4, "ULONG": 4, "LONG_LONG": 8, "ULONG_LONG": 8}
 _MAX_HEADER_BYTES = 1 << 16
 _DEFLATE_LIMIT = 1032
-"""No zlib stream unpacks to more than this many times its size (zlib's technical notes): more is a lie."""
+"""No zlib stream unpacks to more than this many times its size (zlib's technical notes)."""
 
 
 def read_mha(path: str | Path, dtype) -> Scan:
-    """Read a MetaImage file as a scan in the house's orientation.
+    """Read a MetaImage file as a scan in the standard orientation.
 
-    The header is judged before SimpleITK sees it, because SimpleITK follows a header to any file it names, believes any
-    size, and fills what a damaged file lacks with zeros.
+    The header is checked first, because SimpleITK follows it to any file, accepts any size, and fills the missing part
+    of a damaged file with zeros.
 
     Args:
-        path: the file. Its voxels lie in it (`.mha`), or in a file beside it that it names (`.mhd`).
+        path: the file. It holds its voxels (`.mha`), or names a file beside it that does (`.mhd`).
         dtype: of the voxels in memory: float32 for an image; for a mask an integer type, which must hold its labels.
 
     Raises:
@@ -33,17 +35,18 @@ def read_mha(path: str | Path, dtype) -> Scan:
             finite or do not fit `dtype`; or SimpleITK is not installed.
     """
     path = Path(path)
-    sitk = _simple_itk()
-    shape = _judge_header(path)
+    with needs("Reading scans needs SimpleITK", "scans"):
+        import SimpleITK
+    shape = _checked_shape(path)
     try:
-        image = sitk.ReadImage(str(path), imageIO="MetaImageIO")
+        image = SimpleITK.ReadImage(str(path), imageIO="MetaImageIO")
     except RuntimeError as error:
         raise SpinejaxError(f"{path}: SimpleITK cannot read it ({str(error).strip().splitlines()[-1]}).") from error
     if image.GetSize() != shape or image.GetNumberOfComponentsPerPixel() != 1:
         raise SpinejaxError(f"{path}: holds {image.GetSize()} voxels, its header says {shape}. Export it again.")
 
-    # SimpleITK indexes (x, y, z) and hands out arrays [z, y, x]; the transpose puts array and affine in one order.
-    voxels = as_dtype(sitk.GetArrayViewFromImage(image).T, dtype, path)
+    # SimpleITK indexes (x, y, z) but its arrays are [z, y, x]; the transpose gives array and affine the same order.
+    voxels = as_dtype(SimpleITK.GetArrayViewFromImage(image).T, dtype, path)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
@@ -51,7 +54,7 @@ def read_mha(path: str | Path, dtype) -> Scan:
 
 
 def write_mha(path: str | Path, scan: Scan) -> None:
-    """Write a scan as a compressed MetaImage file (`.mha`), under its name only once it is whole.
+    """Write a scan as a compressed MetaImage file (`.mha`) that appears whole or not at all.
 
     Raises:
         SpinejaxError: the name does not end in `.mha`, or SimpleITK is not installed.
@@ -59,56 +62,45 @@ def write_mha(path: str | Path, scan: Scan) -> None:
     path = Path(path)
     if path.suffix != ".mha":
         raise SpinejaxError(f"{path}: scans are written as MetaImage. Give a name that ends in .mha.")
-    sitk = _simple_itk()
-    image = sitk.GetImageFromArray(np.ascontiguousarray(scan.voxels.T))
+    with needs("Writing scans needs SimpleITK", "scans"):
+        import SimpleITK
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(scan.voxels.T))
     image.SetSpacing(scan.spacing_mm.tolist())
     image.SetDirection((scan.affine[:3, :3] / scan.spacing_mm).ravel().tolist())
     image.SetOrigin(scan.affine[:3, 3].tolist())
-    temporary = path.with_name(f".{path.stem}.tmp.mha")  # SimpleITK goes by the suffix
-    sitk.WriteImage(image, str(temporary), useCompression=True)
+    temporary = path.with_name(f".{path.stem}.tmp.mha")  # SimpleITK chooses the format by the suffix
+    SimpleITK.WriteImage(image, str(temporary), useCompression=True)
     os.replace(temporary, path)
 
 
-def _simple_itk():
-    # Imported here: most of data_prep, and all that only reads shards, needs no reader.
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise NotInstalledError("Reading scans needs SimpleITK", "scans") from error
-    return SimpleITK
-
-
-def _judge_header(path: Path) -> tuple[int, ...]:
-    """The size (x, y, z) that a MetaImage header declares, once header and data are known to agree."""
+def _checked_shape(path: Path) -> tuple[int, ...]:
+    """The size (x, y, z) that a MetaImage header declares, if header and data agree."""
     if not path.is_file():
         raise SpinejaxError(f"{path}: no such file.")
     with open(path, "rb") as file:
-        fields = _header_fields(file.read(_MAX_HEADER_BYTES), path)
-        file.seek(int(fields.pop("_stop")))
-        shape = tuple(int(value) for value in _numbers(fields, "DimSize", path))
-        spacing = _numbers(fields, "ElementSpacing" if "ElementSpacing" in fields else "ElementSize", path)
-        if len(shape) != 3 or len(spacing) != 3 or fields.get("ElementNumberOfChannels", "1") != "1":
-            raise SpinejaxError(f"{path}: DimSize is {fields['DimSize']!r}; expected one 3-D volume of scalars.")
-        if math.prod(shape) > MAX_VOXELS:
-            raise SpinejaxError(f"{path}: DimSize is {fields['DimSize']!r}; expected at most {MAX_VOXELS} voxels.")
-        if min(shape) < 1 or min(spacing) <= 0 or not np.isfinite(spacing).all():
-            raise SpinejaxError(f"{path}: size {shape} with spacing {spacing} mm; expected positive, finite numbers.")
-        kind = fields.get("ElementType", "").removeprefix("MET_")
-        if kind not in _ELEMENT_BYTES:
-            raise SpinejaxError(f"{path}: ElementType is {kind!r}; expected one of {', '.join(_ELEMENT_BYTES)}.")
-        num_bytes = math.prod(shape) * _ELEMENT_BYTES[kind]
-        if fields["ElementDataFile"] == "LOCAL":
-            _judge_data(file, fields, num_bytes, path)
-    if fields["ElementDataFile"] != "LOCAL":
-        with open(path.with_name(fields["ElementDataFile"]), "rb") as file:
-            _judge_data(file, fields, num_bytes, path)
+        fields, num_header_bytes = _header_fields(file.read(_MAX_HEADER_BYTES), path)
+    shape = tuple(int(value) for value in _numbers(fields, "DimSize", path))
+    spacing = _numbers(fields, "ElementSpacing" if "ElementSpacing" in fields else "ElementSize", path)
+    if len(shape) != 3 or len(spacing) != 3 or fields.get("ElementNumberOfChannels", "1") != "1":
+        raise SpinejaxError(f"{path}: DimSize is {fields['DimSize']!r}; expected one 3-D volume of scalars.")
+    if math.prod(shape) > MAX_VOXELS:
+        raise SpinejaxError(f"{path}: DimSize is {fields['DimSize']!r}; expected at most {MAX_VOXELS} voxels.")
+    if min(shape) < 1 or min(spacing) <= 0 or not np.isfinite(spacing).all():
+        raise SpinejaxError(f"{path}: size {shape} with spacing {spacing} mm; expected positive, finite numbers.")
+    kind = fields.get("ElementType", "").removeprefix("MET_")
+    if kind not in _ELEMENT_BYTES:
+        raise SpinejaxError(f"{path}: ElementType is {kind!r}; expected one of {', '.join(_ELEMENT_BYTES)}.")
+    inside = fields["ElementDataFile"] == "LOCAL"
+    with open(path if inside else path.with_name(fields["ElementDataFile"]), "rb") as file:
+        file.seek(num_header_bytes if inside else 0)
+        _check_data(file, fields, math.prod(shape) * _ELEMENT_BYTES[kind], path)
     return shape
 
 
-def _header_fields(head: bytes, path: Path) -> dict[str, str]:
-    """The header's `Key = value` lines; `_stop` is the byte after them.
+def _header_fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:
+    """The header's `Key = value` lines, and their length in bytes.
 
-    Anything that SimpleITK could take otherwise than we do (a key twice, another separator, data elsewhere) is refused.
+    Whatever SimpleITK could read otherwise (a key twice, another separator, voxels elsewhere) is refused.
     """
     fields: dict[str, str] = {}
     position = 0
@@ -119,20 +111,20 @@ def _header_fields(head: bytes, path: Path) -> dict[str, str]:
             break
         fields[key] = match[2].decode("latin-1")
         if key == "ElementDataFile":
-            if fields[key] != "LOCAL" and not _lies_beside(path, fields[key]):
+            if fields[key] != "LOCAL" and not _is_beside(path, fields[key]):
                 raise SpinejaxError(
-                    f"{path}: its voxels are said to lie in {fields[key]!r}. Only files that hold their own voxels are "
+                    f"{path}: its voxels are said to be in {fields[key]!r}. Only files that hold their own voxels are "
                     "read (ElementDataFile = LOCAL), and .mhd files with theirs in one file beside them: save it as a "
                     "single .mha."
                 )
             if fields.get("HeaderSize", "0") != "0" or fields.get("BinaryData", "True") != "True":
-                raise SpinejaxError(f"{path}: its voxels are text or lie at an offset. Save it as a plain .mha.")
-            return fields | {"_stop": str(position)}
+                raise SpinejaxError(f"{path}: its voxels are text or begin at an offset. Save it as a plain .mha.")
+            return fields, position
     raise SpinejaxError(f"{path}: not a MetaImage header (expected lines `Key = value` up to ElementDataFile).")
 
 
-def _lies_beside(path: Path, name: str) -> bool:
-    """Whether a header may name this file: a plain one in the header's own folder, and no link to elsewhere."""
+def _is_beside(path: Path, name: str) -> bool:
+    """Whether a header may name this file: a plain one in the header's own folder, and no link."""
     data = path.with_name(name) if re.fullmatch(r"\w[\w .-]*\.z?raw", name) else path
     return path.suffix == ".mhd" and data != path and data.is_file() and not data.is_symlink()
 
@@ -144,35 +136,21 @@ def _numbers(fields: dict[str, str], key: str, path: Path) -> list[float]:
         raise SpinejaxError(f"{path}: {key} is {fields.get(key)!r} in its header; expected numbers.") from error
 
 
-def _judge_data(file, fields: dict[str, str], num_bytes: int, path: Path) -> None:
-    """Hold the bytes that follow the header against the `num_bytes` that it declares."""
-    stored = os.fstat(file.fileno()).st_size - file.tell()
+def _check_data(file: BinaryIO, fields: dict[str, str], num_bytes: int, path: Path) -> None:
+    """Refuse voxels whose size, once unpacked, is not the `num_bytes` that the header declares."""
+    found = stored = os.fstat(file.fileno()).st_size - file.tell()
     compressed = fields.get("CompressedData", "False") == "True"
     if num_bytes > stored * (_DEFLATE_LIMIT if compressed else 1):
         raise SpinejaxError(f"{path}: its header declares {num_bytes} bytes of voxels, it stores {stored}: truncated?")
-    if not compressed:
-        found = stored
-    elif fields.get("CompressedDataSize", str(stored)) != str(stored):
-        raise SpinejaxError(
-            f"{path}: its header declares {fields['CompressedDataSize']} bytes of compressed voxels, it stores "
-            f"{stored}: truncated? Copy it again."
-        )
-    else:
-        found = _unpacked_bytes(file, num_bytes, path)
+    if compressed:
+        if fields.get("CompressedDataSize", str(stored)) != str(stored):
+            raise SpinejaxError(
+                f"{path}: its header declares {fields['CompressedDataSize']} bytes of compressed voxels, it stores "
+                f"{stored}: truncated? Copy it again."
+            )
+        try:
+            found = sum(map(len, unpacked(file, num_bytes)))
+        except (zlib.error, EOFError) as error:
+            raise SpinejaxError(f"{path}: its compressed voxels are damaged ({error}). Copy it again.") from error
     if found != num_bytes:
         raise SpinejaxError(f"{path}: holds {found} bytes of voxels, its header declares {num_bytes}. Copy it again.")
-
-
-def _unpacked_bytes(file, limit: int, path: Path) -> int:
-    """How much a zlib stream unpacks to, counted piece by piece, and at most just past `limit`."""
-    stream, total = zlib.decompressobj(), 0
-    try:
-        while not stream.eof and total <= limit and (piece := file.read(1 << 18)):
-            while piece and total <= limit:
-                total += len(stream.decompress(piece, 1 << 22))
-                piece = stream.unconsumed_tail
-    except zlib.error as error:
-        raise SpinejaxError(f"{path}: its compressed voxels are damaged ({error}). Copy it again.") from error
-    if not stream.eof and total <= limit:
-        raise SpinejaxError(f"{path}: its compressed voxels end too early: truncated. Copy it again.")
-    return total

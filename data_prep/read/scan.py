@@ -5,83 +5,81 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from spinejax.errors import SpinejaxError
 
 
 class NotSagittalError(SpinejaxError):
-    """A series is of another plane: it is left out of a run, and no fault."""
+    """A series of another plane: it is left out of a run, and is no fault."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One sagittal series in the house's orientation.
+    """One sagittal series in the standard orientation.
 
     Args:
-        voxels: float32[H, W, S] (or an integer dtype for a mask). Rows superior→inferior, columns
-            anterior→posterior, slices from the patient's right to the left.
-        affine: float64[4, 4]. Maps (row, column, slice, 1) to patient space, LPS, in mm; column vectors.
+        voxels: float32, or integers for a mask. Rows superior→inferior, columns anterior→posterior, slices from the
+            patient's right to the left.
+        affine: maps (row, column, slice, 1) to patient space, LPS, in mm.
         name: how messages call this scan.
     """
 
-    voxels: np.ndarray
-    affine: np.ndarray
+    voxels: Shaped[np.ndarray, "H W S"]
+    affine: Float[np.ndarray, "4 4"]
     name: str
 
     @property
-    def spacing_mm(self) -> np.ndarray:
-        """float64[3]. Distance between neighbouring rows, columns and slices."""
+    def spacing_mm(self) -> Float[np.ndarray, "3"]:
+        """Distance between neighbouring rows, columns and slices."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
 
 # Orientation ---------------------------------------------------------------------------------------------------------
 
-# Rows, columns and slices of the house in LPS: x grows to the patient's left, y to the back, z to the head.
-_HOUSE_AXES = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+# Directions of rows, columns and slices in LPS: x grows to the patient's left, y to the back, z to the head.
+_AXES = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 MOST_OFF_SAGITTAL_DEG = 40
 _MAX_ANISOTROPY = 1.5
 
 
-def reorient(voxels: np.ndarray, affine: np.ndarray, name: str) -> Scan:
-    """Turn a series into the house's orientation by permuting and flipping axes; no voxel is resampled.
+def reorient(voxels: Shaped[np.ndarray, "A B C"], affine: Float[np.ndarray, "4 4"], name: str) -> Scan:
+    """Bring a series to the standard orientation by permuting and flipping axes; no voxel is resampled.
 
     Args:
-        voxels: [A, B, C], in any order and direction of axes.
-        affine: float64[4, 4]. (a, b, c, 1) → patient space, LPS, mm.
+        voxels: in any order and direction of axes.
+        affine: (a, b, c, 1) → patient space, LPS, mm.
         name: how messages call the scan.
 
-    Returns:
-        The scan. Every voxel keeps its place in the patient.
-
     Raises:
-        SpinejaxError: the axes are not at right angles; NotSagittalError: the series is of another plane.
+        SpinejaxError: the axes are not at right angles.
+        NotSagittalError: the series is of another plane.
     """
-    affine, order, flipped = _to_house(voxels.shape, affine, name)
+    affine, order, flipped = _standard(voxels.shape, affine, name)
     voxels = voxels.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
     return Scan(np.ascontiguousarray(voxels), affine, name)
 
 
-def refuse_non_sagittal(shape: tuple[int, ...], affine: np.ndarray, name: str) -> None:
-    """Raises what `reorient` would of a series of this shape and place, before its voxels are read."""
-    _to_house(shape, affine, name)
+def refuse_non_sagittal(shape: tuple[int, ...], affine: Float[np.ndarray, "4 4"], name: str) -> None:
+    """Raises what `reorient` would for a series of this shape and affine, before its voxels are read."""
+    _standard(shape, affine, name)
 
 
-def _to_house(shape: tuple[int, ...], affine: np.ndarray, name: str) -> tuple[np.ndarray, tuple[int, ...], list[bool]]:
-    """The affine of the turned series, the order its axes are put into, and which of these are flipped."""
+def _standard(shape: tuple[int, ...], affine: np.ndarray, name: str) -> tuple[np.ndarray, tuple[int, ...], list[bool]]:
+    """The affine in the standard orientation, the order of the axes there, and which of them are flipped."""
     if not np.isfinite(affine).all() or (spacing := np.linalg.norm(affine[:3, :3], axis=0)).min() <= 0:
         raise SpinejaxError(f"{name}: its geometry is not finite or has a zero spacing. Export the series again.")
     directions = affine[:3, :3] / spacing
     if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-2):
         raise SpinejaxError(f"{name}: its axes are not at right angles. Resample it to an orthogonal grid.")
 
-    closeness = _HOUSE_AXES @ directions
+    closeness = _AXES @ directions
     order = max(itertools.permutations(range(3)), key=lambda axes: sum(abs(closeness[range(3), axes])))
-    flipped = [closeness[house, axis] < 0 for house, axis in enumerate(order)]
-
+    flipped = [bool(closeness[place, axis] < 0) for place, axis in enumerate(order)]
     turn = np.eye(4)[:, [*order, 3]]
-    for house, axis in enumerate(order):
-        if flipped[house]:
-            turn[axis, house] = -1
+    for place, axis in enumerate(order):
+        if flipped[place]:
+            turn[axis, place] = -1
             turn[axis, 3] = shape[axis] - 1
     affine = affine @ turn
     _require_sagittal(affine, name)
@@ -90,13 +88,12 @@ def _to_house(shape: tuple[int, ...], affine: np.ndarray, name: str) -> tuple[np
 
 def _require_sagittal(affine: np.ndarray, name: str) -> None:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    normal = affine[:3, 2] / spacing[2]
-    angle_deg = math.degrees(math.acos(min(normal[0], 1)))
+    angle_deg = math.degrees(math.acos(min(affine[0, 2] / spacing[2], 1)))
     if angle_deg > MOST_OFF_SAGITTAL_DEG:
         raise NotSagittalError(
             f"{name}: its slices stand {angle_deg:.0f}° off the sagittal plane. Give a sagittal series."
         )
-    # An axial or coronal series has its thick slices along what would be our rows or columns.
+    # In an axial or coronal series the thick slices are stacked along our rows or columns.
     if spacing[:2].max() > _MAX_ANISOTROPY * spacing[2]:
         plane = ("an axial", "a coronal")[int(np.argmax(spacing[:2]))]
         millimetres = " × ".join(f"{value:.2f}" for value in spacing)
@@ -111,32 +108,31 @@ def require_same_grid(scan: Scan, other: Scan) -> None:
     if scan.voxels.shape != other.voxels.shape:
         raise SpinejaxError(
             f"{other.name}: {list(other.voxels.shape)} voxels, but {scan.name} has {list(scan.voxels.shape)}. "
-            "A mask must lie on its scan's own grid."
+            "A mask must have its scan's own grid."
         )
-    corners = np.array([*itertools.product(*((0, size - 1) for size in scan.voxels.shape))])
-    corners = np.c_[corners, np.ones(len(corners))]
-    apart_mm = np.abs((scan.affine - other.affine) @ corners.T).max()
+    corners = [(*corner, 1) for corner in itertools.product(*((0, size - 1) for size in scan.voxels.shape))]
+    apart_mm = np.abs((scan.affine - other.affine) @ np.transpose(corners)).max()
     if apart_mm > 0.5 * scan.spacing_mm.min():
         raise SpinejaxError(
-            f"{other.name}: lies up to {apart_mm:.1f} mm away from {scan.name} in patient space. "
-            "A mask must lie on its scan's own grid."
+            f"{other.name}: up to {apart_mm:.1f} mm away from {scan.name} in patient space. "
+            "A mask must have its scan's own grid."
         )
 
 
 # Voxels --------------------------------------------------------------------------------------------------------------
 
 MAX_VOXELS = 1 << 27
-"""Of one scan. A sagittal lumbar series has up to 640 × 640 × 200; a header that declares more than this is a lie."""
+"""Of one scan. A sagittal lumbar series has up to 640 × 640 × 200; a header that declares more than this is wrong."""
 
 
-def as_dtype(voxels: np.ndarray, dtype, name) -> np.ndarray:
-    """A copy of the voxels as `dtype`, having made sure that no value is lost.
+def as_dtype(voxels: Shaped[np.ndarray, "*shape"], dtype, name) -> Shaped[np.ndarray, "*shape"]:
+    """A copy of the voxels as `dtype`, without any change of value but rounding to floats.
 
     Raises:
         SpinejaxError: a voxel is not finite; for an integer `dtype`, a value is not whole or does not fit.
     """
     dtype = np.dtype(dtype)
-    with np.errstate(over="ignore"):  # told below, as infinite
+    with np.errstate(over="ignore"):  # reported below, as infinite
         converted = voxels if voxels.dtype.kind == "f" and dtype.kind in "iu" else voxels.astype(dtype)
     finite = np.isfinite(converted)
     if not finite.all():

@@ -19,9 +19,7 @@ from data_prep.read.tables import some
 from spinejax.errors import SpinejaxError
 
 _READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
-WEIGHTINGS = ("t2", "t1", "any")
-PATIENTS_BY = ("name", "folder")
-# What tools and people call a mask: as a whole behind the last "_" of its name, or as a part of a longer word.
+# Usual words for a mask: what follows the last "_" of its name, or a part of it.
 MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
 
 
@@ -30,12 +28,12 @@ class Series:
     """A scan that was found.
 
     Args:
-        name: what messages call it: its file, or its DICOM folder.
-        key: what masks, corners and label tables call it: its file's name without the suffix, with its folder's before
-            it if patients are told apart by folder; or its SeriesInstanceUID.
+        name: for messages: its file, or its DICOM folder.
+        key: for masks, corners and label tables: its file's name without the suffix, after its folder's name if
+            patients are identified by folder; or its SeriesInstanceUID.
         patient: the patient's own identifier. It enters no data set.
-        files: all that are read for it.
-        read: gives the scan, and notes on what is doubtful; raises SpinejaxError. Picklable.
+        files: all files of the scan.
+        read: returns the scan, and notes on what is doubtful; raises SpinejaxError. Picklable.
     """
 
     name: str
@@ -47,9 +45,9 @@ class Series:
 
 @dataclass
 class Found:
-    """The scans of some paths, the notes on what was left out or is doubtful, and what failed: name → reason.
+    """The scans of some paths, notes on what was left out or is doubtful, and failures: name → reason.
 
-    Of the failures `unreadable` are files and folders, of which it is not known whether they are scans.
+    `unreadable` are the failed files and folders that may or may not be scans.
     """
 
     series: list[Series] = field(default_factory=list)
@@ -59,18 +57,14 @@ class Found:
     unreadable: set[str] = field(default_factory=set)
 
     def cannot_read(self, path: str | Path, error: SpinejaxError | OSError) -> None:
-        """Tell of a file or folder that cannot be read."""
-        system = f"{path}: cannot be read ({error.strerror})." if isinstance(error, OSError) else ""
-        self.failures[str(path)] = system or str(error)
+        """Record a file or folder that cannot be read."""
+        reason = f"{path}: cannot be read ({error.strerror})." if isinstance(error, OSError) else str(error)
+        self.failures[str(path)] = reason
         self.unreadable.add(str(path))
 
 
 def read_scan(path: str | Path, dtype) -> Scan:
-    """Read a single file of a volume format: NIfTI or MetaImage. `dtype`, raised errors: as the format's own reader.
-
-    Raises:
-        SpinejaxError: the name has none of the formats' suffixes, or the file cannot be read.
-    """
+    """Read a NIfTI or MetaImage file, as `read_nifti` and `read_mha` do; raises SpinejaxError if it is neither."""
     reader = _READERS.get(suffix_of(Path(path)))
     if reader is None:
         raise SpinejaxError(f"{path}: expected a name that ends in {', '.join(_READERS)}.")
@@ -78,7 +72,7 @@ def read_scan(path: str | Path, dtype) -> Scan:
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix, in small letters; `.nii.gz` counts as one."""
+    """The suffix in lower case; `.nii.gz` counts as one."""
     return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
 
 
@@ -88,7 +82,7 @@ def stem_of(path: Path) -> str:
 
 
 def volume_files(folder: Path) -> list[Path]:
-    """Every NIfTI and MetaImage file of a tree, sorted. Raises SpinejaxError if a part of it cannot be read."""
+    """Every NIfTI and MetaImage file of a tree. Raises SpinejaxError if a part of it cannot be read."""
     found = Found()
     files = [path for path in _files([folder], (), found) if suffix_of(path) in _READERS]
     for reason in found.failures.values():
@@ -99,19 +93,18 @@ def volume_files(folder: Path) -> list[Path]:
 def find_series(
     paths: Sequence[Path], *, weighting: str = "t2", patients_by: str = "name", exclude: Sequence[Path] = ()
 ) -> Found:
-    """Look through files and whole trees for sagittal series.
+    """Search files and whole trees for sagittal series.
 
     Args:
-        paths: files and folders. In a folder every file is looked at, whatever its name; but a volume file whose name
-            ends in `_seg` or the like is a mask, which often lie beside their scans.
-        weighting: "t2", "t1" or "any". Series that are known to be of another are left out.
-        patients_by: "name": a DICOM file's PatientID, or what a volume file's name has before its first "_" or "."
-            (`sub-07_T2w.nii.gz` is of `sub-07`); "folder": the name of the folder that a series lies in.
-        exclude: folders that are not looked into (masks).
+        paths: files and folders. Every file of a folder is examined, whatever its name; but a volume file whose name
+            ends in `_seg` or the like is a mask: masks are often kept beside their scans.
+        weighting: "t2", "t1" or "any". Series that are known to have another are left out.
+        patients_by: "name": a DICOM file's PatientID, or the part of a volume file's name before its first "_" or "."
+            (`sub-07_T2w.nii.gz` is of `sub-07`); "folder": the name of the series' folder.
+        exclude: folders that are not searched (masks).
 
     Raises:
-        SpinejaxError: a path does not exist, or two files have one key, so that masks and labels could not tell them
-            apart.
+        SpinejaxError: a path does not exist, or two series have the same key.
     """
     found = Found()
     dicom: dict[str, list[DicomFile]] = defaultdict(list)
@@ -133,31 +126,40 @@ def find_series(
             found.cannot_read(path, error)
             if isinstance(error, DamagedHeaderError):
                 damaged[error.series] = path
-    if patients_by == "name":
-        _doubt_one_patient(found)
+    patients = {one.patient for one in found.series}
+    if patients_by == "name" and len(found.series) > 1 and len(patients) == 1:  # or files are named after the study
+        found.notes.append(
+            f"{len(found.series)} scans are all of patient {patients.pop()!r}, by the part of their names before the "
+            "first _ or .: use --patients-by folder, or rename them, if they are of several."
+        )
     if masks:
-        what = f"{len(masks)} files are masks by how their names end: {some([path.name for path in masks])}"
-        found.left_out.append(f"{what}. Rename what is a scan.")
+        what = f"{len(masks)} files are masks by the end of their names: {some([path.name for path in masks])}"
+        found.left_out.append(f"{what}. Rename those that are scans.")
     if others:
         found.left_out.append(f"{len(others)} files are no scans: {some([path.name for path in others])}")
     for key in sorted(dicom):
         _take_dicom(key, dicom[key], damaged.get(key), found, weighting, patients_by)
-    _refuse_one_key_twice(found.series)
+    keys: dict[str, Series] = {}
+    for one in found.series:
+        if (other := keys.setdefault(one.key, one)) is not one:
+            raise SpinejaxError(
+                f"{one.files[0]} and {other.files[0]}: both are called {one.key!r}, so masks and labels cannot tell "
+                "them apart. Rename one, or process them in separate runs."
+            )
     return found
 
 
 def _files(paths: Sequence[Path], exclude: Sequence[Path], found: Found) -> Iterator[Path]:
-    """Every file once, in an order that does not depend on the file system. `found` is told what cannot be read."""
-    hidden_from = {path.resolve() for path in exclude}
+    """Every file once, in an order that does not depend on the file system. `found` records what cannot be read."""
+    hidden = {path.resolve() for path in exclude}
     seen: set[Path] = set()
     for path in paths:
         if not path.exists():
             raise SpinejaxError(f"{path}: no such file or folder.")
-        for file in [path] if path.is_file() else _walk(path, hidden_from, found):
+        for file in [path] if path.is_file() else _walk(path, hidden, found):
             try:
-                # A pipe or a socket would hang a reader.
-                new = file.is_file() and file.resolve() not in seen
-            except OSError as error:  # in a folder whose names may be read, but not what is in it
+                new = file.is_file() and file.resolve() not in seen  # a reader would wait for ever on a pipe or socket
+            except OSError as error:  # in a folder whose names may be read, but not its files
                 found.cannot_read(file, error)
                 continue
             if new:
@@ -166,18 +168,14 @@ def _files(paths: Sequence[Path], exclude: Sequence[Path], found: Found) -> Iter
 
 
 def _walk(root: Path, hidden: set[Path], found: Found) -> Iterator[Path]:
-    """All that lies in a tree, but for what has a dot before its name: that is the system's.
+    """All files of a tree, except those whose name, or a folder's, begins with a dot: they are the system's.
 
-    Folders that are links come last, so that what is there twice goes by the name of its own folder.
+    Linked folders come last, so that a file that is there twice is found in its own folder.
     """
-
-    def tell(error: OSError) -> None:
-        found.cannot_read(error.filename, error)
-
     seen: set[Path] = set()
     tops = [root]
     for top in tops:
-        for folder, folders, names in os.walk(top, onerror=tell):
+        for folder, folders, names in os.walk(top, onerror=lambda error: found.cannot_read(error.filename, error)):
             here = [Path(folder, name) for name in sorted(folders) if name[0] != "."]
             here = [path for path in here if path.resolve() not in hidden]
             folders[:] = [] if Path(folder).resolve() in seen else [path.name for path in here]
@@ -186,23 +184,13 @@ def _walk(root: Path, hidden: set[Path], found: Found) -> Iterator[Path]:
             yield from (Path(folder, name) for name in sorted(names) if name[0] != ".")
 
 
-def _doubt_one_patient(found: Found) -> None:
-    """Volume files that all begin alike: of one patient, or named by the study."""
-    patients = {one.patient for one in found.series}
-    if len(found.series) > 1 and len(patients) == 1:
-        found.notes.append(
-            f"{len(found.series)} scans are all of patient {patients.pop()!r}, by what their names have before the "
-            "first _ or .: --patients-by folder, or rename them, if they are of several."
-        )
-
-
 def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> None:
-    told = weighting_in_words(stem_of(path))
-    if weighting != "any" and told not in (None, weighting):
-        found.left_out.append(f"{path.name}: {told} by its name, {weighting} was asked for")
+    own = weighting_in_words(stem_of(path))
+    if weighting != "any" and own not in (None, weighting):
+        found.left_out.append(f"{path.name}: {own} by its name, {weighting} was asked for")
         return
     name, key, patient = path.name, stem_of(path), re.split(r"[_.]", path.name)[0]
-    if patients_by == "folder":  # where each patient has a folder, files often have one name
+    if patients_by == "folder":  # where each patient has a folder, files often have the same name
         patient = path.parent.name
         name, key = f"{patient}/{path.name}", f"{patient}/{key}"
     found.series.append(Series(name, key, patient, (path,), partial(read_volume, path)))
@@ -216,7 +204,7 @@ def read_volume(path: Path) -> tuple[Scan, list[str]]:
 def _take_dicom(
     key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str, patients_by: str
 ) -> None:
-    """Sort one DICOM series into what is a scan, what is left out and what fails. `damaged` is a file that it lacks."""
+    """Record one DICOM series as a scan, left out or failed. `damaged` is a file of it that cannot be read."""
     folder = files[0].path.parent
     name = f"{folder.name or folder}, series {key}"
     images = [file for file in files if not file.not_a_scan]
@@ -225,9 +213,9 @@ def _take_dicom(
         found.left_out.append(f"{name}: {len(files) - len(images)} of {len(files)} files: {', '.join(reasons)}")
     if not images:
         return
-    told = images[0].weighting
-    if weighting != "any" and told not in (None, weighting):
-        found.left_out.append(f"{name}: {told} by its header, {weighting} was asked for")
+    own = images[0].weighting
+    if weighting != "any" and own not in (None, weighting):
+        found.left_out.append(f"{name}: {own} by its header, {weighting} was asked for")
         return
     patients = {file.patient for file in images}
     patient = folder.name if patients_by == "folder" else images[0].patient
@@ -235,11 +223,11 @@ def _take_dicom(
         if not key:
             raise SpinejaxError(f"{name}: no SeriesInstanceUID, which tells series apart. Export it again.")
         if len(patients) > 1:
-            raise SpinejaxError(
-                f"{name}: files of {len(patients)} patients, expected a series of one. Export it again."
-            )
+            raise SpinejaxError(f"{name}: files of {len(patients)} patients, expected one. Export it again.")
         if not patient:
-            raise SpinejaxError(f"{name}: PatientID is empty. Give --patients-by folder, with a folder a patient.")
+            raise SpinejaxError(
+                f"{name}: PatientID is empty. Give --patients-by folder, with a folder for each patient."
+            )
         if not _is_sagittal(images, name, found):
             return
         if damaged:
@@ -252,11 +240,11 @@ def _take_dicom(
 
 
 def _is_sagittal(images: list[DicomFile], name: str, found: Found) -> bool:
-    """Whether a series' headers make a sagittal volume. Another plane is left out; a broken series raises."""
+    """Whether a series' headers make a sagittal volume. Other planes are left out; a broken series raises."""
     normals = np.array([frame.normal for file in images for frame in file.frames]).reshape(-1, 3)
     off_deg = np.degrees(np.arccos(np.clip(abs(normals[:, 0]), 0, 1)))
     if len(off_deg) and off_deg.min() > MOST_OFF_SAGITTAL_DEG:
-        # Axial images often are blocks, each along its disc: no one volume, and not asked for either.
+        # Axial images are often in blocks, each along its disc: they make no volume, and need not.
         plane = ("a coronal", "an axial")[int(np.argmax(abs(normals[:, 1:]).mean(0)))]
         found.left_out.append(f"{name}: {plane} series, {off_deg.min():.0f}° or more off the sagittal plane")
         return False
@@ -270,13 +258,3 @@ def _is_sagittal(images: list[DicomFile], name: str, found: Found) -> bool:
         found.left_out.append(str(error))
         return False
     return True
-
-
-def _refuse_one_key_twice(series: Sequence[Series]) -> None:
-    keys: dict[str, Series] = {}
-    for one in series:
-        if (other := keys.setdefault(one.key, one)) is not one:
-            raise SpinejaxError(
-                f"{one.files[0]} and {other.files[0]}: both are called {one.key!r}, so masks and labels cannot tell "
-                "them apart. Rename one, or give them in runs of their own."
-            )

@@ -1,4 +1,4 @@
-"""Tables in files: read strictly, and all faults of one told at once."""
+"""Tables in files: read strictly, and all faults of one reported at once."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,8 @@ def read_rows(path: Path, columns: set[str], *, exact: bool) -> Iterator[tuple[i
 
     Args:
         path: the file, in UTF-8.
-        columns: that it must have.
-        exact: whether it may have no others.
+        columns: the ones it must have.
+        exact: whether it must have no others.
 
     Raises:
         SpinejaxError: the file is missing or no table, a column is missing or unknown, a row is too long or too short.
@@ -31,18 +31,18 @@ def read_rows(path: Path, columns: set[str], *, exact: bool) -> Iterator[tuple[i
             refuse(path, faults)
             for row in table:
                 if None in row or None in row.values():
-                    raise SpinejaxError(f"{path}: line {table.line_num} has too many or too few cells. Mend the table.")
+                    raise SpinejaxError(f"{path}: line {table.line_num} has too many or too few cells. Fix the table.")
                 yield table.line_num, {name.strip(): value.strip() for name, value in row.items()}
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpinejaxError(f"{path}: not a comma-separated UTF-8 table ({error}).") from error
 
 
 def refuse(path: Path, faults: Sequence[str]) -> None:
-    """Raises SpinejaxError with all the faults of a file, if there are any."""
+    """Raises SpinejaxError with all the faults of a file, if it has any."""
     if faults:
         more = f"\n  and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
         shown = "\n  ".join(faults[:_MAX_FAULTS_SHOWN])
-        raise SpinejaxError(f"{path}: {len(faults)} faults; mend them and run again.\n  {shown}{more}")
+        raise SpinejaxError(f"{path}: {len(faults)} faults; fix them and run again.\n  {shown}{more}")
 
 
 def some(names: Sequence[str]) -> str:

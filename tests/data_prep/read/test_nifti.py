@@ -86,7 +86,7 @@ def set_fields(**values):
         (set_fields(dim=[3, 6, -5, 4, 1, 1, 1, 1]), "expected one 3-D volume"),
         (set_fields(dim=[3, 32000, 32000, 400, 1, 1, 1, 1]), "declares .32000, 32000, 400. voxels, expected at most"),
         (set_fields(dim=[3, 600, 500, 400, 1, 1, 1, 1]), "its header declares 480000352: truncated"),
-        (set_fields(sform_code=0, qform_code=0), "does not say how it lies in the patient"),
+        (set_fields(sform_code=0, qform_code=0), "gives no orientation in the patient"),
         (set_fields(datatype=128, bitpix=24), "expected plain numbers"),
         (set_fields(datatype=77), "not a readable NIfTI"),
         (set_fields(vox_offset=1e9), "said to begin at byte"),

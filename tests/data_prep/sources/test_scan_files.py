@@ -257,7 +257,7 @@ def test_folders_that_are_links_are_looked_into_once(tmp_path):
 def test_names_that_make_all_scans_one_patients_are_doubted(tmp_path, capsys, names, doubted):
     root = write_set(tmp_path, names, suffix="")
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
-    assert ("note: 2 scans are all of patient 'spine', by what their" in capsys.readouterr().err) == doubted
+    assert ("note: 2 scans are all of patient 'spine', by the part of their" in capsys.readouterr().err) == doubted
 
 
 def test_axial_volume_needs_no_mask_to_be_left_out(tmp_path, capsys):
@@ -429,7 +429,7 @@ def test_masks_beside_their_scans_are_no_scans(tmp_path, capsys, ending, scan):
     told = capsys.readouterr()
     assert "4 discs" in told.out
     assert "of 1 scans" in told.out
-    assert scan or f"1 files are masks by how their names end: a_t2{ending}.mha" in told.err
+    assert scan or f"1 files are masks by the end of their names: a_t2{ending}.mha" in told.err
     assert scans(root / "images" / f"a_t2{ending}.mha", "--out", tmp_path / "none") == 2
     assert "No sagittal scan was found" in capsys.readouterr().err
 
