@@ -1,6 +1,6 @@
 """The paper's Table 2, in kind: what do the branch point, the views in training and the 54 views in grading bring?
 
-`python benchmarks/branch_points.py --data DISCS --out RUNS` trains every branch point twice, with validation and test
+`python -m benchmarks.branch_points --data DISCS --out RUNS` trains every branch point twice, with validation and test
 swapped, with and without random views; grades each network with one view and with 54; and writes `table.json`,
 `table.md` and `plot.png`. What is finished is kept, so the same command goes on after an interruption. Options behind
 `--` go to every training: `-- --width 1 --batch-size 256` is the paper's network.
@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.running import require_trained, run_script
+from benchmarks.running import require_trained, run_script, start
 from spinejax import paper
 from spinejax.config import PRESETS
 from spinejax.network.spinenet import BRANCH_POINTS
@@ -190,4 +190,4 @@ def put(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("branch_points", Arguments, main)

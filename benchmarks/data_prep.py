@@ -40,7 +40,7 @@ def peak_mib() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_prep", description=__doc__.splitlines()[0])
     parser.add_argument("--scans", type=int, default=20)
     for name, size in (("rows", 512), ("columns", 512), ("slices", 20)):
         parser.add_argument(f"--{name}", type=int, default=size)

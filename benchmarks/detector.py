@@ -18,7 +18,7 @@ from data_prep.phantom.phantom import phantom
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.detector", description=__doc__.splitlines()[0])
     for name, size in (("rows", 512), ("columns", 512), ("slices", 20), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=size)
     options = parser.parse_args()

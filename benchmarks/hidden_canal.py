@@ -45,7 +45,7 @@ def worst_corners_mm(mask: Scan) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hidden_canal", description=__doc__.splitlines()[0])
     parser.add_argument("masks", type=Path, nargs="?")
     parser.add_argument("--phantoms", type=int, default=0)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """How fast are hotspots, and how much memory do they take? Against a loop of PyTorch and Captum, from the same weights.
 
-    python benchmarks/hotspots.py --checkpoint runs/quickstart/run --data runs/quickstart/discs --json hotspots.json
+    python -m benchmarks.hotspots --checkpoint runs/quickstart/run --data runs/quickstart/discs --json hotspots.json
 
 One disc, every task, the paper's views. The peers do what this library does: take each view's window, find the gradient
 of each task's score, its absolute value, put it back through the inverse view, and average by coverage.
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
+
+from benchmarks.running import peer, start
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def main(arguments: Arguments) -> None:
     figures = {"num_views": arguments.num_views, **timed(arguments)}
     figures["peak_mb"] = {}
     for bound in (0, *arguments.bounds):
-        command = [sys.executable, __file__, "--checkpoint", str(arguments.checkpoint), "--data", str(arguments.data)]
-        command += ["--num-views", str(arguments.num_views), "--measure", str(bound)]
+        command = [sys.executable, "-m", "benchmarks.hotspots", "--checkpoint", str(arguments.checkpoint)]
+        command += ["--data", str(arguments.data), "--num-views", str(arguments.num_views), "--measure", str(bound)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         figures["peak_mb"][str(bound)] = peak = int(output.split()[-1])
         print(f"peak memory, {f'{bound} views at once' if bound else 'before any map'}: {peak} MB", flush=True)
@@ -69,10 +70,9 @@ def timed(arguments: Arguments) -> dict:
     """Maps a second of each, in wall time and in CPU time, after they agree."""
     import jax
     import jax.numpy as jnp
-    import torch
-    from captum.attr import Saliency
-    from torch_twin import Twin, windows_of
 
+    torch, saliency = peer("torch"), peer("captum.attr").Saliency
+    from benchmarks.torch_twin import Twin, windows_of
     from spinejax.data.dataset import DataSet
     from spinejax.geometry import INTENSITY_STEP
     from spinejax.inference import hotspots
@@ -121,7 +121,7 @@ def timed(arguments: Arguments) -> dict:
         return returned.sum(0) / weight.sum(0).clamp(min=1e-9)
 
     returns = torch.tensor(returns_of(jax.tree.map(np.asarray, chosen)))
-    attributions = [Saliency(lambda windows, name=name: network(windows)[name]) for name in names]
+    attributions = [saliency(lambda windows, name=name: network(windows)[name]) for name in names]
 
     def captum():
         windows = take().requires_grad_()
@@ -180,7 +180,8 @@ def timed(arguments: Arguments) -> dict:
 def agree(model, variables, network, windows, in_torch, names, grades) -> None:
     """Scores and gradients of the two networks on the same windows, to rounding."""
     import jax
-    import torch
+
+    torch = peer("torch")
 
     ours = jax.jit(model.apply)(variables, windows)
     leaves = in_torch.requires_grad_()
@@ -254,4 +255,4 @@ def peak_mb(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("hotspots", Arguments, main)

@@ -27,11 +27,10 @@ from typing import Any, Literal
 import h5py
 import jax
 import numpy as np
-import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.running import peer, start
 from spinejax.data.batches import num_steps, train_batches
 from spinejax.data.dataset import DataSet
 from spinejax.data.shards import checksum_of
@@ -40,6 +39,7 @@ from spinejax.network import views as our_views
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import runtime
 
+torch = peer("torch")
 Part = Literal["formats", "loaders", "views"]
 DISC_BYTES = 2 * int(np.prod(VOLUME_SHAPE))
 AHEAD = 6  # batches that a loader may have read ahead of its turn
@@ -302,25 +302,22 @@ def float_slices(volumes: np.ndarray) -> np.ndarray:
 
 def monai_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
     """MONAI's Affine in two dimensions, slices as channels, straight onto the window's grid: its quickest way."""
-    from monai.transforms import Affine
-
+    affine = peer("monai.transforms").Affine
     discs = [torch.tensor(np.moveaxis(slices, -1, 0).copy()) for slices in float_slices(volumes)]
     both = zip(matrices(chosen), chosen.shift_px, strict=True)
     grids = [np.block([[matrix, shift[:, None]], [0, 0, 1]]) for matrix, shift in both]
 
     def call():
         options = {"spatial_size": WINDOW_SHAPE[:2], "mode": "bilinear", "padding_mode": "zeros", "image_only": True}
-        return [Affine(affine=grid, **options)(disc) for disc, grid in zip(discs, grids, strict=True)]
+        return [affine(affine=grid, **options)(disc) for disc, grid in zip(discs, grids, strict=True)]
 
     return lambda: np.moveaxis(np.stack([np.asarray(window) for window in call()]), 1, -1)
 
 
 def torchio_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
     """TorchIO's Affine on the nine slices, then the window out of its middle."""
-    import SimpleITK
-    import torchio
-
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    torchio = peer("torchio")
+    peer("SimpleITK").ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     discs = [torch.tensor(slices.copy())[None] for slices in float_slices(volumes)]
     margins = [(outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True)][:2]
     inside = tuple(slice(margin, margin + size) for margin, size in zip(margins, WINDOW_SHAPE[:2], strict=True))
@@ -350,4 +347,4 @@ def matrices(chosen) -> np.ndarray:
 PARTS = {"formats": formats, "loaders": loaders, "views": views}
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("input", Arguments, main)

@@ -7,10 +7,8 @@ boxes of the middle slice tell the nucleus, the annulus, the endplates and the b
 from collections.abc import Mapping
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from benchmarks.running import peer
 from spinejax.data.dataset import DataSet
 from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE
 from spinejax.tasks import UNLABELLED
@@ -65,11 +63,13 @@ def probabilities(
         num_grades: task name → C, in the labels' order.
         train: bool[N]. The discs that are learned from.
     """
+    make_pipeline = peer("sklearn.pipeline").make_pipeline
+    classifier, scaler = peer("sklearn.linear_model").LogisticRegression, peer("sklearn.preprocessing").StandardScaler
     given = {}
     for column, (task, number) in enumerate(num_grades.items()):
         learned = train & (labels[:, column] != UNLABELLED)
-        regression = LogisticRegression(class_weight="balanced", max_iter=5000, C=0.1)
-        model = make_pipeline(StandardScaler(), regression).fit(found[learned], labels[learned, column])
+        regression = classifier(class_weight="balanced", max_iter=5000, C=0.1)
+        model = make_pipeline(scaler(), regression).fit(found[learned], labels[learned, column])
         given[task] = np.zeros((len(found), number))
         given[task][:, model.classes_] = model.predict_proba(found)
     return given

@@ -1,6 +1,6 @@
 """Does memory grow with the data set? Peak resident memory of reading and training at 1× and 10× the discs.
 
-    python benchmarks/memory.py [--discs 120] [--json FILE]
+    python -m benchmarks.memory [--discs 120] [--json FILE]
 
 Makes two data sets of noise in a temporary folder, and trains a narrow network on each for as many steps, in a process
 of its own, that reports the most memory it ever held.
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from benchmarks.running import start
 from spinejax.data.manifest import write_manifest
 from spinejax.data.shards import Disc, shard_name, write_shard
 from spinejax.geometry import VOLUME_SHAPE
@@ -47,7 +47,7 @@ def main(arguments: Arguments) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for factor in (1, 10):
             data = write(Path(folder) / str(factor), factor * arguments.discs)
-            command = [sys.executable, __file__, "--measure", str(data)]
+            command = [sys.executable, "-m", "benchmarks.memory", "--measure", str(data)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             figures[f"{factor}x"] = {"discs": factor * arguments.discs, "peak_mb": int(output.split()[-1])}
             print(f"{factor:2}×: {factor * arguments.discs:5} discs, peak {figures[f'{factor}x']['peak_mb']} MB")
@@ -105,4 +105,4 @@ def train(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("memory", Arguments, main)

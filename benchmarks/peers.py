@@ -28,11 +28,10 @@ from typing import Literal, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.running import peer, start
 from benchmarks.torch_twin import Twin, windows_of
 from spinejax.config import Config
 from spinejax.geometry import VOLUME_SHAPE
@@ -44,6 +43,7 @@ from spinejax.parallel import runtime
 from spinejax.tasks import PAPER_TASKS
 from spinejax.training import train_step
 
+torch = peer("torch")
 Part = Literal["forward", "train", "tta", "hotspots"]
 NUM_VIEWS = 32
 TOLERANCE = 1e-4
@@ -272,4 +272,4 @@ def _eager_and_compiled(run, module, compiled: bool) -> list[Callable]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("peers", Arguments, main)

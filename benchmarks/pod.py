@@ -1,7 +1,7 @@
 r"""What does one step cost a chip of a pod? Compiled for the pod, on a machine that has none.
 
-    python benchmarks/pod.py --topology v5e:16x16 [--step train] [--layout split] [--json FILE]
-    python benchmarks/pod.py --topology v5e:1x1 v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16 --layout data split \
+    python -m benchmarks.pod --topology v5e:16x16 [--step train] [--layout split] [--json FILE]
+    python -m benchmarks.pod --topology v5e:1x1 v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16 --layout data split \
         --step train predict hotspots --json docs/scaling.json --plot docs/images/scaling.png
 
 Needs the extra `tpu`: libtpu holds the compiler of Cloud TPUs, and describes a pod to it. What is compiled is the
@@ -35,12 +35,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.running import peer, start
 from spinejax.config import Config
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.inference import hotspots, predict
@@ -115,6 +115,7 @@ def programs(arguments: Arguments) -> list[tuple[str, str, str]]:
 
 def figures_of(step: str, topology: str, kind: str, arguments: Arguments) -> dict[str, Any]:
     """Compile one program and read off what it costs, or that it does not fit."""
+    peer("libtpu", "tpu")
     chips = topologies.get_topology_desc(topology, "tpu").devices
     mesh = Mesh(np.array(chips), (devices.DATA_AXIS,), axis_types=(AxisType.Auto,))
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
@@ -268,4 +269,4 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("pod", Arguments, main)

@@ -1,7 +1,7 @@
 """How well do hotspots point, and what makes them? One table: ways of making maps, against planted lesions.
 
     python -m data_prep phantom --out runs/pointing-discs --patients 60 --seed 1000
-    python benchmarks/pointing.py --checkpoints runs/quickstart/run --data runs/pointing-discs --json pointing.json
+    python -m benchmarks.pointing --checkpoints runs/quickstart/run --data runs/pointing-discs --json pointing.json
 
 The phantoms must be others than those that the network was trained on. Each lesion counts once, for the task that it
 was drawn for. The score traced back is that of the grade which the network gives the disc, right or wrong.
@@ -18,11 +18,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import faithfulness
+from benchmarks.running import start
 from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
@@ -220,10 +220,10 @@ def maps_of(
     keys = keys_of(row, -(-most // AT_ONCE) * AT_ONCE)
     chosen = draw(keys, way.ranges or trained)
     map, coverage = np.zeros((1, *WINDOW_SHAPE), np.float32), np.zeros(WINDOW_SHAPE, np.float32)
-    for start in range(0, most, AT_ONCE):
-        some = jax.tree.map(lambda leaf, start=start: leaf[start : start + AT_ONCE], (keys, chosen))
+    for first in range(0, most, AT_ONCE):
+        some = jax.tree.map(lambda leaf, first=first: leaf[first : first + AT_ONCE], (keys, chosen))
         each = each_view(*some, variables, volume, jnp.array([grade]), model=model, method=way.method)
-        for count, (added, covered) in enumerate(zip(*jax.tree.map(np.asarray, each), strict=True), start=start + 1):
+        for count, (added, covered) in enumerate(zip(*jax.tree.map(np.asarray, each), strict=True), start=first + 1):
             map += added
             coverage += covered
             if count in way.num_views:
@@ -295,4 +295,4 @@ def show(run: str, found: Mapping[str, Mapping]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("pointing", Arguments, main)

@@ -1,6 +1,6 @@
 """Does a network grade the same in bfloat16? A row a task: discs given another grade, and how far probabilities go.
 
-python benchmarks/precision.py --checkpoint runs/quickstart/run --data runs/quickstart/discs [--split test] [--tta]
+python -m benchmarks.precision --checkpoint runs/quickstart/run --data runs/quickstart/discs [--split test] [--tta]
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 import spinejax
+from benchmarks.running import start
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
 from spinejax.inference import predict
@@ -61,4 +61,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("precision", Arguments, main)

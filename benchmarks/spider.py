@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks import intensity_baseline
-from benchmarks.running import require_trained, run_script
+from benchmarks.running import require_trained, run_script, start
 from data_prep.dataset.folds import fold_of_patients, labels_by_patient
 from spinejax import config, paper
 from spinejax.config import PRESETS
@@ -313,4 +313,4 @@ def hotspot_lines(found: Mapping[str, Mapping]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("spider", Arguments, main)

@@ -1,6 +1,6 @@
 """How fast is each part of a step? Discs a second for reading, views, forward pass, train step and 54-view averaging.
 
-    python benchmarks/step_time.py --data runs/quickstart/discs [--preset quickstart] [--json FILE]
+    python -m benchmarks.step_time --data runs/quickstart/discs [--preset quickstart] [--json FILE]
 
 The parts are timed in turn, round after round in one process, and the medians are printed: a machine that slows down
 slows all of them. Waiting for data is what the real loop (read, transfer, step) takes longer than the same loop over
@@ -17,10 +17,10 @@ from typing import Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.running import start
 from spinejax import config
 from spinejax.data.batches import train_batches
 from spinejax.data.dataset import DataSet
@@ -118,4 +118,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("step_time", Arguments, main)

@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
+from benchmarks.running import peer
 from spinejax.geometry import WINDOW_SHAPE
 from spinejax.network.spinenet import LAYERS, Conv, Dense, SpineNet
+
+torch = peer("torch")
 
 
 class Twin(torch.nn.Module):

@@ -91,7 +91,7 @@ def commands(monkeypatch):
 
     monkeypatch.setattr(spider, "run_script", pretend)
     monkeypatch.setattr(spider, "point_in_stacks", no_hotspots)
-    monkeypatch.setattr(spider.devices, "set_up", lambda: None)
+    monkeypatch.setattr(spider.runtime, "set_up", lambda: None)
     return seen
 
 
