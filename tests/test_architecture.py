@@ -51,9 +51,8 @@ ONLY_IN = {
     "grain": {"spinejax/data/batches.py"},
     "absl": {"spinejax/data/batches.py"},
     "h5py": {
-        "spinejax/data/shards.py",
+        "spinejax/files/hdf5.py",  # writes
         "spinejax/data/dataset.py",
-        "spinejax/report/hotspot_files.py",
         "data_prep/output/evaluation.py",
     },
     # One reader a file format, and one library a reader.

@@ -1,13 +1,12 @@
-"""Grade discs with a trained network and say how well: `python evaluate.py --checkpoint RUN --data DIR [--tta]`.
+"""Grade discs with a trained network and measure how well: `python evaluate.py --checkpoint RUN --data DIR [--tta]`.
 
-With `--scan PATH` instead of `--data`, from a raw scan: its vertebrae are found and its discs cut out first.
+With `--scan PATH` instead of `--data`, the discs are cut out of raw scans first.
 """
 
 import contextlib
 import dataclasses
-import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ import numpy as np
 import rich.console
 import rich.progress
 import tyro
+from jax.sharding import Mesh
 
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.dataset.resuming import only_writer
@@ -24,207 +24,160 @@ from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError, status_of
+from spinejax.files.atomic import make_folder
 from spinejax.inference import hotspots, predict, temperatures
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.inference.hotspots import Method
 from spinejax.metrics.pointing import Pointing
+from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices, processes, runtime
-from spinejax.report import figures, hotspot_files, tables
+from spinejax.report import hotspot_files, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report, prepare_folder
 from spinejax.report.tables import Findings
-from spinejax.tasks import Task
 from spinejax.training import checkpoint
+from spinejax.training.saved_step import weights_digest
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Grade a split's discs, and compare with its labels where it has any."""
+    """Grade the discs of a data set or of raw scans, and compare with the raters' grades where there are any."""
 
     checkpoint: Path
-    """A run of `train.py` (its best step is taken), its `export` folder, or one step's folder."""
+    """Run of `train.py`, whose best step is used; or a run's `export` folder, or the folder of one step."""
     data: Path | None = None
-    """Data set: a folder that `python -m data_prep` made."""
+    """Data set to grade: a folder that `python -m data_prep` made."""
     scan: tuple[Path, ...] = ()
-    """Instead of a data set: raw scans, files or folders. Their vertebrae are detected, unless `--masks` tells them;
-    the discs, and a picture of what was found, `levels.png`, go beside the results."""
+    """Raw scans to grade instead of a data set: files or folders. Their vertebrae are detected unless `--masks` gives
+    them. The discs and `levels.png`, a picture of what was found, are written beside the results."""
     masks: Path | None = None
-    """Of `--scan`: folder with a mask a scan, named after the scan."""
+    """Folder with a vertebra mask for each scan of `--scan`, named like the scan."""
     lowest_level: str | None = None
-    """Of `--scan`: name of the lowest disc, to count the levels from it."""
+    """Name of the lowest disc in each scan of `--scan`, from which the levels are counted."""
     key: Path | None = None
-    """Of `--scan`: file of the key that makes pseudonyms, made if it is not there; `<out>.key` if not given, or
-    `<checkpoint>.key` if `--out` is not given either."""
+    """File with the key that makes the pseudonyms of `--scan`. It is created if missing. Default: `<out>.key`, or
+    `<checkpoint>.key` without `--out`."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which discs."""
+    """Split whose discs are graded."""
     tta: bool = False
-    """Average over the paper's 54 views; without it the identity view alone."""
+    """Average over the paper's 54 views, instead of grading the identity view alone."""
     average: Literal["probabilities", "logits"] = "probabilities"
-    """What is averaged over the views."""
+    """Average the views' probabilities, or their scores before the softmax."""
     out: Path | None = None
-    """Where results go; `evaluation-<split or "scan">-<views>-views` inside the run if not given. What an earlier
-    evaluation left there is replaced."""
+    """Folder for the results; those of an earlier evaluation are replaced. Default:
+    `evaluation-<split or "scan">-<views>-views` inside the run."""
     batch_size: int = 32
-    """Discs graded at once, over all devices."""
+    """Number of discs graded at once, over all devices."""
     calibrate: bool = False
-    """Make the probabilities honest: divide each task's scores by the temperature stored with the checkpoint. If there
-    is none yet for this way of grading, it is fitted on the validation split and stored."""
+    """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If none is
+    stored for this number of views and this average, it is fitted on the validation split and stored."""
     hotspots: bool = False
-    """Write each disc's evidence maps: one HDF5, NIfTI in the scan's space, figures, and how well they point."""
+    """Write each disc's evidence maps as HDF5 and as NIfTI in the scan's space, figures of them, and how well they
+    point at lesions."""
     hotspot: Method = dataclasses.field(default_factory=Method)
-    """How they are made."""
+    """How the hotspots are computed."""
     trained_views: bool = True
-    """Draw their views as in training, from the run's `config.json` if it is there, not from `--hotspot.ranges`."""
+    """Draw the hotspots' views from the run's own ranges, in its `config.json`; without that file, or with
+    `--no-trained-views`, from `--hotspot.ranges`."""
     hotspot_grades: tuple[tuple[str, str], ...] = ()
-    """Trace back this grade of a task, as `TASK GRADE` pairs; without one, the grade that each disc is given."""
+    """Grades whose evidence is traced, as `TASK GRADE` pairs. Default: the grade that the network gives each disc."""
     seed: int = 0
-    """Decides the hotspots' random views."""
+    """Seed of the hotspots' random views."""
     distributed: bool = False
-    """One of several processes that grade together, as for `train.py --distributed`; the first one writes."""
+    """Grade together with other processes, as with `train.py --distributed`. The first process writes the results."""
     start_seconds: int = 300
-    """With --distributed: how long to wait for the others."""
+    """Seconds to wait for the other processes of `--distributed`."""
     report: Path | None = None
-    """Write a page to look at into this folder, with every figure and a browser of the discs and their hotspots."""
+    """Folder for an HTML page with the results and a browser of the discs and their hotspots."""
 
     @property
     def num_views(self) -> int:
-        """Views that are averaged over."""
+        """Number of views that are averaged."""
         return predict.view_set(self.tta).flip.shape[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What one evaluation works with."""
+
+    arguments: Arguments
+    mesh: Mesh
+    step: Path  # folder of the checkpoint; `arguments.checkpoint` may stand for another step a moment later
+    record: checkpoint.Record
+    weights: str  # a digest that identifies them
+    model: SpineNet
+    variables: Mapping
+    out: Path
+    data: DataSet
 
 
 def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
     runtime.set_up()
-    with processes.started(arguments.distributed, start_seconds=arguments.start_seconds):
+    with (
+        processes.started(arguments.distributed, start_seconds=arguments.start_seconds),
+        contextlib.ExitStack() as held,
+    ):
         processes.end_on_sigterm()  # there is nothing to save
-        evaluate(arguments)
+        job = set_up(arguments, held)
+        graded = grade(job, arguments.split)
+        processes.by_first(lambda: conclude(job, graded))
 
 
-def evaluate(arguments: Arguments) -> None:
-    """One evaluation, from the checkpoint to the tables."""
+# Set-up: every fault that can be found early is found here ------------------------------------------------------------
+
+
+def set_up(arguments: Arguments, held: contextlib.ExitStack) -> Job:
+    """Read the network and the discs, and lock the results' folder until `held` closes.
+
+    Raises:
+        SpinejaxError: the checkpoint, the discs or an option cannot be used.
+    """
     mesh = devices.make_mesh()
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
-    record = checkpoint.read_record(checkpoint.find(arguments.checkpoint))
-    model, variables = checkpoint.load(arguments.checkpoint)
-    out = Path(processes.by_first(lambda: str(output_folder(arguments))))
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    check(arguments, model)
-    with contextlib.ExitStack() as held:
-        processes.by_first(lambda: held.enter_context(only_writer(make_folder(out))))
-        data = prepare(arguments, model, out, console)
-        processes.refuse_difference("data", data.digest)
-        about = {
-            "split": arguments.split,
-            "num_views": arguments.num_views,
-            "average": arguments.average,
-            "step": record["step"],
-            "data": data.digest,
-            "trained_on_this_data": record["data"] == data.digest,
-        }
-        graded = grade(arguments, model, variables, data, arguments.split, mesh)
-        processes.by_first(lambda: conclude(arguments, model, variables, graded, mesh, about, out))
-
-
-def conclude(arguments: Arguments, model, variables: Mapping, graded: Graded, mesh, about: dict, out: Path) -> None:
-    """Everything that is made of the graded discs."""
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    remove_earlier(out)
-    calibrated: dict = {}
-    if arguments.calibrate:
-        graded, calibrated = calibrate(arguments, model, variables, graded, mesh, console)
-    graded.write(out / "predictions.csv")
-    traced = hotspots.choose_grades(model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
-    page = Report(arguments.report, graded, traced if arguments.hotspots else None) if arguments.report else None
-    pointing: Mapping[str, Pointing] = {}
-    if arguments.hotspots:
-        pointing = explain(arguments, model, variables, graded, traced, mesh, out / "hotspots", page)
-    elif page:
-        for row in graded.rows:
-            page.look(row)
-    findings = Findings(about, model.branch_point, graded.results(), graded.doubts(), calibrated, pointing)
-    tables.write_results(out / "results.json", findings)
-    if findings.results:
-        figures.confusion_matrices(findings.results, out / "confusion.png")
-        figures.trust(findings.doubts, out / "trust.png")
-
-    views = "1 view" if arguments.num_views == 1 else f"{arguments.num_views} views"
-    many = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"
-    console.print(f"{many}, split {arguments.split}, {views} each", highlight=False)
-    if not about["trained_on_this_data"]:
-        console.print("The network was trained on another data set: its splits say nothing about this one's patients.")
-    tables.show(console, findings)
-    if page:
-        console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
-    console.print(f"{tables.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
-
-
-def remove_earlier(out: Path) -> None:
-    """Remove an earlier evaluation's results, or its hotspots would pass for this network's."""
-    shutil.rmtree(out / "hotspots", ignore_errors=True)
-    for name in ("predictions.csv", "results.json", "confusion.png", "trust.png"):
-        (out / name).unlink(missing_ok=True)
-
-
-def check(arguments: Arguments, model) -> None:
-    """Faults come before the work: raises SpinejaxError for options that would stop it later."""
     if arguments.distributed and (arguments.scan or arguments.hotspots or arguments.calibrate):
-        raise SpinejaxError(
-            "--scan, --hotspots and --calibrate are for one process: evaluate again without --distributed."
-        )
+        raise SpinejaxError("--scan, --hotspots and --calibrate need a single process: leave out --distributed.")
     if (arguments.data is None) == (not arguments.scan):
         raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
     if arguments.scan and arguments.split != SPLIT:
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
+    step, record, weights, model, variables = read_checkpoint(arguments.checkpoint)
+    processes.refuse_difference("weights", weights)
+    out = output_folder(arguments)
     if arguments.hotspots:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
     if page := arguments.report:
         processes.by_first(lambda: prepare_folder(page))
+    processes.by_first(lambda: held.enter_context(only_writer(make_folder(out, "--out"))))
+    data = open_discs(arguments, model, out)
+    processes.refuse_difference("data", data.digest)
+    return Job(arguments, mesh, step, record, weights, model, variables, out, data)
 
 
-def prepare(arguments: Arguments, model, out: Path, console: rich.console.Console) -> DataSet:
-    """The discs to grade: a data set's, or cut out of raw scans. What is doubtful about these is printed.
+def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
+    """The folder of the step that `path` stands for now, the same on every process; its record, weights and network.
 
     Raises:
-        SpinejaxError: no disc was found, or those that were are not what the options ask for.
+        SpinejaxError: there is no checkpoint, it is damaged, or training deleted or replaced it in the meantime.
     """
-    if arguments.scan:
-        cut(arguments, model.tasks, out, console)
-    data = DataSet(arguments.data or out / "discs")
-    rows = data.rows(arguments.split)
-    labels_of(data, rows, model.tasks)
-    if arguments.hotspots:
-        hotspot_files.check_nifti(data, rows)
-    return data
-
-
-def cut(arguments: Arguments, tasks: Sequence[Task], out: Path, console: rich.console.Console) -> None:
-    """The raw scans' discs, into the results' folder, in the place of what an earlier evaluation left there."""
-    whose = arguments.checkpoint if arguments.out is None else out  # a run is shared, and its results with it
-    notes = ungraded_discs(
-        arguments.scan,
-        out,
-        tasks=tasks,
-        masks=arguments.masks,
-        lowest_level=arguments.lowest_level,
-        pseudonyms=load_or_make_key(arguments.key, whose),
-        console=rich.console.Console(stderr=True),
-    )
-    remove_earlier(out)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-
-
-def make_folder(out: Path) -> Path:
-    """The results' folder, which is there afterwards. Raises SpinejaxError if it cannot be."""
+    path = path.absolute()
+    folder = path / processes.by_first(lambda: str(checkpoint.find(path).relative_to(path)))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpinejaxError(f"--out {out}: no folder can be made there ({error.strerror}).") from error
-    return out
+        record, weights = checkpoint.read_record(folder), weights_digest(folder)
+        model, variables = checkpoint.load(folder)
+        if weights == weights_digest(folder):
+            return folder, record, weights, model, variables
+    except (SpinejaxError, OSError):
+        if folder.is_dir():
+            raise
+    raise SpinejaxError(
+        f"{folder}: training deleted or replaced this checkpoint while it was read: a run keeps its latest two steps "
+        "and its best. Evaluate again."
+    )
 
 
 def output_folder(arguments: Arguments) -> Path:
-    """Where results go.
+    """Folder for the results.
 
     Raises:
         SpinejaxError: no folder was named, and the checkpoint is not a run, which could hold one.
@@ -236,61 +189,144 @@ def output_folder(arguments: Arguments) -> Path:
     return arguments.out or arguments.checkpoint / name
 
 
-def grade(arguments: Arguments, model, variables: Mapping, data: DataSet, split: str, mesh) -> Graded:
-    """A split's discs with their grades."""
-    rows = data.rows(split)
-    hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
-    batches = eval_batches(data, rows, [], batch_size=arguments.batch_size, **hosts)
-    stream = predict.predict(
-        model, variables, batches, mesh, tta=arguments.tta, average_logits=arguments.average == "logits"
-    )
-    parts = [found for _, *found in counted(stream, "grading", len(rows))]
-    probabilities, spread = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    return Graded(data, rows, model.tasks, labels_of(data, rows, model.tasks), probabilities, spread)
-
-
-def calibrate(
-    arguments: Arguments, model, variables: Mapping, graded: Graded, mesh, console: rich.console.Console
-) -> tuple[Graded, dict[str, dict[str, float]]]:
-    """The discs at the checkpoint's temperatures, and what that changes for each task that has labels.
+def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
+    """The data set, or one cut out of the raw scans, of which doubtful findings are printed.
 
     Raises:
-        SpinejaxError: the discs are those that the temperatures were fitted to.
+        SpinejaxError: there is no disc, or the discs do not fit the network or the options.
     """
-    found = temperatures.read(arguments.checkpoint, num_views=arguments.num_views, average=arguments.average)
-    if arguments.split == "validation" and (found is None or found["data"] == graded.data.digest):
+    if arguments.scan:
+        notes = ungraded_discs(
+            arguments.scan,
+            out,
+            tasks=model.tasks,
+            masks=arguments.masks,
+            lowest_level=arguments.lowest_level,
+            # A run is shared, and results inside it with it: the key is then written beside the run.
+            pseudonyms=load_or_make_key(arguments.key, arguments.checkpoint if arguments.out is None else out),
+            console=rich.console.Console(stderr=True),
+        )
+        tables.remove_earlier(out)
+        for note in notes:
+            new_console().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    data = DataSet(arguments.data or out / "discs")
+    rows = data.rows(arguments.split)
+    labels_of(data, rows, model.tasks)
+    if arguments.hotspots:
+        hotspot_files.check_nifti(data, rows)
+    return data
+
+
+# Grading --------------------------------------------------------------------------------------------------------------
+
+
+def grade(job: Job, split: str) -> Graded:
+    """The discs of a split with their grades."""
+    rows, by_logits = job.data.rows(split), job.arguments.average == "logits"
+    hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
+    batches = eval_batches(job.data, rows, [], batch_size=job.arguments.batch_size, **hosts)
+    stream = predict.predict(
+        job.model, job.variables, batches, job.mesh, tta=job.arguments.tta, average_logits=by_logits
+    )
+    parts = [found for _, *found in with_progress(stream, "grading", len(rows))]
+    probabilities, spread = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return Graded(job.data, rows, job.model.tasks, labels_of(job.data, rows, job.model.tasks), probabilities, spread)
+
+
+def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
+    """The discs at the checkpoint's temperatures, and the effect on each task that has labels.
+
+    Raises:
+        SpinejaxError: the discs are those that the temperatures were fitted on.
+    """
+    way: temperatures.Way = (job.arguments.num_views, job.arguments.average)
+    found = temperatures.read(job.step, job.weights, way)
+    if job.arguments.split == "validation" and (found is None or found["data"] == job.data.digest):
         raise SpinejaxError("--calibrate fits on the validation split, so it cannot be judged there. Choose another.")
     if found is None:
-        fitting = grade(arguments, model, variables, graded.data, "validation", mesh)
-        found = temperatures.fit(fitting, num_views=arguments.num_views, average=arguments.average)
+        found = temperatures.fit(grade(job, "validation"), way)
         try:
-            console.print(f"Temperatures stored in {temperatures.store(arguments.checkpoint, found)}.", soft_wrap=True)
+            where = temperatures.store(job.step, job.weights, found)
+            new_console().print(f"Temperatures are stored in {where}.", soft_wrap=True)
         except OSError as error:
-            console.print(f"The temperatures cannot be stored with the checkpoint: {error.strerror}.", soft_wrap=True)
+            new_console().print(
+                f"The temperatures cannot be stored with the checkpoint: {error.strerror}.", soft_wrap=True
+            )
     return temperatures.apply(graded, found["temperatures"]), temperatures.effect(graded, found["temperatures"])
 
 
-def explain(
-    arguments: Arguments, model, variables: Mapping, graded: Graded, traced, mesh, folder: Path, page: Report | None
-) -> Mapping[str, Pointing]:
-    """Write the discs' hotspots into `folder`, and show them to the page. Where masks can tell, how well they point."""
-    data, rows = graded.data, graded.rows
-    method, options = arguments.hotspot, arguments.checkpoint / checkpoint.OPTIONS
-    if arguments.trained_views and options.is_file():
+def explain(job: Job, graded: Graded, traced: np.ndarray, page: Report | None) -> Mapping[str, Pointing]:
+    """Write the discs' hotspots, and add them to the page. Returns how well they point, where masks can tell."""
+    method, options = job.arguments.hotspot, job.arguments.checkpoint / checkpoint.OPTIONS
+    if job.arguments.trained_views and options.is_file():
         method = dataclasses.replace(method, ranges=config.load(options).views)
-    grades = np.zeros((len(data), len(model.tasks)), np.int64)
-    grades[rows] = traced
-    # Views fill a device as well as discs would: one disc a device leaves `views_at_once` to bound the memory alone.
-    batches = eval_batches(data, rows, [], batch_size=mesh.size)
-    key = jax.random.key(arguments.seed)
-    stream = hotspots.stream(key, model, variables, batches, data.slices, grades, mesh, method=method)
-    stream = counted(stream, "hotspots", len(rows))
-    also = [page.look] if page else []
-    return write_hotspots(stream, folder, data, model.tasks, grades, rows, method, seed=arguments.seed, also=also)
+    grades = np.zeros((len(job.data), len(job.model.tasks)), np.int64)
+    grades[graded.rows] = traced
+    # One disc per device: its views fill the device, and `views_at_once` alone bounds the memory.
+    batches = eval_batches(job.data, graded.rows, [], batch_size=job.mesh.size)
+    key = jax.random.key(job.arguments.seed)
+    stream = hotspots.stream(key, job.model, job.variables, batches, job.data.slices, grades, job.mesh, method=method)
+    return write_hotspots(
+        with_progress(stream, "hotspots", len(graded.rows)),
+        job.out / "hotspots",
+        graded,
+        grades,
+        method,
+        seed=job.arguments.seed,
+        also=[page.add] if page else [],
+    )
 
 
-def counted(stream: Iterable, what: str, total: int) -> Iterator:
-    """Pass a stream of (rows, …) on, with a progress bar of its discs on a terminal."""
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+def conclude(job: Job, graded: Graded) -> None:
+    """Write and print everything that follows from the graded discs."""
+    arguments, out, console = job.arguments, job.out, new_console()
+    tables.remove_earlier(out)
+    calibrated: dict = {}
+    if arguments.calibrate:
+        graded, calibrated = calibrate(job, graded)
+    graded.write(out / "predictions.csv")
+    traced = hotspots.choose_grades(job.model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
+    page = Report(arguments.report, graded, traced if arguments.hotspots else None) if arguments.report else None
+    pointing: Mapping[str, Pointing] = {}
+    if arguments.hotspots:
+        pointing = explain(job, graded, traced, page)
+    elif page:
+        for row in graded.rows:
+            page.add(row)
+    same_data = job.record["data"] == job.data.digest
+    chosen_on = job.record.get("validation_split")  # older runs did not record it
+    about = {
+        "split": arguments.split,
+        "num_views": arguments.num_views,
+        "average": arguments.average,
+        "step": job.record["step"],
+        "data": job.data.digest,
+        "trained_on_this_data": same_data,
+        "validation_split": chosen_on,
+        "split_chose_the_step": same_data and chosen_on == arguments.split,
+    }
+    findings = Findings(about, job.model.branch_point, graded.results(), graded.doubts(), calibrated, pointing)
+    tables.write_results(out, findings)
+
+    views = "1 view" if arguments.num_views == 1 else f"{arguments.num_views} views"
+    discs = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"
+    console.print(f"{discs}, split {arguments.split}, {views} each", highlight=False)
+    tables.show(console, findings)
+    if page:
+        console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
+    console.print(f"{tables.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def new_console() -> rich.console.Console:
+    """The standard output, wide enough for the tables where it is no terminal."""
+    return rich.console.Console(width=None if sys.stdout.isatty() else 120)
+
+
+def with_progress(stream: Iterable, what: str, total: int) -> Iterator:
+    """The stream of (rows, …) unchanged, with a progress bar of its discs on a terminal."""
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=total)

@@ -1,6 +1,5 @@
 """`manifest.json`, which makes a folder of shards a data set: written last, and read without trust."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing_extensions import TypedDict
 from spinejax import tasks as task_tables
 from spinejax.data.shards import SCHEMA_VERSION, SPLITS, ShardSummary, refuse_shared_patients
 from spinejax.errors import SpinejaxError
-from spinejax.files.atomic import write_atomically
+from spinejax.files.json_files import read_json, write_json
 from spinejax.geometry import INTENSITY_ONE, WINDOW_SHAPE
 from spinejax.tasks import LEVELS, Task
 
@@ -55,8 +54,7 @@ def write_manifest(
             for s in sorted(summaries, key=lambda s: s.file)
         ],
     }
-    text = json.dumps(manifest, indent=1) + "\n"
-    write_atomically(folder / MANIFEST, lambda path: path.write_text(text))
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -88,12 +86,7 @@ def read_manifest(folder: Path) -> dict:
         raise SpinejaxError(
             f"{folder}: no {MANIFEST} there, so this is not a data set. `python -m data_prep` makes one."
         )
-    try:
-        manifest = pydantic.TypeAdapter(_Manifest).validate_json(path.read_bytes(), strict=True)
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise SpinejaxError(f"{path}: damaged: {where}: {fault['msg']}. Make the data set again.") from error
+    manifest = read_json(path, _Manifest, "Make the data set again.", strict=True)
     names = [entry["name"] for entry in manifest["files"]]
     if len(set(names)) < len(names):
         raise SpinejaxError(f"{path}: damaged: it lists a file twice. Make the data set again.")

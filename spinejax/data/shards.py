@@ -19,19 +19,17 @@ schema and its writer; `manifest.py` what ties the shards together; `dataset.py`
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xxhash
 
 from spinejax.errors import SpinejaxError
-from spinejax.files.atomic import write_atomically
 from spinejax.files.checksums import sha256_of
-from spinejax.files.hdf5_sink import Sink
+from spinejax.files.hdf5 import Column, write_table
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.tasks import LEVELS, UNLABELLED, Task
 
@@ -128,8 +126,8 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
     """Stream discs into one shard; the same discs give the same bytes.
 
     Args:
-        path: the shard's final name. Nothing stands there until the whole shard is on disk.
-        discs: in order; never more than one is held.
+        path: the shard's final name. The file appears once the whole shard is on disk.
+        discs: in order; only one is in memory.
         tasks: the columns of `labels`.
         masks: which of "region" and "lesion" the data set stores; every disc must have them.
 
@@ -138,25 +136,19 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
         OSError: the file cannot be written, as on a full disk.
     """
     summary = ShardSummary(path.name, 0, "", 0)
+    one_disc = (1, *VOLUME_SHAPE)
+    packed = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
+    table = {name: Column(dtype, shape) for name, (dtype, shape) in columns(len(tasks)).items()}
+    table["volume"] = Column(VOLUME_DTYPES["volume"], VOLUME_SHAPE, one_disc, {})
+    table |= {name: Column(MASK_DTYPES[name], VOLUME_SHAPE, one_disc, packed) for name in masks}
 
-    def write(temporary: Path) -> None:
-        with Sink(temporary, "w+") as sink:
-            with h5py.File(sink, "w", libver="latest") as file:
-                table = _create_table(file, len(tasks), masks)
-                for row, disc in enumerate(discs):
-                    _check_disc(disc, tasks, masks)
-                    for name, value in _row(disc, tasks, masks).items():
-                        table[name].resize(row + 1, axis=0)
-                        table[name][row] = value
-                    _count(summary, disc)
-                    sink.check()
-                for column in table.values():
-                    # HDF5 gives a chunk its place in the file when it leaves the cache. Left to the moment when Python
-                    # lets a column go, that would hang on threads and profilers, and with it the bytes.
-                    column.flush()
-            sink.check()
+    def rows() -> Iterator[dict]:
+        for disc in discs:
+            _check_disc(disc, tasks, masks)
+            yield _row(disc, tasks, masks)
+            _count(summary, disc)
 
-    write_atomically(path, write)
+    write_table(path, table, rows())
     summary.bytes = path.stat().st_size
     summary.sha256 = sha256_of(path)
     return summary
@@ -165,31 +157,6 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
 def checksum_of(volume: np.ndarray) -> int:
     """XXH3-64 of a volume's bytes, rows first: what is not told apart by chance is one change in 2⁶⁴."""
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(volume).data)
-
-
-def _create_table(file: h5py.File, num_tasks: int, masks: Sequence[str]) -> dict[str, h5py.Dataset]:
-    # Plain columns are tiny: chunks of 64 rows keep the file small and still carry a checksum.
-    small = columns(num_tasks).items()
-    table = {name: _create(file, name, *column, chunk_rows=64, fletcher32=True) for name, column in small}
-    table["volume"] = _create(file, "volume", VOLUME_DTYPES["volume"], VOLUME_SHAPE, chunk_rows=1)
-    for name in masks:
-        filters = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
-        table[name] = _create(file, name, MASK_DTYPES[name], VOLUME_SHAPE, chunk_rows=1, **filters)
-    return table
-
-
-def _create(
-    file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], chunk_rows: int, **filters
-) -> h5py.Dataset:
-    return file.create_dataset(
-        name,
-        shape=(0, *shape),
-        maxshape=(None, *shape),
-        dtype=dtype,
-        chunks=(chunk_rows, *shape),
-        track_times=False,  # the same discs must give the same bytes, whatever the hour
-        **filters,
-    )
 
 
 def _row(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> dict:

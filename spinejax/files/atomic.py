@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from spinejax.errors import SpinejaxError
+
 
 def write_atomically(path: Path, write: Callable) -> None:
     """Call `write(temporary_path)`, flush the file to disk and only then give it its name.
@@ -15,8 +17,10 @@ def write_atomically(path: Path, write: Callable) -> None:
         write(temporary)
         flush(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # on a full disk it would take up space
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # the message names the file that the user knows
         raise
     flush(path.parent)
 
@@ -28,3 +32,12 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path, option: str) -> Path:
+    """Make the folder that an option names, if it is missing. Raises SpinejaxError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpinejaxError(f"{option} {folder}: no folder can be made there ({error.strerror}).") from error
+    return folder

@@ -1,10 +1,10 @@
 """Discs and the grades that a network gave them: what tables, reports and maps are made of."""
 
 import csv
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,15 @@ from spinejax.metrics import calibration, grading
 from spinejax.metrics.calibration import Doubt
 from spinejax.metrics.grading import TaskResult
 from spinejax.tasks import UNLABELLED, Task
+
+
+class Labelled(NamedTuple):
+    """The discs that have a label for one task, in the order of `Graded.rows`; the columns are as in `Graded`."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    spread: np.ndarray
+    patients: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +41,7 @@ class Graded:
 
     data: DataSet
     rows: np.ndarray
-    tasks: tuple[Task, ...]
+    tasks: Sequence[Task]
     labels: Mapping[str, np.ndarray]
     probabilities: Mapping[str, np.ndarray]
     spread: Mapping[str, np.ndarray]
@@ -42,31 +51,24 @@ class Graded:
         """str[M]. Whose disc it is, by pseudonym."""
         return self.data.patient[self.rows]
 
-    def with_probabilities(self, probabilities: Mapping[str, np.ndarray]) -> "Graded":
-        """The same discs with other probabilities."""
-        return dataclasses.replace(self, probabilities=probabilities)
+    def labelled(self, task: Task) -> "Labelled":
+        """The discs that have a label for a task."""
+        has_one = self.labels[task.name] != UNLABELLED
+        columns = (self.labels[task.name], self.probabilities[task.name], self.spread[task.name], self.patients)
+        return Labelled(*(column[has_one] for column in columns))
 
     def results(self) -> list[TaskResult]:
-        """The figures of every task that has a label."""
-        every = (
+        """The metrics of each task that has a label."""
+        found = (
             grading.evaluate_task(task, self.labels[task.name], self.probabilities[task.name], self.patients)
             for task in self.tasks
         )
-        return [result for result in every if result]
+        return [result for result in found if result]
 
     def doubts(self) -> list[Doubt]:
-        """How far the probabilities can be trusted, of every task that has a label."""
-        every = (
-            calibration.doubt(
-                task,
-                self.labels[task.name],
-                self.probabilities[task.name],
-                self.spread[task.name],
-                self.patients,
-            )
-            for task in self.tasks
-        )
-        return [doubt for doubt in every if doubt]
+        """How far the probabilities of each task that has a label can be trusted."""
+        labelled = [(task, self.labelled(task)) for task in self.tasks]
+        return [calibration.doubt(task, *discs) for task, discs in labelled if len(discs.labels)]
 
     def write(self, path: Path) -> None:
         """Write `predictions.csv`, one row a disc.

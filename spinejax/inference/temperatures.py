@@ -1,11 +1,13 @@
-"""A checkpoint's temperatures: fitted on validation discs, stored beside the weights, put to use when asked for.
+"""A checkpoint's temperatures: fitted on validation discs, stored beside the weights, applied when asked for.
 
-`calibration.json` lies in the checkpoint's folder, with `variables` and `record`, and in the run's export if that has
-the same weights. It holds a fit for every way of grading (number of views, what is averaged), because each has a
-calibration of its own. It names the weights that it was fitted to, and carries its own sha256: temperatures of other
-weights, or with a digit flipped, are refused.
+`calibration.json` lies in the checkpoint's folder, beside `variables` and `record`, and in the run's export if that has
+the same weights. It holds a fit for each way of grading, because each has a calibration of its own. It names the
+weights that it was fitted to and carries its own sha256: temperatures of other weights, or with a flipped digit, are
+refused.
 """
 
+import dataclasses
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,22 +18,24 @@ import pydantic
 from typing_extensions import TypedDict
 
 from spinejax.errors import SpinejaxError
-from spinejax.files.atomic import write_atomically
+from spinejax.files.json_files import read_json, write_json
 from spinejax.inference.graded import Graded
 from spinejax.metrics import calibration
-from spinejax.tasks import UNLABELLED
 from spinejax.training import checkpoint
 from spinejax.training.checkpoint import CALIBRATION
 from spinejax.training.saved_step import weights_digest
 
+Way = tuple[int, Literal["probabilities", "logits"]]
+"""A way of grading: the number of views, and what is averaged over them."""
+
 
 class Fit(TypedDict):
-    """One way of grading, and the temperatures that mend it.
+    """The temperatures of one way of grading.
 
     Args:
         num_views, average: the way.
         data: digest of the data set whose validation discs it was fitted on.
-        discs: labelled discs of each task there; with none, the temperature is 1.
+        discs: number of labelled discs of each task there; without any, the temperature is 1.
         temperatures: task name → what its scores are divided by.
     """
 
@@ -49,91 +53,89 @@ class _File(TypedDict):
     sha256: str
 
 
-def fit(graded: Graded, *, num_views: int, average: Literal["probabilities", "logits"]) -> Fit:
+def fit(graded: Graded, way: Way) -> Fit:
     """Fit each task's temperature to graded validation discs."""
-    temperatures, discs = {}, {}
-    for task in graded.tasks:
-        labels = graded.labels[task.name]
-        usable = labels != UNLABELLED
-        discs[task.name] = int(usable.sum())
-        temperatures[task.name] = calibration.fit_temperature(graded.probabilities[task.name][usable], labels[usable])
-    return Fit(num_views=num_views, average=average, data=graded.data.digest, discs=discs, temperatures=temperatures)
+    labelled = {task.name: graded.labelled(task) for task in graded.tasks}
+    return Fit(
+        num_views=way[0],
+        average=way[1],
+        data=graded.data.digest,
+        discs={name: len(discs.labels) for name, discs in labelled.items()},
+        temperatures={
+            name: calibration.fit_temperature(discs.probabilities, discs.labels) for name, discs in labelled.items()
+        },
+    )
 
 
 def apply(graded: Graded, temperatures: Mapping[str, float]) -> Graded:
-    """The same discs, every task's probabilities at its temperature; no grade changes."""
-    return graded.with_probabilities(
-        {name: calibration.at_temperature(each, temperatures[name]) for name, each in graded.probabilities.items()}
-    )
+    """The same discs with every task's probabilities at its temperature; no grade changes."""
+    at = {name: calibration.at_temperature(each, temperatures[name]) for name, each in graded.probabilities.items()}
+    return dataclasses.replace(graded, probabilities=at)
 
 
 def effect(graded: Graded, temperatures: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Task name → `calibration.before_and_after`, of the tasks that have labels; `graded` is without temperatures."""
-    changed = {}
-    for task in graded.tasks:
-        labels = graded.labels[task.name]
-        judged = labels != UNLABELLED
-        if judged.any():
-            changed[task.name] = calibration.before_and_after(
-                graded.probabilities[task.name][judged], labels[judged], temperatures[task.name]
-            )
-    return changed
+    labelled = {task.name: graded.labelled(task) for task in graded.tasks}
+    return {
+        name: calibration.before_and_after(discs.probabilities, discs.labels, temperatures[name])
+        for name, discs in labelled.items()
+        if len(discs.labels)
+    }
 
 
-def store(path: str | Path, found: Fit) -> Path:
+def store(folder: Path, weights: str, found: Fit) -> Path:
     """Store a fit with a checkpoint, beside those of other ways of grading; one of the same way is replaced.
 
     Args:
-        path: a run, an exported folder or one step's folder, as for `checkpoint.load`.
+        folder: the checkpoint's, from `checkpoint.find`.
+        weights: `saved_step.weights_digest` of the weights that it was fitted to.
         found: the fit.
 
     Returns:
         The file in the checkpoint's folder.
 
     Raises:
-        SpinejaxError: no checkpoint there, or its file of temperatures is damaged.
-        OSError: it cannot be written.
+        SpinejaxError: the folder's file of temperatures is damaged.
+        OSError: the file cannot be written, or the folder no longer holds these weights.
     """
-    folder = checkpoint.find(path)
-    others = [other for other in _read(folder) if _way(other) != _way(found)]
-    content = {"version": 1, "weights": weights_digest(folder), "fits": [*others, found]}
-    text = json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
-    export = Path(path).absolute() / checkpoint.EXPORT
-    same = export.is_dir() and weights_digest(export) == content["weights"]
-    for target in [folder, export] if same else [folder]:
-        write_atomically(target / CALIBRATION, lambda temporary: temporary.write_text(text))
+    export = [folder.parents[1] / checkpoint.EXPORT] if folder.parent.name == checkpoint.CHECKPOINTS else []
+    targets = [each for each in (folder, *export) if each.is_dir() and weights_digest(each) == weights]
+    if folder not in targets:
+        raise FileNotFoundError(errno.ENOENT, "training has deleted or replaced it", str(folder))
+    others = [other for other in _read(folder, weights) if _way(other) != _way(found)]
+    content = {"version": 1, "weights": weights, "fits": [*others, found]}
+    for target in targets:
+        write_json(target / CALIBRATION, content | {"sha256": _digest(content)})
     return folder / CALIBRATION
 
 
-def read(path: str | Path, *, num_views: int, average: str) -> Fit | None:
+def read(folder: Path, weights: str, way: Way) -> Fit | None:
     """The temperatures stored with a checkpoint for one way of grading; None if there are none.
 
+    Args:
+        folder, weights: as for `store`.
+        way: the way of grading.
+
     Raises:
-        SpinejaxError: no checkpoint there, or its temperatures are damaged or of other weights.
+        SpinejaxError: the checkpoint's temperatures are damaged, or were fitted to other weights.
     """
-    fits = _read(checkpoint.find(path))
-    return next((each for each in fits if _way(each) == (num_views, average)), None)
+    return next((each for each in _read(folder, weights) if _way(each) == way), None)
 
 
-def _read(folder: Path) -> list[Fit]:
+def _read(folder: Path, weights: str) -> list[Fit]:
     path = folder / CALIBRATION
     if not path.is_file():
         return []
     again = f"Delete it, and `evaluate.py --calibrate` fits it again: {path}"
-    try:
-        file = pydantic.TypeAdapter(_File).validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise SpinejaxError(f"{path}: damaged, or of a later version: {where}: {fault['msg']}. {again}") from error
+    file = read_json(path, _File, again)
     if _digest({name: value for name, value in file.items() if name != "sha256"}) != file["sha256"]:
         raise SpinejaxError(f"{path}: not what was stored: its sha256 differs. {again}")
-    if file["weights"] != weights_digest(folder):
+    if file["weights"] != weights:
         raise SpinejaxError(f"{path}: the temperatures are of other weights than this checkpoint's. {again}")
     return file["fits"]
 
 
-def _way(found: Fit) -> tuple[int, str]:
+def _way(found: Fit) -> Way:
     return found["num_views"], found["average"]
 
 

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from spinejax.metrics.grading import Estimate, mean_over_patients
-from spinejax.tasks import UNLABELLED, Task
+from spinejax.tasks import Task
 
 NUM_BINS = 15
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
@@ -156,29 +156,23 @@ class Doubt:
         }
 
 
-def doubt(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, spread: np.ndarray, patients: np.ndarray
-) -> Doubt | None:
+def doubt(task: Task, labels: np.ndarray, probabilities: np.ndarray, spread: np.ndarray, patients: np.ndarray) -> Doubt:
     """All that tells how far to trust one task's probabilities.
 
     Args:
         task: the task.
-        labels: int[N]. Grade or `UNLABELLED`; discs without a label are left out.
+        labels: int[N], all labelled, at least one.
         probabilities: float[N, C].
         spread: float[N]. Over the views; a single view has none, all zeros, and refers nothing.
         patients: str[N]. Whose disc it is.
 
     Returns:
-        The figures, intervals over patients; None if no disc is labelled.
+        The metrics, with intervals over patients.
     """
-    labelled = labels != UNLABELLED
-    if not labelled.any():
-        return None
-    labels, probabilities, patients = labels[labelled], probabilities[labelled], patients[labelled]
     right = probabilities.argmax(1) == labels
     measures = {"confidence": 1 - probabilities.max(1)}
     if spread.any():
-        measures["spread"] = spread[labelled]
+        measures["spread"] = spread
 
     def accuracy_at(measure: np.ndarray, coverage: float) -> Estimate:
         kept = np.argsort(measure, kind="stable")[: max(1, round(coverage * len(right)))]

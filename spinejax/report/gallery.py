@@ -7,6 +7,7 @@ import numpy as np
 
 from spinejax.data.dataset import DataSet
 from spinejax.geometry import INTENSITY_STEP, WINDOW_SHAPE, central_window
+from spinejax.inference.graded import Graded
 from spinejax.inference.hotspots import Method
 from spinejax.metrics import pointing
 from spinejax.metrics.pointing import Pointing
@@ -18,10 +19,8 @@ from spinejax.tasks import Task
 def write_hotspots(
     stream: Iterable[tuple[np.ndarray, np.ndarray]],
     folder: Path,
-    data: DataSet,
-    tasks: Sequence[Task],
+    graded: Graded,
     grades: np.ndarray,
-    rows: np.ndarray,
     method: Method,
     *,
     seed: int = 0,
@@ -31,28 +30,30 @@ def write_hotspots(
 
     Args:
         stream: from `hotspots.stream`.
-        folder: made if need be.
-        data, tasks, grades, rows, seed: as for `Gallery`.
-        method: how the maps are made.
-        also: others who want to see each disc's row and maps, float32[T, 112, 224, 9].
+        folder: made if missing.
+        graded: the discs.
+        grades, seed: as for `Gallery`.
+        method: how the maps are computed.
+        also: called with each disc's row and maps, float32[T, 112, 224, 9].
 
     Returns:
         As `Gallery.pointing`.
     """
     (folder / "nifti").mkdir(parents=True, exist_ok=True)
-    gallery = Gallery(data, tasks, grades, rows, seed=seed)
+    data, tasks = graded.data, graded.tasks
+    gallery = Gallery(data, tasks, grades, graded.rows, seed=seed)
 
     def discs():
         for batch_rows, batch_maps in stream:
             for row, maps in zip(batch_rows, batch_maps, strict=True):
                 hotspot_files.write_nifti(folder / "nifti", data, row, tasks, maps)
-                gallery.look(row, np.abs(maps))
-                for look in also:
-                    look(row, maps)
+                gallery.add(row, np.abs(maps))
+                for add in also:
+                    add(row, maps)
                 yield row, maps
 
     hotspot_files.write_maps(folder / "hotspots.h5", discs(), data, tasks, grades, method)
-    gallery.hang(folder)
+    gallery.write_figures(folder)
     return gallery.pointing()
 
 
@@ -80,7 +81,7 @@ class Gallery:
         self._measures: dict[str, list[dict[str, float]]] = {task.name: [] for task in tasks}
         self._patients: list[str] = []
 
-    def look(self, row: int, maps: np.ndarray) -> None:
+    def add(self, row: int, maps: np.ndarray) -> None:
         """Take in one disc: its row in the data set and its maps, float32[T, 112, 224, 9]."""
         data = self._data
         window = central_window(data.volume(row)) * INTENSITY_STEP
@@ -103,7 +104,7 @@ class Gallery:
                 title = f"{task.name}: {task.grades[self._grades[row, t]]}   ({data.scan[row]}, {data.level[row]})"
                 self._examples[task.name] = Example(title, window, map, lesion if lesion.any() else None)
 
-    def hang(self, folder: Path) -> None:
+    def write_figures(self, folder: Path) -> None:
         """Write `examples.png`, the paper's Fig. 3, and `mean-maps.png`, of discs graded worse than a task's first."""
         examples = [self._examples[task.name] for task in self._tasks if task.name in self._examples]
         if examples:

@@ -15,16 +15,16 @@ import dataclasses
 import gzip
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from spinejax import tasks as task_tables
 from spinejax.data.dataset import DataSet
 from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.files.atomic import write_atomically
+from spinejax.files.hdf5 import Column, write_table
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
 from spinejax.inference.hotspots import Method
 from spinejax.tasks import Task
@@ -59,48 +59,35 @@ def write_maps(
         method: how the maps were made.
     """
     dtype, top = (np.int8, 127) if method.signed else (np.uint8, 255)
+    names = {name: Column(f"S{getattr(data, name).dtype.itemsize // 4}") for name in ("level", "patient", "scan")}
     columns = {
-        "map": (dtype, (len(tasks), *WINDOW_SHAPE)),
-        "step": (np.float32, (len(tasks),)),
-        "grade": (np.int8, (len(tasks),)),
-        "affine": (np.float64, (4, 4)),
-        **{name: (f"S{getattr(data, name).dtype.itemsize // 4}", ()) for name in ("level", "patient", "scan")},
+        # One map is one chunk: a viewer reads one disc's map of one task.
+        "map": Column(
+            dtype,
+            (len(tasks), *WINDOW_SHAPE),
+            (1, 1, *WINDOW_SHAPE),
+            {"compression": "gzip", "fletcher32": True},
+        ),
+        "step": Column(np.float32, (len(tasks),)),
+        "grade": Column(np.int8, (len(tasks),)),
+        "affine": Column(np.float64, (4, 4)),
+        **names,
     }
 
-    def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver="latest") as file:
-            file.attrs["tasks"] = json.dumps(task_tables.to_json(tasks))
-            file.attrs["method"] = json.dumps(dataclasses.asdict(method))
-            file.attrs["note"] = _NOTE
-            for name, (kind, shape) in columns.items():
-                # One map is one chunk: a viewer reads a disc's task, and no more.
-                chunks, filters = (
-                    ((1, 1, *WINDOW_SHAPE), {"compression": "gzip"}) if name == "map" else ((64, *shape), {})
-                )
-                file.create_dataset(
-                    name,
-                    shape=(0, *shape),
-                    maxshape=(None, *shape),
-                    dtype=kind,
-                    chunks=chunks,
-                    fletcher32=True,
-                    track_times=False,
-                    **filters,
-                )
-            for place, (row, maps) in enumerate(discs):
-                step = np.abs(maps).max((1, 2, 3)) / top
-                values = {
-                    "map": np.rint(maps / np.where(step > 0, step, 1)[:, None, None, None]),
-                    "step": step,
-                    "grade": grades[row],
-                    "affine": window_affine(data.affine[row]),
-                    **{name: np.bytes_(getattr(data, name)[row]) for name in ("level", "patient", "scan")},
-                }
-                for name, value in values.items():
-                    file[name].resize(place + 1, axis=0)
-                    file[name][place] = value
+    def rows() -> Iterator[dict]:
+        for row, maps in discs:
+            step = np.abs(maps).max((1, 2, 3)) / top
+            yield {
+                "map": np.rint(maps / np.where(step > 0, step, 1)[:, None, None, None]),
+                "step": step,
+                "grade": grades[row],
+                "affine": window_affine(data.affine[row]),
+                **{name: np.bytes_(getattr(data, name)[row]) for name in names},
+            }
 
-    write_atomically(path, write)
+    about = {"tasks": task_tables.to_json(tasks), "method": dataclasses.asdict(method)}
+    texts = {name: json.dumps(each, allow_nan=False) for name, each in about.items()}
+    write_table(path, columns, rows(), texts | {"note": _NOTE})
 
 
 def write_nifti(folder: Path, data: DataSet, row: int, tasks: Sequence[Task], maps: np.ndarray) -> None:

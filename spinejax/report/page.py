@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from spinejax import paper
-from spinejax.errors import NotInstalledError, SpinejaxError
-from spinejax.files.atomic import write_atomically
+from spinejax.errors import NotInstalledError
+from spinejax.files.atomic import make_folder, write_atomically
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded
 from spinejax.metrics.calibration import Doubt
@@ -62,7 +62,7 @@ class Report:
         self._place, self._page = 0, 0
         self._sheets: list[tuple[str, str]] = []
 
-    def look(self, row: int, maps: np.ndarray | None = None) -> None:
+    def add(self, row: int, maps: np.ndarray | None = None) -> None:
         """Take in one disc: its row in the data set, and its maps, float32[T, 112, 224, 9], if there are any."""
         if row != self._graded.rows[self._place]:
             raise ValueError(f"row {row} is not the next disc, {self._graded.rows[self._place]}")
@@ -123,6 +123,7 @@ class Report:
             browser=browser,
             findings=findings,
             about=None if findings is None else findings.about,
+            cautions=[] if findings is None else tables.cautions(findings.about),
             comparison=[] if findings is None else _comparison(findings),
             means=[] if findings is None else _means(findings),
             graded=self._graded,
@@ -137,18 +138,14 @@ class Report:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a report's folder, without the disc pages that an earlier report left there.
+    """Make a report's folder, and remove the disc pages of an earlier report from it.
 
     Raises:
-        SpinejaxError: it is a file, or cannot be made or written; or Jinja2 is not installed.
+        SpinejaxError: it is a file, or cannot be made; or Jinja2 is not installed.
     """
     _environment()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("discs-[0-9][0-9][0-9].html"):
-            old.unlink()
-    except OSError as error:
-        raise SpinejaxError(f"--report {folder}: no folder can be made there ({error.strerror}).") from error
+    for old in make_folder(folder, "--report").glob("discs-[0-9][0-9][0-9].html"):
+        old.unlink()
 
 
 def _by_scan(scans: Sequence[str] | np.ndarray, limit: int) -> Iterator[slice]:

@@ -1,6 +1,6 @@
 """What an evaluation says: the tables on the terminal, and `results.json`."""
 
-import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from spinejax import paper
-from spinejax.files.atomic import write_atomically
+from spinejax.files.json_files import write_json
 from spinejax.metrics.calibration import Doubt
 from spinejax.metrics.grading import Estimate, TaskResult
 from spinejax.metrics.pointing import Pointing
+from spinejax.report import figures
 
 RESEARCH_ONLY = "Research use only: not a medical device, not for diagnosis."
 BESIDE_NOT_AGAINST = "The paper's figures are of its own data set and rater: beside these, not against them."
@@ -42,7 +43,9 @@ class Findings:
 
 
 def show(console: Console, findings: Findings) -> None:
-    """Print every table that there is something to fill with."""
+    """Print the cautions, and each table that has content."""
+    for caution in cautions(findings.about):
+        console.print(caution, highlight=False, soft_wrap=True)
     if findings.results:
         console.print(accuracy_table(findings.results, findings.branch_point))
         console.print(agreement_table(findings.results))
@@ -54,6 +57,21 @@ def show(console: Console, findings: Findings) -> None:
         console.print(calibration_table(findings.calibration))
     if findings.pointing:
         console.print(pointing_table(findings.pointing))
+
+
+def cautions(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must know about the network and the split before reading the metrics."""
+    found = []
+    if not about["trained_on_this_data"]:
+        found.append("The network was trained on another data set: its splits say nothing about this one's patients.")
+    elif about["split"] == "train":
+        found.append("The network was trained on the discs of this split: expect lower metrics on other discs.")
+    if about["split_chose_the_step"]:
+        found.append(
+            f"The {about['split']} split decided this network's learning rate and which step was kept: expect lower "
+            "metrics on other discs."
+        )
+    return found
 
 
 def accuracy_table(results: Sequence[TaskResult], branch_point: str | None) -> Table:
@@ -174,8 +192,8 @@ def number(estimate: Estimate) -> str:
     return "–" if np.isnan(estimate.value) else f"{estimate.value:.2f}"
 
 
-def write_results(path: Path, findings: Findings) -> None:
-    """Write `results.json`; fractions in [0, 1], null where a statistic is not defined."""
+def write_results(out: Path, findings: Findings) -> None:
+    """Write `results.json` and the figures of the metrics; fractions in [0, 1], null where a metric is not defined."""
     content = {
         **findings.about,
         "tasks": {result.task.name: result.to_json() for result in findings.results},
@@ -186,5 +204,14 @@ def write_results(path: Path, findings: Findings) -> None:
         content["calibration"] = findings.calibration
     if findings.pointing:
         content["hotspots"] = {name: found.to_json() for name, found in findings.pointing.items()}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_json(out / "results.json", content)
+    if findings.results:
+        figures.confusion_matrices(findings.results, out / "confusion.png")
+        figures.trust(findings.doubts, out / "trust.png")
+
+
+def remove_earlier(out: Path) -> None:
+    """Remove the results of an earlier evaluation, so that none is mistaken for one of this network."""
+    shutil.rmtree(out / "hotspots", ignore_errors=True)
+    for name in ("predictions.csv", "results.json", "confusion.png", "trust.png"):
+        (out / name).unlink(missing_ok=True)

@@ -162,8 +162,15 @@ def best_step(run: str | Path) -> int | None:
 
     A step without an error, at which SIGTERM stopped the run, is the best only if there is no other.
     """
-    found = {step: read_record(folder)["error"] for step, folder in steps_of(Path(run) / CHECKPOINTS).items()}
-    errors = {step: math.inf if error is None else error for step, error in found.items()}
+    errors: dict[int, float] = {}
+    for step, folder in steps_of(Path(run) / CHECKPOINTS).items():
+        try:
+            error = read_record(folder)["error"]
+        except SpinejaxError:
+            if folder.is_dir():
+                raise
+            continue  # training has deleted it in the meantime
+        errors[step] = math.inf if error is None else error
     return min(reversed(errors), key=lambda step: errors[step], default=None)
 
 

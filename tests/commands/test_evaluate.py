@@ -22,15 +22,17 @@ from spinejax.data.dataset import DataSet
 from spinejax.data.manifest import write_manifest
 from spinejax.data.shards import shard_name, write_shard
 from spinejax.errors import SpinejaxError
+from spinejax.files import checksums
 from spinejax.inference.graded import labels_of
 from spinejax.inference.hotspots import Method
 from spinejax.metrics import grading
 from spinejax.parallel import devices, runtime
 from spinejax.report import tables
 from spinejax.tasks import UNLABELLED, Task
-from spinejax.training import checkpoint, train_step
+from spinejax.training import checkpoint, saved_step, train_step
 from tests.block_spine import block_spine
 from tests.conftest import TASKS, a_disc, write_tiny
+from tests.running import Launcher
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,6 +219,131 @@ def test_an_earlier_networks_hotspots_do_not_stay(run, tiny, tmp_path):
     evaluate.main(evaluate.Arguments(**common))
     assert not (tmp_path / "out" / "hotspots").exists()
     assert (tmp_path / "out" / "results.json").is_file()
+
+
+@pytest.fixture
+def training(run, tmp_path):
+    """A run that still trains: a copy, and a function that saves a step of other weights with a validation error."""
+    copy = shutil.copytree(run, tmp_path / "training")
+    options = Config(width=0.02)
+    model = train_step.make_model(options, TASKS)
+    checkpoints = checkpoint.Checkpoints(copy)
+
+    def save(step, error):
+        state = train_step.init(jax.random.key(step), model, options, np.full(9, 0.3, np.float32))
+        saved = state.replace(step=state.step + step)
+        checkpoint.save(checkpoints, saved, model, data_digest="abc", error=error)
+        checkpoints.wait()
+
+    yield copy, save
+    checkpoints.close()
+
+
+def as_found(monkeypatch, happens):
+    """Let something happen right after the checkpoint was resolved for the first time."""
+    find = checkpoint.find
+
+    def find_then(path):
+        found = find(path)
+        monkeypatch.setattr(checkpoint, "find", find)
+        happens(found)
+        return found
+
+    monkeypatch.setattr(checkpoint, "find", find_then)
+
+
+def test_a_better_step_saved_meanwhile_changes_nothing(run, training, tiny, tmp_path, monkeypatch):
+    """Results, weights and temperatures are those of the step that was the best when the evaluation began."""
+    folder, save = training
+    _, expected = grade(run, tiny, tmp_path / "expected")
+    as_found(monkeypatch, lambda found: save(3, error=0.1))
+    results, predictions = grade(folder, tiny, tmp_path / "out", calibrate=True)
+    assert checkpoint.find(folder).name == "3"
+    assert results["step"] == 0
+    assert [line["side_grade"] for line in predictions] == [line["side_grade"] for line in expected]
+    stored = [path.parent.name for path in folder.rglob("calibration.json")]
+    assert sorted(stored) == ["0", "export"]
+    assert grade(run, tiny, tmp_path / "again", calibrate=True)[1] == predictions
+    for path in run.rglob("calibration.json"):
+        path.unlink()
+
+
+def test_a_step_that_is_deleted_while_the_best_is_looked_for_is_passed_over(training, tiny, tmp_path, monkeypatch):
+    folder, save = training
+    save(3, error=0.1)
+    read = saved_step.read_record
+
+    def delete_first(path):
+        if path.name == "0" and path.is_dir():
+            shutil.rmtree(path)
+        return read(path)
+
+    monkeypatch.setattr(saved_step, "read_record", delete_first)
+    assert grade(folder, tiny, tmp_path / "out")[0]["step"] == 3
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_one_message(training, tiny, tmp_path, monkeypatch):
+    folder, _ = training
+    as_found(monkeypatch, shutil.rmtree)
+    with pytest.raises(SpinejaxError, match=r"checkpoints/0: training deleted or replaced .* Evaluate again\."):
+        grade(folder, tiny, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("split", "chosen_on", "same_data", "said"),
+    [
+        ("test", "test", True, "The test split decided"),
+        ("validation", "validation", True, "The validation split decided"),
+        ("test", "validation", True, None),
+        ("test", "test", False, "trained on another data set"),
+        ("train", "validation", True, "trained on the discs of this split"),
+    ],
+)
+def test_a_split_that_chose_the_step_or_was_learned_is_said(
+    training, tiny, tmp_path, capsys, split, chosen_on, same_data, said
+):
+    folder, _ = training
+    path = checkpoint.find(folder) / "record" / "metadata"
+    data = DataSet(tiny).digest if same_data else "abc"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"validation_split": chosen_on, "data": data}))
+    checksums.seal(path.parents[1])
+    results, _ = grade(folder, tiny, tmp_path / "out", split=split, report=tmp_path / "page")
+    assert results["validation_split"] == chosen_on
+    assert results["split_chose_the_step"] is (same_data and split == chosen_on)
+    printed, page = capsys.readouterr().out, (tmp_path / "page" / "index.html").read_text()
+    for text in (printed, page):
+        assert (said is None) == ("decided" not in text and "trained on" not in text)
+        assert said is None or said in text
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "file", "options"),
+    [
+        (400_000, "hotspots/hotspots.h5", ("--hotspots",)),
+        (100_000, "hotspots/nifti/.*nii.gz", ("--hotspots",)),
+        (100_000, "page/index.html", ("--report", "page")),
+        (15_000, "confusion.png", ()),
+        (500, "predictions.csv", ()),
+    ],
+)
+def test_a_full_disk_is_one_message_and_nothing_half_written(run, tiny, tmp_path, launcher, limit, file, options):
+    out = tmp_path / "out"
+    options = [str(tmp_path / "page") if word == "page" else word for word in options]
+    command = ["evaluate.py", "--checkpoint", run, "--data", tiny, "--batch-size", "8", "--out", out, *options]
+    end = launcher.run([*command, *(("--hotspot.num-views", "2") if "--hotspots" in options else ())], limit=limit)
+    assert end.status == 2, end
+    assert len(end.said) == 1, end
+    assert re.fullmatch(rf"error: {tmp_path}/(out/)?{file}: File too large", end.said[0]), end
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not [path for path in tmp_path.rglob("*") if re.fullmatch(file, path.name)]
 
 
 def test_raw_scans_have_a_folder_of_their_own(run):

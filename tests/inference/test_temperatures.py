@@ -14,6 +14,7 @@ from spinejax.metrics import calibration
 from spinejax.parallel import runtime
 from spinejax.training import checkpoint
 from spinejax.training.checkpoint import CALIBRATION
+from spinejax.training.saved_step import weights_digest
 from tests.commands.test_evaluate import grade
 from tests.commands.test_evaluate import run as trained  # noqa: F401
 from tests.conftest import TASKS, write_tiny
@@ -29,19 +30,34 @@ def run(trained, tmp_path):  # noqa: F811
     return shutil.copytree(trained, tmp_path / "run")
 
 
+def store(run, found):
+    folder = checkpoint.find(run)
+    return temperatures.store(folder, weights_digest(folder), found)
+
+
+def read(path, *way):
+    folder = checkpoint.find(path)
+    return temperatures.read(folder, weights_digest(folder), way)
+
+
+def change_weights(folder):
+    sums = folder / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace("  variables/_METADATA", "  variables/_metadata"))
+
+
 def a_fit(**changes):
     parts = {"num_views": 54, "average": "probabilities", "data": "abc", "discs": {"side": 9}}
     return temperatures.Fit(**{**parts, "temperatures": {"brightness": 1.5, "side": 2.0}, **changes})
 
 
 def test_what_is_stored_is_read_back_for_its_own_way_of_grading(run):
-    temperatures.store(run, a_fit())
-    temperatures.store(run, a_fit(num_views=1, temperatures={"brightness": 3.0, "side": 1.0}))
-    temperatures.store(run, a_fit(temperatures={"brightness": 1.25, "side": 2.0}))
+    store(run, a_fit())
+    store(run, a_fit(num_views=1, temperatures={"brightness": 3.0, "side": 1.0}))
+    store(run, a_fit(temperatures={"brightness": 1.25, "side": 2.0}))
     for path in (run, run / "export", checkpoint.find(run)):
-        assert temperatures.read(path, num_views=54, average="probabilities")["temperatures"]["brightness"] == 1.25
-        assert temperatures.read(path, num_views=1, average="probabilities")["temperatures"]["brightness"] == 3
-        assert temperatures.read(path, num_views=54, average="logits") is None
+        assert read(path, 54, "probabilities")["temperatures"]["brightness"] == 1.25
+        assert read(path, 1, "probabilities")["temperatures"]["brightness"] == 3
+        assert read(path, 54, "logits") is None
     checkpoint.export(run)  # again, from the step
     assert (run / "export" / CALIBRATION).is_file()
     assert checkpoint.load(run)[0].tasks == TASKS  # a checkpoint with temperatures is still a checkpoint
@@ -52,23 +68,22 @@ def test_what_is_stored_is_read_back_for_its_own_way_of_grading(run):
     [
         ('"side": 2.0', '"side": 2.1', "its sha256 differs"),
         ('"side": 2.0', '"side": -2.0', "greater than 0"),
-        ('"version": 1', '"version": 2', "later version: version"),
+        ('"version": 1', '"version": 2', "another version: version"),
         ("{", "", "damaged"),
     ],
 )
 def test_a_changed_file_is_refused_by_name(run, old, new, fault):
-    path = temperatures.store(run, a_fit())
+    path = store(run, a_fit())
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(SpinejaxError, match=rf"calibration\.json.*{fault}.*Delete it"):
-        temperatures.read(run, num_views=54, average="probabilities")
+        read(run, 54, "probabilities")
 
 
 def test_temperatures_of_other_weights_are_refused(run):
-    path = temperatures.store(run, a_fit())
-    sums = checkpoint.find(run) / "SHA256SUMS"
-    sums.write_text(sums.read_text().replace("  variables/_METADATA", "  variables/_metadata"))
+    path = store(run, a_fit())
+    change_weights(checkpoint.find(run))
     with pytest.raises(SpinejaxError, match=f"{path}: the temperatures are of other weights"):
-        temperatures.read(run, num_views=54, average="probabilities")
+        read(run, 54, "probabilities")
 
 
 def test_a_temperature_changes_the_probabilities_and_no_grade(tiny):
@@ -78,11 +93,11 @@ def test_a_temperature_changes_the_probabilities_and_no_grade(tiny):
     probabilities = {task.name: rng.dirichlet(np.ones(task.num_grades), len(rows)) for task in TASKS}
     spread = {task.name: np.zeros(len(rows)) for task in TASKS}
     graded = Graded(data, rows, TASKS, labels_of(data, rows, TASKS), probabilities, spread)
-    found = temperatures.fit(graded, num_views=1, average="probabilities")
+    found = temperatures.fit(graded, (1, "probabilities"))
     assert found["discs"]["brightness"] == len(rows)
-    mended = temperatures.apply(graded, found["temperatures"])
+    calibrated = temperatures.apply(graded, found["temperatures"])
     for task in TASKS:
-        before, after = graded.probabilities[task.name], mended.probabilities[task.name]
+        before, after = graded.probabilities[task.name], calibrated.probabilities[task.name]
         np.testing.assert_allclose(after, calibration.at_temperature(before, found["temperatures"][task.name]))
         np.testing.assert_array_equal(before.argmax(1), after.argmax(1))
     effect = temperatures.effect(graded, found["temperatures"])
@@ -93,7 +108,7 @@ def test_evaluate_fits_once_stores_and_then_needs_no_validation_split(run, tiny,
     _, plain = grade(run, tiny, tmp_path / "plain")
     assert not list(run.rglob(CALIBRATION))
     results, first = grade(run, tiny, tmp_path / "first", calibrate=True)
-    assert "Temperatures stored in" in capsys.readouterr().out
+    assert "Temperatures are stored in" in capsys.readouterr().out
     assert len(list(run.rglob(CALIBRATION))) == 2  # with the step and with the export
     assert results["calibration"]["side"]["temperature"] != 1
     assert first != plain
@@ -117,3 +132,14 @@ def test_a_checkpoint_that_cannot_be_written_is_calibrated_all_the_same(run, tin
     results, _ = grade(run, tiny, tmp_path / "out", calibrate=True)
     assert results["calibration"]["side"]["temperature"] != 1
     assert "cannot be stored with the checkpoint: Read-only file system" in capsys.readouterr().out
+
+
+def test_temperatures_are_not_stored_with_a_checkpoint_that_was_deleted_or_replaced_meanwhile(run, tiny, tmp_path):
+    folder = checkpoint.find(run)
+    before = weights_digest(folder)
+    change_weights(folder)
+    with pytest.raises(FileNotFoundError, match="deleted or replaced"):
+        temperatures.store(folder, before, a_fit())
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="deleted or replaced"):
+        temperatures.store(folder, before, a_fit())

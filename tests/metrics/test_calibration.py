@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from spinejax.metrics import calibration
-from spinejax.tasks import UNLABELLED, Task
+from spinejax.tasks import Task
 
 TASK = Task("narrowing", ("no", "yes"))
 
@@ -82,9 +82,9 @@ def test_reliability_and_brier_are_scikit_learns(grades):
 
 
 def test_doubt_of_one_task_worked_by_hand():
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.5, 0.5]])
-    labels, patients = np.array([0, 1, 1, 0, UNLABELLED]), np.array(["a", "a", "b", "b", "c"])
-    spread = np.array([0.2, 0.1, 0.3, 0.0, 0.0])
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    labels, patients = np.array([0, 1, 1, 0]), np.array(["a", "a", "b", "b"])
+    spread = np.array([0.2, 0.1, 0.3, 0.0])
     found = calibration.doubt(TASK, labels, probabilities, spread, patients)
     assert found.n == 4
     assert found.calibration_error == pytest.approx((0.1 + 0.2 + 0.6 + 0.7) / 4)
@@ -100,9 +100,8 @@ def test_doubt_of_one_task_worked_by_hand():
     assert told["confidence"]["accuracy_at_coverage"]["0.5"]["value"] == 1
 
 
-def test_without_labels_or_spread_there_is_no_such_figure():
+def test_a_single_view_has_no_doubt_by_spread():
     probabilities, patients = np.array([[0.9, 0.1]]), np.array(["a"])
-    assert calibration.doubt(TASK, np.array([UNLABELLED]), probabilities, np.zeros(1), patients) is None
     assert set(calibration.doubt(TASK, np.array([0]), probabilities, np.zeros(1), patients).kept) == {"confidence"}
 
 

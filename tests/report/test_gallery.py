@@ -119,22 +119,22 @@ def test_a_perfect_map_gets_perfect_figures_and_means_weigh_discs_alike(data, tm
     gallery = Gallery(data, TASKS, grades, np.arange(3))
     for row in range(3):
         lesion = (central_window(data.mask("lesion", row)) & 1).astype(np.float32)
-        gallery.look(row, np.stack([lesion * 1000.0**row, np.zeros(WINDOW_SHAPE, np.float32)]))
+        gallery.add(row, np.stack([lesion * 1000.0**row, np.zeros(WINDOW_SHAPE, np.float32)]))
     found = gallery.pointing()
     assert set(found) == {"upper_marrow"}
     perfect = ("hit", "energy_inside", "average_precision", "own_side")
     assert [found["upper_marrow"].estimates[name].value for name in perfect] == [1, 1, 1, 1]
-    gallery.hang(tmp_path)
+    gallery.write_figures(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.png", "mean-maps.png"]
     np.testing.assert_allclose(gallery._maps[0] / 3, lesion / lesion.sum(), rtol=1e-5)
     windows = [central_window(data.volume(row)) * INTENSITY_STEP for row in range(3)]
     np.testing.assert_allclose(gallery._windows[0], np.sum(windows, axis=0), rtol=1e-5)
 
 
-def test_without_an_abnormal_grade_there_is_nothing_to_hang(data, tmp_path):
+def test_without_an_abnormal_grade_no_figure_is_written(data, tmp_path):
     gallery = Gallery(data, TASKS, np.zeros((len(data), 2), int), np.arange(1))
-    gallery.look(0, np.ones((2, *WINDOW_SHAPE), np.float32))
-    gallery.hang(tmp_path)
+    gallery.add(0, np.ones((2, *WINDOW_SHAPE), np.float32))
+    gallery.write_figures(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

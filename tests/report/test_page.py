@@ -39,7 +39,7 @@ def made_up(data, tasks=TASKS, seed=0):
     spread = {task.name: rng.uniform(0, 0.1, len(rows)) for task in tasks}
     graded = Graded(data, rows, tasks, labels, probabilities, spread)
     about = {"split": "test", "num_views": 54, "average": "probabilities", "step": 7, "data": data.digest}
-    about["trained_on_this_data"] = False
+    about |= {"trained_on_this_data": False, "validation_split": "validation", "split_chose_the_step": False}
     return graded, Findings(about, "conv5", graded.results(), graded.doubts())
 
 
@@ -56,7 +56,7 @@ def write(folder, data, *, hotspots=True, discs_per_page=None, tasks=TASKS):
     traced = np.stack([graded.probabilities[task.name].argmax(1) for task in tasks], axis=1)
     page = Report(folder, graded, traced if hotspots else None, discs_per_page=discs_per_page)
     for place, row in enumerate(graded.rows):
-        page.look(row, a_map(place, len(tasks)) if hotspots else None)
+        page.add(row, a_map(place, len(tasks)) if hotspots else None)
     return page.close(findings), graded
 
 
@@ -208,7 +208,7 @@ def test_discs_out_of_turn_are_a_fault_of_ours(data, tmp_path):
     graded, _ = made_up(data)
     page = Report(tmp_path, graded)
     with pytest.raises(ValueError, match="is not the next disc"):
-        page.look(graded.rows[1])
+        page.add(graded.rows[1])
 
 
 def test_a_folder_that_cannot_be_made_is_named(data, tmp_path):

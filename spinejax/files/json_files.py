@@ -1,0 +1,39 @@
+"""JSON files: written whole or not at all, and checked against a type when they are read."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from spinejax.errors import SpinejaxError
+from spinejax.files.atomic import write_atomically
+
+T = TypeVar("T")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path, kind: type[T], advice: str, *, strict: bool = False) -> T:
+    """Read JSON of a type that pydantic knows.
+
+    Args:
+        path: the file.
+        kind: a `TypedDict` or a dataclass.
+        advice: what to do about a damaged file; the end of the message.
+        strict: convert nothing, as a text into a number.
+
+    Raises:
+        SpinejaxError: the file is not JSON of this type. The message names the first entry that differs.
+        OSError: it cannot be read.
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(path.read_bytes(), strict=strict)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise SpinejaxError(f"{path}: damaged, or of another version: {where}: {fault['msg']}. {advice}") from error
