@@ -1,29 +1,31 @@
-"""A data set's folder while it is made: who may write there, and what a run that was interrupted left.
+"""What a run has finished before its data set is whole, so that an interrupted run can continue.
 
-What such a run had finished lies in a folder beside the data set (`rest_of`), because its notes name the scans' files,
-and no name enters a data set. It is its owner's alone, and gone once the manifest is written.
+A finished scan is one file, named by the digest of everything that its discs depend on. It lies in `<out>.unfinished`,
+beside the data set, because its notes name source files and no such name may enter a data set. The folder is readable
+by its owner alone and is deleted once the data set is whole.
 """
 
 import contextlib
 import hashlib
-import os
+import json
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from data_prep.anatomy.discs import DiscVolume
 from spinejax.data.manifest import MANIFEST
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.files.checksums import sha256_of
 from spinejax.files.lock import LOCK, locked
 
-_PLAN = "plan"
-_SUCCESSOR = "successor"
-
-
-def rest_of(out: Path) -> Path:
-    """`<out>.unfinished`, the folder of what an interrupted run had finished."""
-    return out.resolve().with_name(out.resolve().name + ".unfinished")
+_MARK = "run"  # a file that marks the folder as a run's own
+_SHARDS = "discs-?????-of-?????.h5*"
+_ARRAYS = ("volume", "affine", "region", "lesion")
 
 
 @contextlib.contextmanager
@@ -37,13 +39,74 @@ def only_writer(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (out / LOCK).unlink(missing_ok=True)  # it names this host, and data sets are passed on
+            (out / LOCK).unlink(missing_ok=True)  # it names this host, and data sets are shared
+
+
+# The folder ----------------------------------------------------------------------------------------------------------
+
+
+def unfinished(out: Path) -> Path:
+    """`<out>.unfinished`, the folder of what a run has finished so far."""
+    return out.resolve().with_name(out.resolve().name + ".unfinished")
+
+
+def begin(out: Path, *, overwrite: bool) -> Path:
+    """Prepare for a new run, or for the rest of an interrupted one, and return the folder for finished scans.
+
+    Args:
+        out: the data set's folder, which exists. Nothing in it is changed.
+        overwrite: replace what `out` holds.
+
+    Raises:
+        SpinejaxError: without `overwrite`, `out` holds a data set, or shards of another run; or the folder for finished
+            scans holds files that no run wrote.
+    """
+    folder, manifest, shards = unfinished(out), out / MANIFEST, sorted(out.glob(_SHARDS))
+    mark = folder / _MARK
+    if folder.is_dir() and any(folder.iterdir()) and not mark.exists():
+        raise SpinejaxError(f"{folder}: this run needs that folder, but it holds other files. Move them.")
+    if manifest.exists() and mark.exists() and mark.stat().st_mtime <= manifest.stat().st_mtime:
+        shutil.rmtree(folder)  # its run was killed just after the manifest was written
+    if not overwrite and (manifest.exists() or (shards and not mark.exists())):
+        held = manifest if manifest.exists() else shards[0]
+        raise SpinejaxError(f"--out {out}: holds {held.name} of another run. Give --overwrite, or another folder.")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    mark.touch()
+    for path in folder.glob(_SHARDS):  # the number of shards may differ now
+        path.unlink()
+    return folder
+
+
+def publish(made: Path, out: Path) -> None:
+    """Move a finished data set to `out`, in place of an older one, and delete `made`.
+
+    The old manifest goes first and the new one comes last, so that no reader finds a mixture.
+    """
+    (out / MANIFEST).unlink(missing_ok=True)
+    for path in out.glob(_SHARDS):
+        path.unlink()
+    for path in sorted(made.glob(_SHARDS)):
+        shutil.move(path, out / path.name)  # copies if `out` is another disk
+    write_atomically(out / MANIFEST, lambda path: shutil.copyfile(made / MANIFEST, path))
+    shutil.rmtree(made)
+
+
+# Finished scans ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ScanResult:
+    """What became of a scan: its discs and notes, or the reason why it failed."""
+
+    discs: Sequence[DiscVolume] = ()
+    notes: Sequence[str] = ()
+    failure: str | None = None
 
 
 def digest(*parts) -> str:
-    """A digest of texts, numbers and the like, by their representation; of a path, by the file's contents.
+    """A digest of values, by their representation, and of paths, by the content of their files.
 
-    A file that cannot be read has a digest too: that it cannot be read is told by whoever needs it.
+    A file that cannot be read has a digest too; reading it again reports why.
     """
     hashed = hashlib.sha256()
     for part in parts:
@@ -57,73 +120,34 @@ def digest(*parts) -> str:
     return hashed.hexdigest()
 
 
-def begin(out: Path, plan: str, *, overwrite: bool) -> None:
-    """Make the folder ready: for a new run, or for the rest of an interrupted one.
+def save_scan(path: Path, result: ScanResult) -> None:
+    """Write what became of a scan. Raises OSError, as on a full disk."""
+    about = {
+        "notes": list(result.notes),
+        "failure": result.failure,
+        "discs": [[disc.level, *disc.slices] for disc in result.discs],
+    }
+    arrays = {"about": np.array(json.dumps(about))}
+    for index, disc in enumerate(result.discs):
+        values = {name: getattr(disc, name) for name in _ARRAYS}
+        arrays |= {f"{index}.{name}": value for name, value in values.items() if value is not None}
 
-    Args:
-        out: the folder, which exists.
-        plan: digest of what is to be made.
-        overwrite: drop the shards that a run of another plan left. Its finished scans are taken over all the same.
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
-    Raises:
-        SpinejaxError: without `overwrite`, the folder holds a data set, or shards that a run of another plan left; or
-            somebody else's files lie where the finished scans go.
-    """
-    rest = rest_of(out)
-    _refuse_others(rest, _PLAN)
-    if (out / MANIFEST).exists():  # what a run left that was killed in its last moment
-        shutil.rmtree(rest, ignore_errors=True)
-    shards = sorted(out.glob("discs-?????-of-?????.h5*"))
-    there = [path for path in (out / MANIFEST, *shards) if path.exists()]
-    same_plan = _plan(rest) == plan and not (out / MANIFEST).exists()
-    if there and not same_plan and not overwrite:
-        raise SpinejaxError(f"--out {out}: holds {there[0].name} of another run. Give --overwrite, or another folder.")
-    if not same_plan:
-        for path in there:
-            path.unlink()
-    rest.mkdir(mode=0o700, exist_ok=True)
-    write_atomically(rest / _PLAN, lambda path: path.write_text(plan))
+    write_atomically(path, write)
 
 
-def beside(out: Path) -> Path:
-    """The folder in which the successor of a data set is made, `<out>.new`.
-
-    Raises:
-        SpinejaxError: somebody else's files lie there.
-    """
-    new = out.resolve().with_name(out.resolve().name + ".new")
-    _refuse_others(new, _SUCCESSOR)
-    if (new / MANIFEST).exists():  # finished, but killed before it took its place: it may be of any plan
-        shutil.rmtree(new)
-    new.mkdir(exist_ok=True)
-    (new / _SUCCESSOR).touch()
-    return new
-
-
-def replace(out: Path, new: Path) -> None:
-    """Put a finished data set in another's place. The manifests go first and come last: no reader finds a mixture."""
-    (out / MANIFEST).unlink()
-    for path in out.glob("discs-?????-of-?????.h5"):
-        path.unlink()
-    for path in sorted(new.glob("discs-?????-of-?????.h5")):
-        os.replace(path, out / path.name)
-    os.replace(new / MANIFEST, out / MANIFEST)
-    shutil.rmtree(new)
-
-
-def end(out: Path) -> None:
-    """Drop what was kept for the next run: the manifest now says all."""
-    shutil.rmtree(rest_of(out), ignore_errors=True)
-
-
-def _refuse_others(folder: Path, mark: str) -> None:
-    """What lies in a folder that a run makes for itself is deleted in the end; so it must be a run's."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
-        raise SpinejaxError(f"{folder}: is wanted for the time of this run, but other files lie there. Move them.")
-
-
-def _plan(rest: Path) -> str | None:
+def load_scan(path: Path) -> ScanResult | None:
+    """What `save_scan` wrote; None if there is no such file or it is damaged."""
     try:
-        return (rest / _PLAN).read_text()
-    except (OSError, ValueError):
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            discs = []
+            for index, (level, first, stop) in enumerate(about["discs"]):
+                values = {name: arrays[f"{index}.{name}"] for name in _ARRAYS if f"{index}.{name}" in arrays}
+                discs.append(DiscVolume(level, slices=(first, stop), **values))
+            return ScanResult(discs, about["notes"], about["failure"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None

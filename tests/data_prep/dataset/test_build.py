@@ -125,9 +125,19 @@ def test_data_set_is_not_overwritten_unasked(tmp_path):
 def test_what_an_interrupted_run_left_is_not_a_data_set(tmp_path):
     with pytest.raises(SpinejaxError, match="slices are black"):
         run(some_jobs([1, 13]), tmp_path / "set", strict=True)
-    with pytest.raises(SpinejaxError, match="of another run"):
+    with pytest.raises(SpinejaxError, match="is not a data set"):
+        DataSet(tmp_path / "set")
+    run(some_jobs([1]), tmp_path / "set")
+    assert set(DataSet(tmp_path / "set").patient) == {"p1"}
+
+
+def test_shards_without_a_manifest_are_not_overwritten_unasked(tmp_path):
+    run(some_jobs([1]), tmp_path / "set")
+    (tmp_path / "set" / MANIFEST).unlink()
+    with pytest.raises(SpinejaxError, match=r"holds discs-00000-of-00001\.h5 of another run"):
         run(some_jobs([1]), tmp_path / "set")
     run(some_jobs([1]), tmp_path / "set", overwrite=True)
+    assert verify(tmp_path / "set") == []
 
 
 @pytest.mark.parametrize("options", [{"num_shards": 0}, {"num_workers": 0}])
@@ -276,7 +286,7 @@ def test_overwriting_keeps_the_old_set_until_the_new_one_is_whole(tmp_path):
     assert main(["phantom", "--out", str(out), "--patients", "4", "--shards", "3", "--overwrite"]) == 0
     assert verify(out) == []
     assert len(list(out.glob("discs-*"))) == 3
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "set.new") == ["set"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
 def test_a_run_that_makes_nothing_does_not_stand_in_the_way_of_the_next(tmp_path):

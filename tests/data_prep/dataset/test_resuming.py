@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from data_prep.anatomy.discs import DiscVolume
-from data_prep.dataset import resuming, workers
+from data_prep.dataset import resuming
+from data_prep.dataset import workers as module
 from data_prep.dataset.build import build
-from data_prep.dataset.finished import keep_scan
-from data_prep.dataset.workers import run_all
+from data_prep.dataset.resuming import save_scan
+from data_prep.dataset.workers import workers
 from data_prep.read.scan import NotSagittalError
 from spinejax.data.manifest import MANIFEST
 from spinejax.errors import NotInstalledError, SpinejaxError
@@ -88,8 +89,8 @@ def start(folder, out, code=RUN):
     return subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], stderr=subprocess.PIPE)
 
 
-def told(outcome):
-    """All that a run says of its scans, and its exit status hangs on."""
+def reported(outcome):
+    """All that a run reports of its scans. Its exit status depends on it."""
     return outcome.discs, outcome.failures, outcome.notes
 
 
@@ -126,7 +127,7 @@ def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder
         assert process.returncode == -signal.SIGKILL, stderr
         assert not set(finished) & set(cuts(folder))
         finished += in_turn(folder)[:-1]
-        assert resuming.rest_of(out).exists()
+        assert resuming.unfinished(out).exists()
         assert not (out / MANIFEST).exists()
     assert len(finished) >= 3
     forget_cuts(folder)
@@ -135,9 +136,9 @@ def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder
     assert outcome.resumed >= len(finished)
     assert not set(finished) & set(cuts(folder))
     assert len(cuts(folder)) == 6 - outcome.resumed
-    assert told(outcome) == told(whole)
+    assert reported(outcome) == reported(whole)
     assert contents(out) == contents(tmp_path / "whole")
-    assert not resuming.rest_of(out).exists()
+    assert not resuming.unfinished(out).exists()
 
 
 def test_finished_scans_of_an_unfinished_shard_are_not_cut_again(tmp_path, folder, monkeypatch):
@@ -145,26 +146,26 @@ def test_finished_scans_of_an_unfinished_shard_are_not_cut_again(tmp_path, folde
     spoil(folder)
     whole = run(folder, tmp_path / "whole", num_shards=1)
     with monkeypatch.context() as patched:
-        patched.setattr("data_prep.dataset.build.keep_scan", stop_at(3))
+        patched.setattr("data_prep.dataset.resuming.save_scan", stop_at(3))
         with pytest.raises(KeyboardInterrupt):
             run(folder, tmp_path / "out", num_shards=1)
     forget_cuts(folder)
     outcome = run(folder, tmp_path / "out", num_shards=1)
     assert outcome.resumed == 3
     assert cuts(folder) == ["3", "4", "5"]
-    assert told(outcome) == told(whole)
+    assert reported(outcome) == reported(whole)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def stop_at(count):
-    def keep(*arguments):
+    def save(*arguments):
         nonlocal count
         if not count:
             raise KeyboardInterrupt
         count -= 1
-        keep_scan(*arguments)
+        save_scan(*arguments)
 
-    return keep
+    return save
 
 
 def test_failure_told_by_an_interrupted_run_is_told_again_and_stops_a_strict_one(tmp_path, folder, monkeypatch):
@@ -197,11 +198,38 @@ def test_scan_that_lacks_a_library_is_tried_again_once_it_may_be_there(tmp_path,
     assert cuts(folder) == ["0"]
 
 
-def stop_before_manifest(monkeypatch, folder, out):
+@pytest.mark.parametrize("function", ["data_prep.dataset.resuming.publish", "shutil.move", "shutil.copyfile"])
+def test_run_killed_while_it_replaces_a_data_set_goes_on(tmp_path, folder, monkeypatch, function):
+    """The old data set is whole until the new one is, and no reader finds a mixture of both."""
+    out = tmp_path / "out"
+    run(folder, out, num_shards=2)
+    interrupted_in(function, monkeypatch, folder, out, overwrite=True)
+    assert (out / MANIFEST).exists() == function.endswith("publish")
+    assert run(folder, out, overwrite=True).resumed == 6
+    assert cuts(folder) == []
+    run(folder, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not resuming.unfinished(out).exists()
+
+
+def test_a_killed_run_that_replaces_keeps_its_scans_if_overwrite_is_forgotten(tmp_path, folder, monkeypatch):
+    out = tmp_path / "out"
+    run(folder, out, num_shards=2)
+    stop_before_manifest(monkeypatch, folder, out, overwrite=True)
+    with pytest.raises(SpinejaxError, match="Give --overwrite"):
+        run(folder, out)
+    assert run(folder, out, overwrite=True).resumed == 6
+
+
+def stop_before_manifest(monkeypatch, folder, out, **options):
+    interrupted_in("data_prep.dataset.build.write_manifest", monkeypatch, folder, out, **options)
+
+
+def interrupted_in(function, monkeypatch, folder, out, **options):
     with monkeypatch.context() as patched:
-        patched.setattr("data_prep.dataset.build.write_manifest", interrupt)
+        patched.setattr(function, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(folder, out)
+            run(folder, out, **options)
     forget_cuts(folder)
 
 
@@ -214,33 +242,35 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_shard_whose_scan_has_changed_is_made_again(tmp_path, folder, monkeypatch):
+def test_scan_whose_file_has_changed_is_cut_again(tmp_path, folder, monkeypatch):
     out = tmp_path / "out"
     stop_before_manifest(monkeypatch, folder, out)
     (folder / "scan1").write_text("777")
-    assert run(folder, out).resumed == 4
-    assert cuts(folder) == ["1", "4"]
+    assert run(folder, out).resumed == 5
+    assert cuts(folder) == ["1"]
     run(folder, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk"])
-def test_finished_shard_that_was_damaged_is_made_again(tmp_path, folder, monkeypatch, damage):
+def test_shard_that_an_interrupted_run_left_damaged_does_no_harm(tmp_path, folder, monkeypatch, damage):
     out = tmp_path / "out"
     stop_before_manifest(monkeypatch, folder, out)
-    (out / "discs-00002-of-00003.h5").write_bytes(damage)
-    assert run(folder, out).resumed == 4
-    assert cuts(folder) == ["2", "5"]
+    (resuming.unfinished(out) / "discs-00002-of-00003.h5").write_bytes(damage)
+    assert run(folder, out).resumed == 6
+    assert cuts(folder) == []
+    run(folder, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", None])
 def test_finished_scan_whose_file_was_damaged_is_cut_again(tmp_path, folder, monkeypatch, damage):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("data_prep.dataset.build.keep_scan", stop_at(3))
+        patched.setattr("data_prep.dataset.resuming.save_scan", stop_at(3))
         with pytest.raises(KeyboardInterrupt):
             run(folder, out, num_shards=1)
-    kept = sorted(resuming.rest_of(out).glob("*.npz"))
+    kept = sorted(resuming.unfinished(out).glob("*.npz"))
     flipped = bytearray(kept[0].read_bytes())
     flipped[len(flipped) // 2] ^= 1
     kept[0].write_bytes(flipped if damage is None else damage)
@@ -250,12 +280,11 @@ def test_finished_scan_whose_file_was_damaged_is_cut_again(tmp_path, folder, mon
 
 
 @pytest.mark.parametrize("options", [{"num_shards": 2}, {"preprocessing": {"width_px": 9}}])
-def test_rest_of_another_run_is_not_gone_on_with(tmp_path, folder, monkeypatch, options):
+def test_finished_scans_serve_a_run_with_other_options(tmp_path, folder, monkeypatch, options):
     stop_before_manifest(monkeypatch, folder, tmp_path / "out")
-    with pytest.raises(SpinejaxError, match=r"of another run\. Give --overwrite"):
-        run(folder, tmp_path / "out", **options)
+    assert run(folder, tmp_path / "out", **options).resumed == 6
+    assert cuts(folder) == []
     run(folder, tmp_path / "whole", **options)
-    run(folder, tmp_path / "out", overwrite=True, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -266,14 +295,13 @@ def test_two_writers_in_one_folder_are_refused(tmp_path, folder):
     run(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize("ending", [".new", ".unfinished"])
-def test_folders_of_other_people_are_not_taken_for_a_runs_own(tmp_path, folder, ending):
+def test_a_folder_that_no_run_created_is_refused(tmp_path, folder):
     run(folder, tmp_path / "out")
-    other = tmp_path / f"out{ending}"
+    other = resuming.unfinished(tmp_path / "out")
     other.mkdir()
     (other / MANIFEST).write_text("somebody's")
-    with pytest.raises(SpinejaxError, match=rf"out\{ending}: is wanted .* other files lie there"):
-        run(folder, tmp_path / "out", overwrite=True) if ending == ".new" else run(folder, tmp_path / "out")
+    with pytest.raises(SpinejaxError, match=r"out\.unfinished: this run needs that folder, but it holds other files"):
+        run(folder, tmp_path / "out", overwrite=True)
     assert (other / MANIFEST).read_text() == "somebody's"
     other.rename(tmp_path / "theirs")
     run(folder, tmp_path / "out", overwrite=True)
@@ -291,8 +319,8 @@ def test_full_disk_is_one_message_and_the_run_goes_on(tmp_path, folder):
     out = tmp_path / "out"
     process = start(folder, out, FULL + RUN)
     message = process.communicate()[1].decode()
-    assert "discs-00000-of-00003.h5: cannot be written" in message
-    assert "it goes on where it stopped" in message
+    assert "out.unfinished: cannot be written" in message
+    assert "it continues where it stopped" in message
     assert not list(out.glob("discs-*"))
     run(folder, out)
     run(folder, tmp_path / "whole")
@@ -303,22 +331,49 @@ def test_what_names_scans_lies_beside_the_data_set_and_is_its_owners_alone(tmp_p
     spoil(folder)
     out = tmp_path / "out"
     stop_before_manifest(monkeypatch, folder, out)
-    assert not [name for name, data in contents(out).items() if b"scan0" in data or not name.startswith("discs-")]
-    assert resuming.rest_of(out).stat().st_mode & 0o777 == 0o700
-    assert any(b"scan0" in path.read_bytes() for path in resuming.rest_of(out).iterdir())
+    assert contents(out) == {}
+    assert resuming.unfinished(out).stat().st_mode & 0o777 == 0o700
+    assert any("scan0".encode("utf-32-le") in path.read_bytes() for path in resuming.unfinished(out).iterdir())
     run(folder, out)
-    assert not resuming.rest_of(out).exists()
+    assert not resuming.unfinished(out).exists()
 
 
-def test_rest_that_a_run_left_in_its_last_moment_goes(tmp_path, folder):
-    run(folder, tmp_path / "out")
-    resuming.rest_of(tmp_path / "out").mkdir()
+def test_what_a_run_left_that_was_killed_in_its_last_step_is_deleted(tmp_path, folder, monkeypatch):
+    interrupted_in("shutil.rmtree", monkeypatch, folder, tmp_path / "out")
+    assert resuming.unfinished(tmp_path / "out").exists()
     with pytest.raises(SpinejaxError, match="Give --overwrite"):
         run(folder, tmp_path / "out")
-    assert not resuming.rest_of(tmp_path / "out").exists()
+    assert not resuming.unfinished(tmp_path / "out").exists()
+
+
+def meet(marks, number):
+    """A scan that is cut only once four processes have begun one each."""
+    (marks / str(os.getpid())).touch()
+    deadline = time.monotonic() + 120
+    while len(list(marks.iterdir())) < 4:
+        if time.monotonic() > deadline:
+            raise SpinejaxError(f"scan{number}: only {len(list(marks.iterdir()))} processes work.")
+        time.sleep(0.01)
+    return [DiscVolume("L4-L5", np.full(VOLUME_SHAPE, number, np.uint16), np.eye(4), (0, 15))], []
+
+
+@pytest.mark.slow
+def test_scans_of_one_shard_are_cut_by_as_many_processes_as_asked_for(tmp_path):
+    (tmp_path / "marks").mkdir()
+    cut_together = [partial(meet, tmp_path / "marks", n) for n in range(4)]
+    made = [Cut(f"scan{n}", f"p{n}", f"s{n}", SPLITS[n % 3], {}, cut_together[n]) for n in range(4)]
+    settings = {"tasks": TASKS, "preprocessing": {}, "num_shards": 1, "num_workers": 4}
+    outcome = build(made, tmp_path / "out", **settings, console=Console(quiet=True))
+    assert outcome.failures == {}
+    assert outcome.discs.total() == 4
 
 
 # Who does the work ---------------------------------------------------------------------------------------------------
+
+
+def run_all(work, *arguments, num_workers=1, scheduler=None):
+    with workers(num_workers, scheduler) as run:
+        return list(run(work, *arguments))
 
 
 def die(number):
@@ -329,13 +384,13 @@ def die(number):
 
 def test_worker_that_dies_is_one_message():
     with pytest.raises(SpinejaxError, match=r"A worker process died.*fewer --workers"):
-        list(run_all(die, [0, 1, 2], num_workers=2, scheduler=None))
+        run_all(die, [0, 1, 2], num_workers=2)
 
 
 def test_scheduler_that_is_not_there_is_one_message(monkeypatch):
     monkeypatch.setattr("data_prep.dataset.workers._CONNECT_SECONDS", 1)
     with pytest.raises(SpinejaxError, match=r"--scheduler tcp://127.0.0.1:9: no Dask scheduler answers"):
-        list(run_all(die, [0], num_workers=1, scheduler="tcp://127.0.0.1:9"))
+        run_all(die, [0], scheduler="tcp://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -375,16 +430,16 @@ def test_cluster_without_workers_is_one_message_and_no_hang(monkeypatch):
     options = {"n_workers": 1, "processes": False, "protocol": "tcp", "dashboard_address": None}
     with distributed.LocalCluster(host="127.0.0.1", **options) as cluster:
         address = cluster.scheduler_address
-        assert list(run_all(str, [1, 2], num_workers=1, scheduler=address)) == ["1", "2"]
-        assert list(run_all(time.sleep, [0.7], num_workers=1, scheduler=address)) == [None]  # slow is not stuck
+        assert run_all(str, [1, 2], scheduler=address) == ["1", "2"]
+        assert run_all(time.sleep, [0.7], scheduler=address) == [None]  # slow is not stuck
         with pytest.raises(TimeoutError, match="did not answer 7"):
-            list(run_all(time_out, [7], num_workers=1, scheduler=address))
+            run_all(time_out, [7], scheduler=address)
         cluster.scale(0)
         deadline = time.monotonic() + 60
         while cluster.scheduler.workers and time.monotonic() < deadline:
             time.sleep(0.01)
         with pytest.raises(SpinejaxError, match=r"has had no worker for 0\.3 s. Start workers"):
-            list(run_all(str, [1], num_workers=1, scheduler=address))
+            run_all(str, [1], scheduler=address)
 
 
 class FailsAsTheWaitEnds:
@@ -402,7 +457,7 @@ class FailsAsTheWaitEnds:
 def test_work_that_fails_as_the_wait_ends_says_why():
     pytest.importorskip("distributed")
     with pytest.raises(ValueError, match="not a scan"):
-        workers._dask_result(client=None, future=FailsAsTheWaitEnds())
+        module._dask_result(client=None, future=FailsAsTheWaitEnds())
 
 
 @pytest.mark.slow
@@ -412,7 +467,7 @@ def test_dask_cluster_of_processes(tmp_path, folder, cluster):
     run(folder, tmp_path / "whole")
     run(folder, tmp_path / "cluster", scheduler=cluster.scheduler_address)
     assert contents(tmp_path / "cluster") == contents(tmp_path / "whole")
-    lost = run_all(partial(finish_and_die, tmp_path), [1, 2, 0], num_workers=1, scheduler=cluster.scheduler_address)
-    assert list(lost) == [1, 2, 0]
+    lost = run_all(partial(finish_and_die, tmp_path), [1, 2, 0], scheduler=cluster.scheduler_address)
+    assert lost == [1, 2, 0]
     with pytest.raises(SpinejaxError, match="A worker process died"):
-        list(run_all(kill_worker, [0], num_workers=1, scheduler=cluster.scheduler_address))
+        run_all(kill_worker, [0], scheduler=cluster.scheduler_address)

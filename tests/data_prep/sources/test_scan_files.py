@@ -469,7 +469,7 @@ def test_discs_that_were_detected_are_not_those_of_a_mask_that_is_missing(tmp_pa
     root = write_set(tmp_path, ("a", "b"))
     command = [root / "images", "--out", tmp_path / "out", "--shards", "1"]
     with monkeypatch.context() as patched:
-        patched.setattr("data_prep.dataset.build.keep_scan", stop_at(1))
+        patched.setattr("data_prep.dataset.resuming.save_scan", stop_at(1))
         assert scans(*command) == 130
     (root / "masks" / "a_t2.mha").unlink()
     assert scans(*command, "--masks", root / "masks") == 2
