@@ -35,11 +35,11 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
     from data_prep.read.metaimage import write_mha
     from data_prep.read.nifti import write_nifti
     from data_prep.read.scan import Scan
-    from tests.block_spine import house_affine
+    from tests.block_spine import sagittal_affine
     from tests.dicom_files import enhanced, pack_as_jpeg_lossless, save, series
 
     voxels = np.random.default_rng(0).permutation(40 * 36 * 4).reshape(40, 36, 4).astype(np.float32)
-    scan = Scan(voxels, house_affine((0.8, 0.7, 4.0), (7.0, -5.0)), "scan")
+    scan = Scan(voxels, sagittal_affine((0.8, 0.7, 4.0), (7.0, -5.0)), "scan")
     write_mha(folder / "s.mha", scan)
     write_nifti(folder / "s.nii.gz", scan)
     (folder / "s.nii").write_bytes(gzip.decompress((folder / "s.nii.gz").read_bytes()))

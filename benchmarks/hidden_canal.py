@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.anatomy.mask_labels import to_house
+from data_prep.anatomy.mask_labels import to_spider
 from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE, bodies_from_spider_mask
 from data_prep.phantom.phantom import phantom
 from data_prep.read.metaimage import read_mha
@@ -29,7 +29,7 @@ def worst_corners_mm(mask: Scan) -> list[float]:
     vertebrae = np.isin(mask.voxels, list(SPIDER_VERTEBRAE.values()))
     hidden = Scan(np.where(vertebrae, mask.voxels + 1, 0).astype(np.uint8), mask.affine, mask.name)
     try:
-        bodies, _ = bodies_from_spider_mask(to_house(hidden, "totalsegmentator", None)[0])
+        bodies, _ = bodies_from_spider_mask(to_spider(hidden, "totalsegmentator", None)[0])
     except SpinejaxError as error:
         print(f"{mask.name}: {error}")
         bodies = []

@@ -20,7 +20,7 @@ class BlockSpine:
     corners: dict[str, np.ndarray]
 
 
-def house_affine(spacing_mm, angles_deg=(0.0, 0.0)) -> np.ndarray:
+def sagittal_affine(spacing_mm, angles_deg=(0.0, 0.0)) -> np.ndarray:
     """House axes with these spacings, turned about the left–right axis and then about the superior–inferior one."""
     about_x, about_z = np.deg2rad(angles_deg)
     turn_x = np.array([[1, 0, 0], [0, np.cos(about_x), -np.sin(about_x)], [0, np.sin(about_x), np.cos(about_x)]])
@@ -58,7 +58,7 @@ def block_spine(*, spacing_mm=(0.8, 0.7, 4.0), tilt_deg=12.0, num_slices=13, num
     plane[(v > 22) & (v < 36)], image[(v > 22) & (v < 36)] = 100, CSF
 
     inside = abs(np.arange(num_slices) - (num_slices - 1) / 2) * spacing_mm[2] <= HALF_WIDTH_MM
-    affine = house_affine(spacing_mm, angles_deg)
+    affine = sagittal_affine(spacing_mm, angles_deg)
     gain = 1 + 0.1 * np.arange(num_slices)  # each slice has a scale of its own, as near a surface coil
     voxels = np.where(inside, image[:, :, None], FAT) * gain
     mask = np.where(inside, plane[:, :, None], 0).astype(np.uint8)

@@ -6,82 +6,80 @@ Corners are points of the patient (LPS, mm) in the body's mid-sagittal plane: up
 posterior, lower anterior; null where one is not known, as S1's lower ones. So they hold for the scan in any format.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
+import pydantic
+from typing_extensions import TypedDict
 
-from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE, VertebralBody
+from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.read.scan import Scan
 from data_prep.read.tables import refuse
 from spinejax.errors import SpinejaxError
 
-NAMES = ("S1", *SPIDER_VERTEBRAE)
 _WIDTH_MM = 35.0  # of a lumbar body, from side to side, less its rounded flanks
 _MAX_BYTES = 1 << 28
-_FURTHEST_MM = 2000.0
+
+_Millimetres = Annotated[float, pydantic.Field(ge=-2000, le=2000, allow_inf_nan=False)]
+_Corner = tuple[_Millimetres, _Millimetres, _Millimetres] | None
+_Corners = tuple[_Corner, _Corner, _Corner, _Corner]
 
 
-def read_corners(path: Path) -> dict[str, dict[str, dict]]:
-    """Read a corner file: scan → vertebra → `{"corners_mm": …, "width_mm": …}`.
+def _with_an_endplate(corners: _Corners) -> _Corners:
+    if None in corners[:2] and None in corners[2:]:
+        raise ValueError("neither its upper nor its lower corners are known")
+    return corners
+
+
+class MarkedBody(TypedDict):
+    """One vertebra of a corner file."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    corners_mm: Annotated[_Corners, pydantic.AfterValidator(_with_an_endplate)]
+    width_mm: NotRequired[Annotated[float, pydantic.Field(ge=5, le=100)]]
+
+
+class _CornerFile(pydantic.BaseModel, extra="forbid"):
+    scans: dict[str, dict[Literal[NAMES], MarkedBody]]  # type: ignore[valid-type]
+
+
+def read_corners(path: Path) -> dict[str, dict[str, MarkedBody]]:
+    """Read a corner file: scan → vertebra → what is marked.
 
     Raises:
-        SpinejaxError: the file is missing, no JSON, or has faults. All are listed.
+        SpinejaxError: the file is missing, no JSON, or has faults. All are listed, one a vertebra.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SpinejaxError(f"--corners {path}: more than {_MAX_BYTES >> 20} MiB. Is it a corner file?")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpinejaxError(f"--corners {path}: not a readable JSON file ({error}).") from error
-    if not isinstance(content, dict) or set(content) != {"scans"} or not isinstance(content["scans"], dict):
-        raise SpinejaxError(f'--corners {path}: expected {{"scans": {{…}}}} at its top. docs/data.md shows one.')
-    faults = []
-    for scan, bodies in content["scans"].items():
-        if not isinstance(bodies, dict):
-            faults.append(f"{scan}: expected vertebrae by name")
-            continue
-        faults += [f"{scan}, {name}: {fault}" for name, body in bodies.items() for fault in _faults(name, body)]
-    refuse(path, faults)
-    return content["scans"]
+        return _CornerFile.model_validate_json(path.read_bytes(), strict=True).scans
+    except OSError as error:
+        raise SpinejaxError(f"--corners {path}: cannot be read ({error.strerror}).") from error
+    except pydantic.ValidationError as error:
+        faults: dict[tuple, str] = {}
+        for fault in error.errors():
+            scan_and_vertebra, field = fault["loc"][1:3], ".".join(map(str, fault["loc"][3:]))
+            where = [", ".join(map(str, scan_and_vertebra)), field.removesuffix("[key]"), fault["msg"]]
+            faults.setdefault(scan_and_vertebra, ": ".join(filter(None, where)))
+        refuse(f"--corners {path}", [*faults.values()])
+        raise
 
 
-def _faults(name: str, body) -> list[str]:
-    if name not in NAMES:
-        return [f"unknown vertebra, expected one of {', '.join(NAMES)}"]
-    if not isinstance(body, dict) or not {"corners_mm"} <= set(body) <= {"corners_mm", "width_mm"}:
-        return ["expected corners_mm, and perhaps width_mm"]
-    corners, width = body["corners_mm"], body.get("width_mm", _WIDTH_MM)
-    if not isinstance(corners, list) or len(corners) != 4 or not all(c is None or _is_point(c) for c in corners):
-        return ["corners_mm is not four points [x, y, z] in mm, or null where one is not known"]
-    if not isinstance(width, int | float) or not 5 <= width <= 100:
-        return [f"width_mm {width}, expected 5 to 100"]
-    if not any(all(corners[i] is not None for i in pair) for pair in ((0, 1), (2, 3))):
-        return ["neither its upper nor its lower corners are known"]
-    return []
-
-
-def _is_point(value) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(isinstance(number, int | float) and abs(number) <= _FURTHEST_MM for number in value)
-    )
-
-
-def bodies_from_corners(scan: Scan, bodies: Mapping[str, Mapping]) -> list[VertebralBody]:
-    """A scan's vertebral bodies from its part of a corner file.
+def bodies_from_corners(scan: Scan, bodies: Mapping[str, MarkedBody]) -> list[VertebralBody]:
+    """A scan's vertebral bodies, from the top down, from its part of a corner file.
 
     Raises:
-        SpinejaxError: a body lies beside the scan's slices, or fewer than two are given.
+        SpinejaxError: a body is beside the scan's slices, or fewer than two are given.
     """
     if len(bodies) < 2:
         raise SpinejaxError(f"{scan.name}: the corner file has {len(bodies)} of its vertebrae; a disc needs two.")
     to_voxel = np.linalg.inv(scan.affine)
     found = []
     for name, body in bodies.items():
-        points = np.array([[np.nan] * 3 if point is None else point for point in body["corners_mm"]], float)
+        points = np.array([[np.nan] * 3 if corner is None else corner for corner in body["corners_mm"]], float)
         voxels = (np.c_[points, np.ones(4)] @ to_voxel.T)[:, :3]
         reach = body.get("width_mm", _WIDTH_MM) / 2 / scan.spacing_mm[2]
         middle = np.nanmean(voxels[:, 2])
@@ -90,6 +88,6 @@ def bodies_from_corners(scan: Scan, bodies: Mapping[str, Mapping]) -> list[Verte
             first, stop = int(np.rint(middle)), int(np.rint(middle)) + 1
         first, stop = max(first, 0), min(stop, scan.voxels.shape[2])
         if first >= stop:
-            raise SpinejaxError(f"{scan.name}: {name}'s corners lie beside the slices. Are they in LPS and mm?")
+            raise SpinejaxError(f"{scan.name}: {name}'s corners are beside the slices. Are they in LPS and mm?")
         found.append(VertebralBody(name, voxels[:, :2], (first, stop)))
     return sorted(found, key=lambda body: NAMES.index(body.name), reverse=True)

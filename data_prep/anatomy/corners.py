@@ -1,38 +1,41 @@
 """The four corners of a roughly four-sided piece of a mask.
 
-They come from straight lines fitted to the piece's two endplates and two walls, in mm, and crossed. The lines are
-repeated medians (Siegel), which hold while fewer than half of an edge's points are off: Schmorl nodes, osteophytes and
-ragged masks move them little, and a wedge fracture is simply a piece whose lines are not parallel.
+Straight lines are fitted to the piece's two endplates and two walls, in mm; the corners are where they cross. The lines
+are repeated medians (Siegel), which are right while fewer than half of an edge's points are off: Schmorl nodes,
+osteophytes and ragged masks move them little. In a wedge fracture the lines are simply not parallel.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy import ndimage
 from scipy.stats import siegelslopes
 
-_ENDPLATE_PART = 0.75  # of the width: rims, where osteophytes grow, are left to the walls
+_ENDPLATE_PART = 0.75  # of the width: the rims, where osteophytes grow, are not used
 _WALL_PART = 0.7  # of the height
 
 
 class DoubtfulError(Exception):
-    """A structure whose corners would be nonsense; says which and why. It never leaves `data_prep`'s fitting."""
+    """A structure whose corners would be nonsense, and why. `bodies_from_spider_mask` catches it."""
 
 
-def fit_corners_mm(piece: np.ndarray, down_mm: np.ndarray, spacing: np.ndarray, kind: str) -> np.ndarray:
+def fit_corners_mm(
+    piece: Bool[np.ndarray, "h w"], down_mm: Float[np.ndarray, "2"], spacing: Float[np.ndarray, "2"], kind: str
+) -> Float[np.ndarray, "4 2"]:
     """Fit the corners of a piece.
 
     Args:
-        piece: bool[h, w]. The pixels.
-        down_mm: float64[2]. A first guess of its downward direction (row, column); the endplates found with it mend it.
-        spacing: float64[2]. Of rows and columns, mm.
-        kind: "body"; "cut body", whose upper edge is the image's and says nothing of its direction; or "disc". Walls of
-            the last two are too low for lines, and are taken to stand at right angles to the endplates.
+        piece: its pixels.
+        down_mm: a first guess of its downward direction (row, column), corrected by the endplates that are found.
+        spacing: of rows and columns, mm.
+        kind: "body"; "cut body", whose upper edge is the image's and has no meaning; or "disc". The walls of the last
+            two are too low for lines, and are assumed to be at right angles to the endplates.
 
     Returns:
-        float64[4, 2]. (row, column) in mm from the centre of the piece's pixel (0, 0): upper anterior, upper posterior,
-        lower posterior, lower anterior.
+        (row, column) in mm from the centre of the piece's pixel (0, 0): upper anterior, upper posterior, lower
+        posterior, lower anterior.
 
     Raises:
-        DoubtfulError: the piece is too small or too odd for lines.
+        DoubtfulError: the piece is too small or too irregular for lines.
     """
     centre_mm = np.argwhere(piece).mean(0) * spacing
     if not down_mm.any():  # a piece without neighbours
@@ -49,8 +52,8 @@ def fit_corners_mm(piece: np.ndarray, down_mm: np.ndarray, spacing: np.ndarray, 
     return corners
 
 
-def across_mm(piece: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """float64[2]. The direction (row, column), in mm, across a long piece: the axis along which it spreads least."""
+def across_mm(piece: Bool[np.ndarray, "h w"], spacing: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
+    """The direction (row, column), in mm, across a long piece: the axis along which it spreads least."""
     return np.linalg.eigh(np.cov((np.argwhere(piece) * spacing).T))[1][:, 0]
 
 
@@ -61,7 +64,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 def _straightened(
     piece: np.ndarray, centre_mm: np.ndarray, down: np.ndarray, back: np.ndarray, spacing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The piece on a fine grid of its own directions: (how full each point is, in [0, 1]; the points' mm)."""
+    """The piece on a fine grid along its own directions: how full each point is, in [0, 1], and the grid's mm."""
     step, reach = spacing.min() / 1.5, 0.6 * np.hypot(*(piece.shape * spacing))
     axis = np.arange(-reach, reach, step)
     matrix = np.stack([down, back], axis=1) * step / spacing[:, None]
@@ -73,11 +76,11 @@ def _straightened(
 
 
 def _quadrilateral(fullness: np.ndarray, axis: np.ndarray, *, kind: str) -> np.ndarray:
-    """Lines fitted to the four edges, intersected: float64[4, 2], (down, back) in mm."""
+    """The corners, (down, back) in mm: intersections of lines fitted to the four edges."""
     front, rear = _edges(fullness.T, axis)
     top, bottom = _edges(fullness, axis)
     thickness = bottom - top
-    # A column counts if it is at least half as high as the typical one: spurs in front and behind do not.
+    # A column counts if it is at least half as high as is typical, so spurs in front and behind do not.
     counted = np.nan_to_num(thickness) > np.nanmedian(thickness) / 2
     columns = _central(counted, _ENDPLATE_PART)
     endplates = [_line(axis[columns], edge[columns]) for edge in (top, bottom)]
@@ -85,7 +88,7 @@ def _quadrilateral(fullness: np.ndarray, axis: np.ndarray, *, kind: str) -> np.n
     rows = _central(np.nan_to_num(breadth) > np.nanmedian(breadth) / 2, _WALL_PART)
     if kind == "body":
         walls = [_line(axis[rows], edge[rows]) for edge in (front, rear)]
-    elif kind == "cut body":  # if it is cut aslant, only its lower half is whole
+    elif kind == "cut body":  # if the cut is oblique, only the lower half is whole
         walls = [(0.0, np.median(edge[(rows.start + rows.stop) // 2 : rows.stop])) for edge in (front, rear)]
     else:
         walls = [(0.0, axis[counted][end]) for end in (0, -1)]
@@ -95,7 +98,7 @@ def _quadrilateral(fullness: np.ndarray, axis: np.ndarray, *, kind: str) -> np.n
 
 
 def _edges(fullness: np.ndarray, axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In each column the first and the last point where fullness crosses one half, in mm; NaN in empty columns."""
+    """Where fullness crosses one half first and last in each column, in mm; NaN in empty columns."""
     step = axis[1] - axis[0]
 
     def first_crossing(values):
@@ -113,7 +116,7 @@ def _central(inside: np.ndarray, part: float) -> slice:
     """The middle `part` of the range that a mask spans."""
     where = np.flatnonzero(inside)
     if len(where) < 4:
-        raise DoubtfulError("a mask of a few pixels, too small for its corners to be told")
+        raise DoubtfulError("a mask of a few pixels, too small for corners")
     trim = (where[-1] + 1 - where[0]) * (1 - part) / 2
     return slice(round(where[0] + trim), round(where[-1] + 1 - trim))
 

@@ -1,13 +1,15 @@
 """A pair of neighbouring vertebral bodies → one disc volume (paper, Sect. 4, "Disc volume extraction").
 
-The four corners that face each other across a disc define it: their endplates' mean direction becomes horizontal, their
-mean the centre, and the endplates' mean length half of the paper's 224 columns. Slices stay the scan's own.
+The four corners that face each other across a disc define it: the mean direction of their endplates becomes horizontal,
+their mean the centre, and the endplates' mean length half of the paper's 224 columns. Slices are not resampled.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import shapely
+from jaxtyping import Float, Shaped, UInt8, UInt16
 from scipy import ndimage
 
 from data_prep.anatomy.vertebrae import SACRUM, SPIDER_VERTEBRAE, VertebralBody
@@ -17,25 +19,25 @@ from spinejax.geometry import INTENSITY_ONE, VOLUME_SHAPE, WINDOW_SHAPE
 from spinejax.tasks import LEVELS
 
 BODY_INTENSITY = 0.5
-"""What the median over a disc's two vertebral bodies becomes, in every slice."""
+"""The median over a disc's two vertebral bodies is mapped to this, in every slice."""
 
 PREPROCESSING = {"interpolation": "linear", "width_px": WINDOW_SHAPE[1] // 2, "median_of_bodies": BODY_INTENSITY}
 
 _LEAST_MEDIAN = 1e-3  # of the brightest pixel around
 _WIDTH_MM = (15, 70)
-_HEIGHT_MM = (-3, 35)  # an edge fitted to a collapsed disc may cross its neighbour by a little
+_HEIGHT_MM = (-3, 35)  # an edge fitted to a collapsed disc may cross its neighbour a little
 
 
 @dataclass(frozen=True, eq=False)
 class DiscVolume:
-    """One disc, cut out of a scan; `spinejax.shards` gives the fields' shapes and units."""
+    """One disc, cut out of a scan; `spinejax.data.shards` gives the fields' meaning and units."""
 
     level: str
-    volume: np.ndarray
-    affine: np.ndarray
+    volume: UInt16[np.ndarray, "192 320 15"]
+    affine: Float[np.ndarray, "4 4"]
     slices: tuple[int, int]
-    region: np.ndarray | None = None
-    lesion: np.ndarray | None = None
+    region: UInt8[np.ndarray, "192 320 15"] | None = None
+    lesion: UInt16[np.ndarray, "192 320 15"] | None = None
 
 
 def extract_discs(
@@ -50,25 +52,27 @@ def extract_discs(
     """Cut out the disc between every two neighbouring bodies.
 
     Args:
-        scan: float32[H, W, S], arbitrary units.
+        scan: in arbitrary units.
         bodies: in any order, each name at most once.
-        regions: integer[H, W, S] on the scan's grid, SPIDER's labels, without posterior elements (`body_labels`).
-        lesions: uint16[H, W, S] on the scan's grid. Bit t is set where the evidence for task t lies.
+        regions: SPIDER's labels on the scan's grid, without posterior elements (`body_labels`).
+        lesions: on the scan's grid. Bit t is set where the evidence for task t is.
         per_disc: scale a disc by one median over all of its slices. By default each slice has its own, as in the
             paper, which evens out the fall of a surface coil's gain from slice to slice.
-        notes: where it is noted that a level cannot be cut out, so that the scan's other discs are not lost with it.
-            Without it, and if no level can, the first fault is raised.
+        notes: a level that cannot be cut out is noted here, so the scan's other discs are not lost. Without it, or if
+            no level can be cut out, the first fault is raised.
 
     Returns:
-        A disc volume a level, from the top down. Voxels outside the scan are zero.
+        One disc volume for each level, from the top down. Voxels outside the scan are zero.
 
     Raises:
-        SpinejaxError: two bodies of one name; corners that cannot be a disc's; two bodies without a common slice; a
-            slice whose vertebral bodies are black, so that its intensities have no scale.
+        SpinejaxError: two bodies share a name; corners that cannot be a disc's; two bodies without a common slice; a
+            slice with black vertebral bodies, so that its intensities have no scale.
     """
     by_name = {body.name: body for body in bodies}
     if len(by_name) != len(bodies):
-        raise SpinejaxError(f"{scan.name}: two vertebral bodies have one name among {[body.name for body in bodies]}.")
+        raise SpinejaxError(
+            f"{scan.name}: two vertebral bodies have the same name among {[body.name for body in bodies]}."
+        )
     discs, faults = [], []
     for upper, lower in (level.split("-") for level in LEVELS):
         if upper in by_name and lower in by_name:
@@ -98,7 +102,7 @@ def _extract(
     volume = np.zeros(VOLUME_SHAPE, np.uint16)
     for slot, median in zip(range(first, stop), medians, strict=True):
         values = _linear(scan.voxels[:, :, start + slot], to_scan)
-        # A scale that rests on a few grey levels would blow noise up to tissue.
+        # A scale derived from a few grey levels would amplify noise to tissue.
         if not median > _LEAST_MEDIAN * values.max():
             raise SpinejaxError(
                 f"{where}: in slice {start + slot} the median of the vertebral bodies is {median:.3g}, too dark to "
@@ -116,10 +120,10 @@ def _extract(
     return DiscVolume(level, volume, scan.affine @ to_scan, (first, stop), region, lesion)
 
 
-def _disc_to_scan(scan: Scan, upper: VertebralBody, lower: VertebralBody, where: str) -> np.ndarray:
-    """float64[4, 4]. (row, column, slice, 1) of the disc volume → (row, column, slice, 1) of the scan.
+def _disc_to_scan(scan: Scan, upper: VertebralBody, lower: VertebralBody, where: str) -> Float[np.ndarray, "4 4"]:
+    """(row, column, slice, 1) of the disc volume → (row, column, slice, 1) of the scan.
 
-    Angles and lengths are taken in mm, because a scan's rows and columns may be spaced unequally.
+    Angles and lengths are in mm, because the spacings of a scan's rows and columns may differ.
     """
     spacing = scan.spacing_mm[:2]
     upper_posterior, upper_anterior = upper.corners[2:] * spacing
@@ -146,26 +150,21 @@ def _disc_to_scan(scan: Scan, upper: VertebralBody, lower: VertebralBody, where:
     to_scan = np.eye(4)
     to_scan[:2, :2] = in_plane
     to_scan[:2, 3] = corners.mean(0) / spacing - in_plane @ centre
-    to_scan[2, 3] = _mid_sagittal(scan, upper, lower, where) - VOLUME_SHAPE[2] // 2
-    return to_scan
-
-
-def _mid_sagittal(scan: Scan, upper: VertebralBody, lower: VertebralBody, where: str) -> int:
     middle = int(np.floor((upper.mid_slice + lower.mid_slice) / 2 + 0.5))
     if not 0 <= middle < scan.voxels.shape[2]:
         raise SpinejaxError(f"{where}: its middle slice is {middle}, the scan has {scan.voxels.shape[2]} slices.")
-    return middle
+    to_scan[2, 3] = middle - VOLUME_SHAPE[2] // 2
+    return to_scan
 
 
-def _linear(plane: np.ndarray, to_scan: np.ndarray) -> np.ndarray:
-    """[192, 320]. One slice of a scan at the disc's pixels, interpolated; zero outside.
+def _linear(plane: np.ndarray, to_scan: np.ndarray) -> Shaped[np.ndarray, "192 320"]:
+    """One slice of a scan at the disc's pixels, interpolated; zero outside.
 
-    Only the part of the slice that the disc reaches is touched. Where the disc's pixels lie further apart than the
-    scan's, the scan is smoothed first, or fine structures would alias.
+    Only the part of the slice that the disc covers is read. If the disc's pixels are further apart than the scan's, the
+    scan is smoothed first, or fine structures would alias.
     """
     matrix, offset = to_scan[:2, :2], to_scan[:2, 3]
-    rows, columns = VOLUME_SHAPE[:2]
-    outline = offset + np.array([[0, 0], [0, columns - 1], [rows - 1, 0], [rows - 1, columns - 1]]) @ matrix.T
+    outline = offset + np.array([*np.ndindex(2, 2)]) * (np.array(VOLUME_SHAPE[:2]) - 1) @ matrix.T
     low = np.clip(np.floor(outline.min(0)).astype(int) - 4, 0, plane.shape)
     high = np.clip(np.ceil(outline.max(0)).astype(int) + 5, 0, plane.shape)
     if (high <= low).any():
@@ -177,8 +176,8 @@ def _linear(plane: np.ndarray, to_scan: np.ndarray) -> np.ndarray:
     return ndimage.affine_transform(crop, matrix, offset - low, VOLUME_SHAPE[:2], order=1, mode="constant")
 
 
-def _nearest(labels: np.ndarray, to_scan: np.ndarray) -> np.ndarray:
-    """[192, 320, S]. The labels of the scan pixels nearest to the disc's, in every slice; zero outside."""
+def _nearest(labels: np.ndarray, to_scan: np.ndarray) -> Shaped[np.ndarray, "192 320 S"]:
+    """The labels of the scan pixels nearest to the disc's, in every slice; zero outside."""
     pixels = np.indices(VOLUME_SHAPE[:2])
     place = np.tensordot(to_scan[:2, :2], pixels, 1) + to_scan[:2, 3, None, None]
     row, column = np.rint(place).astype(int)
@@ -190,11 +189,11 @@ def _nearest(labels: np.ndarray, to_scan: np.ndarray) -> np.ndarray:
 
 def _body_medians(
     scan: Scan, upper: VertebralBody, lower: VertebralBody, indices: np.ndarray, where: str
-) -> np.ndarray:
-    """float64[len(indices)]. The median over the two bodies in each of these slices.
+) -> Shaped[np.ndarray, "n"]:
+    """The median over the two bodies in each of these slices.
 
-    A slice that misses a body takes the median of the nearest that has both. A body of which only the corners beside
-    the disc are known (the sacrum, a body at the edge of the image) is left to the other one.
+    A slice without both bodies takes the median of the nearest that has both. A body with unknown corners (the sacrum,
+    a body at the edge of the image) is not used.
     """
     bodies = [body for body in (upper, lower) if np.isfinite(body.corners).all()]
     if not bodies:
@@ -203,27 +202,16 @@ def _body_medians(
     stop = min(upper.slices[1], lower.slices[1], scan.voxels.shape[2])
     if first >= stop:
         raise SpinejaxError(f"{where}: the two vertebral bodies have no slice of the scan in common.")
-    rows, columns = np.concatenate([_inside(body.corners, scan.voxels.shape[:2]) for body in bodies], axis=1)
-    if not len(rows):
-        raise SpinejaxError(f"{where}: its vertebral bodies lie outside the scan. Correct the corners.")
+    rows, columns = np.indices(scan.voxels.shape[:2])
+    inside = np.any([shapely.intersects_xy(shapely.Polygon(body.corners), rows, columns) for body in bodies], axis=0)
+    if not inside.any():
+        raise SpinejaxError(f"{where}: its vertebral bodies are outside the scan. Correct the corners.")
     nearest = indices.clip(first, stop - 1)
-    return np.median(scan.voxels[rows[:, None], columns[:, None], nearest], axis=0)
-
-
-def _inside(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """int[2, N]. Pixels inside a convex polygon whose corners run clockwise on the screen."""
-    low = np.clip(np.floor(corners.min(0)).astype(int), 0, shape)
-    high = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, shape)
-    pixels = np.mgrid[low[0] : high[0], low[1] : high[1]].reshape(2, -1)
-    inside = np.ones(pixels.shape[1], bool)
-    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        edge, to_pixel = end - start, pixels - start[:, None]
-        inside &= edge[1] * to_pixel[0] - edge[0] * to_pixel[1] >= 0
-    return pixels[:, inside]
+    return np.median(scan.voxels[inside][:, nearest], axis=0)
 
 
 def _parts(labels: np.ndarray, upper: str) -> np.ndarray:
-    """uint8. SPIDER's labels → 1 upper vertebral body, 2 disc, 3 lower vertebral body, 0 all else."""
+    """SPIDER's labels → 1 upper vertebral body, 2 disc, 3 lower vertebral body, 0 all else."""
     vertebra = SPIDER_VERTEBRAE[upper]
     part = np.zeros(256, np.uint8)
     part[[vertebra, 100 + vertebra]] = 1

@@ -1,7 +1,7 @@
-"""Masks of several segmentation tools, brought to one convention: SPIDER's, with a label more for the sacrum.
+"""Masks of several segmentation tools, converted to one convention: SPIDER's, with one more label for the sacrum.
 
-A tool names each structure by a number of its own. Where it has no label for the spinal canal, posterior elements are
-told from bodies by the shape of each vertebra (`posterior.py`).
+If a tool has no label for the spinal canal, posterior elements are separated from bodies by the shape of each vertebra
+(`posterior_wall.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
 _NAMES = tuple(SPIDER_VERTEBRAE)  # L5 first
-_SURPLUS = ("T13", "L6")  # vertebrae that some people have, and no level is named after
+_SURPLUS = ("T13", "L6")  # vertebrae that some people have; no level is named after them
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Convention:
     Args:
         vertebrae: name → label. Posterior elements may share it.
         discs: name of the vertebra above → label; empty if the tool has none.
-        canal: labels of the spinal canal and what it holds; empty if the tool has none.
+        canal: labels of the spinal canal and its contents; empty if the tool has none.
         sacrum: its label, or None.
-        others: labels of structures that are not needed, so that they do not speak against the tool.
-        needed: labels of which a mask of this tool holds one at least; they tell it from the others.
+        others: labels of structures that are not used but may be present.
+        needed: a mask of this tool has at least one of these labels, which other tools do not use.
     """
 
     vertebrae: Mapping[str, int]
@@ -41,8 +41,9 @@ class Convention:
 
     @property
     def labels(self) -> frozenset[int]:
-        sacrum = {self.sacrum} if self.sacrum else set()
-        return frozenset({*self.vertebrae.values(), *self.discs.values(), *self.canal} | sacrum | self.others)
+        """All labels that a mask of this tool may have."""
+        own = {*self.vertebrae.values(), *self.discs.values(), *self.canal, self.sacrum}
+        return frozenset(label for label in own | self.others if label is not None)
 
 
 def _upwards(lowest: int) -> dict[str, int]:
@@ -92,20 +93,20 @@ CONVENTIONS = {
 }
 
 
-def to_house(mask: Scan, convention: str | None, lowest_level: str | None) -> tuple[Scan, list[str]]:
+def to_spider(mask: Scan, convention: str | None, lowest_level: str | None) -> tuple[Scan, list[str]]:
     """A tool's mask in SPIDER's convention, and notes on what is doubtful.
 
     Args:
-        mask: integer[H, W, S].
+        mask: of uint8.
         convention: one of `CONVENTIONS`; None to recognise it by its labels.
         lowest_level: the name of the mask's lowest disc, one of `LEVELS`, if the levels are to be counted from it; None
-            to take the mask's own names. SPIDER's masks have none and are counted from L5-S1.
+            for the mask's own names. SPIDER's masks have none and are counted from L5-S1.
 
     Raises:
-        SpinejaxError: the mask is of no known convention, or of several; it holds fewer than two vertebrae; levels
-            cannot be counted from `lowest_level`.
+        SpinejaxError: the mask fits no convention, or several; it has fewer than two vertebrae; levels cannot be
+            counted from `lowest_level`.
     """
-    present = {int(label) for label in np.flatnonzero(np.bincount(mask.voxels.ravel(), minlength=256)) if label}
+    present = set(np.flatnonzero(np.bincount(mask.voxels.ravel())).tolist()) - {0}
     if convention is None:
         convention = _recognise(present, mask.name)
     tool = CONVENTIONS[convention]
@@ -115,12 +116,12 @@ def to_house(mask: Scan, convention: str | None, lowest_level: str | None) -> tu
             f"{mask.name}: {len(known)} vertebrae from T9 down by {convention}'s labels, expected two or more; its "
             f"labels are {_some(present)}. Is it a mask of {convention}? Choose with --convention."
         )
-    house, notes = (mask.voxels, []) if convention == "spider" else _relabel(mask, tool, known)
+    labels, notes = (mask.voxels, []) if convention == "spider" else _relabel(mask, tool, known)
     if lowest_level is not None:
-        house = _count_from(house, lowest_level, mask.name)
-    if not (house == CANAL).any():
-        house = np.where(posterior_elements(house, mask.spacing_mm), np.uint8(POSTERIOR), house)
-    return Scan(house, mask.affine, mask.name), notes
+        labels = _count_from(labels, lowest_level, mask.name)
+    if not (labels == CANAL).any():
+        labels = np.where(posterior_elements(labels, mask.spacing_mm), np.uint8(POSTERIOR), labels)
+    return Scan(labels, mask.affine, mask.name), notes
 
 
 def _recognise(present: set[int], name: str) -> str:
@@ -136,7 +137,7 @@ def _recognise(present: set[int], name: str) -> str:
 
 
 def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np.ndarray, list[str]]:
-    """The mask's voxels by SPIDER's numbers. Levels beside a surplus vertebra have no name and are left out."""
+    """The mask's voxels with SPIDER's labels. Levels beside a surplus vertebra have no name and are left out."""
     table = np.zeros(256, np.uint8)
     table[list(tool.canal)] = CANAL
     surplus = [name for name in _SURPLUS if name in known]
@@ -161,25 +162,23 @@ def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np
     return table[mask.voxels], notes
 
 
-def _count_from(house: np.ndarray, lowest_level: str, name: str) -> np.ndarray:
+def _count_from(labels: np.ndarray, lowest_level: str, name: str) -> np.ndarray:
     """The mask renumbered so that its lowest disc is `lowest_level`."""
-    labels = {int(label) for label in np.unique(house)}
-    discs = [label - DISC_BELOW for label in labels if label > DISC_BELOW]
-    vertebrae = [label for label in labels if 0 < label <= LAST_VERTEBRA]
-    lowest = min(discs) if discs else 1 if SACRUM in labels else min(vertebrae) + 1
+    present = np.unique(labels).tolist()
+    discs = [label - DISC_BELOW for label in present if label > DISC_BELOW]
+    vertebrae = [label for label in present if 0 < label <= LAST_VERTEBRA]
+    lowest = min(discs) if discs else 1 if SACRUM in present else min(vertebrae) + 1
     shift = len(LEVELS) - LEVELS.index(lowest_level) - lowest
-    table = np.arange(256)
+    table, numbers = np.arange(256), np.arange(1, LAST_VERTEBRA + 1)
     for first in (0, 100, DISC_BELOW):
-        numbers = np.arange(1, LAST_VERTEBRA + 1)
-        table[first + numbers] = np.where(
-            (numbers + shift >= 1) & (numbers + shift <= LAST_VERTEBRA), first + numbers + shift, 0
-        )
-    if shift and SACRUM in labels:
+        shifted = numbers + shift
+        table[first + numbers] = np.where((shifted >= 1) & (shifted <= LAST_VERTEBRA), first + shifted, 0)
+    if shift and SACRUM in present:
         raise SpinejaxError(
             f"{name}: labels a sacrum, so its lowest disc is L5-S1, not --lowest-level {lowest_level}. Leave the "
             "option out, or remove the sacrum from the mask."
         )
-    return table.astype(np.uint8)[house]
+    return table.astype(np.uint8)[labels]
 
 
 def _some(labels: set[int]) -> str:

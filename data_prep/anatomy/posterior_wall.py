@@ -1,51 +1,47 @@
-"""Posterior elements told from vertebral bodies in a mask that has no spinal canal.
+"""Posterior elements separated from vertebral bodies in a mask without a spinal canal.
 
-A body is a block of even height. Behind its posterior wall that height falls: to nothing where the slice passes through
-the canal or a foramen, to that of a pedicle beside them. So the wall is looked for in the profile of each vertebra's
-height from front to back, slice by slice, in the vertebra's own direction. Where a slice shows a gap, the wall is the
-body's own edge; where a pedicle bridges it, the wall is that of the nearest slices with a gap, and only if there is
-none the place where the profile falls.
+A body is a block of even height. Behind its posterior wall the height falls: to nothing if the slice passes through the
+canal or a foramen, to that of a pedicle beside them. So the wall is found in the profile of each vertebra's height from
+front to back, slice by slice, along the vertebra's own direction. If a slice shows a gap, the wall is the body's own
+edge. If a pedicle bridges it, the wall is that of the nearest slice with a gap, or without any the place where the
+profile falls.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 from scipy.stats import siegelslopes
 
-from data_prep.anatomy.vertebrae import LAST_VERTEBRA, SACRUM
+from data_prep.anatomy.vertebrae import LAST_VERTEBRA, SACRUM, boxes_of
 
 _STEP_MM = 1.0
 _DEPTH_MM = (16.0, 48.0)  # of a body, front to back
-_FIRST_LOOK_MM = 26.0  # behind a row's first voxel: surely body, enough for a first centre
+_FRONT_MM = 26.0  # behind the first voxel: surely body, enough for a first centre
 _BODY = 0.7  # of the greatest height in any slice: less is no body
-_DROP = 0.3  # of its height is what a body loses behind its wall, at once: within
+_DROP = 0.3  # of its height: a body loses this much behind its wall, within
 _REACH = round(6.0 / _STEP_MM)  # steps
-_EMPTY = 0.12  # of its height, and less, is a gap
+_EMPTY = 0.12  # of its height: less is a gap
 _STRAY_MM = 12.0  # from slice to slice of one body
 
 
-def posterior_elements(house: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """bool[H, W, S]. What of each vertebra lies behind its body's posterior wall.
-
-    Args:
-        house: uint8[H, W, S]. By SPIDER's labels, of which the canal is not needed.
-        spacing_mm: float64[3].
-    """
-    behind = np.zeros(house.shape, bool)
-    boxes = {label: box for label, box in enumerate(ndimage.find_objects(house), start=1) if box is not None}
-    boxes = {label: box for label, box in boxes.items() if label <= LAST_VERTEBRA or label == SACRUM}
-    centres = {label: _first_centre_mm(house[box] == label, box, spacing_mm) for label, box in boxes.items()}
+def posterior_elements(
+    labels: UInt8[np.ndarray, "H W S"], spacing_mm: Float[np.ndarray, "3"]
+) -> Bool[np.ndarray, "H W S"]:
+    """The part of each vertebra behind its body's posterior wall. `labels` are SPIDER's; the canal is not needed."""
+    behind = np.zeros(labels.shape, bool)
+    boxes = {label: box for label, box in boxes_of(labels) if label <= LAST_VERTEBRA or label == SACRUM}
+    centres = {label: _first_centre_mm(labels[box] == label, box, spacing_mm) for label, box in boxes.items()}
     for label, box in boxes.items():
-        if label != SACRUM:  # its upper edge is all that is used of it
-            down = _down(label, centres)
-            behind[box] |= _behind(house[box] == label, down, spacing_mm)
+        if label != SACRUM:  # only its upper edge is used
+            behind[box] |= _behind(labels[box] == label, _down(label, centres), spacing_mm)
     return behind
 
 
 def _first_centre_mm(part: np.ndarray, box: tuple[slice, ...], spacing_mm: np.ndarray) -> np.ndarray:
-    """(row, column), mm. The middle of what lies at the front, in the slices that show most of the vertebra."""
+    """(row, column), mm: the middle of the front part, in the slices that show most of the vertebra."""
     areas = part.sum((0, 1))
     most = part[:, :, areas >= 0.5 * areas.max()]
-    reach = round(_FIRST_LOOK_MM / spacing_mm[1])
+    reach = round(_FRONT_MM / spacing_mm[1])
     front = np.flatnonzero(most.any((0, 2)))[0]
     rows, columns, _ = np.nonzero(most[:, front : front + reach])
     corner = np.array([box[0].start, box[1].start + front])
@@ -63,7 +59,7 @@ def _down(label: int, centres: dict[int, np.ndarray]) -> np.ndarray:
 
 
 def _behind(part: np.ndarray, down: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """bool, as `part`. What lies behind the wall, in each slice."""
+    """The pixels of a vertebra behind its wall, in each slice."""
     rows, columns = np.indices(part.shape[:2])
     along = rows * spacing_mm[0] * down[0] + columns * spacing_mm[1] * down[1]
     back = -rows * spacing_mm[0] * down[1] + columns * spacing_mm[1] * down[0]
@@ -71,31 +67,25 @@ def _behind(part: np.ndarray, down: np.ndarray, spacing_mm: np.ndarray) -> np.nd
     bins = ((back - origin) / _STEP_MM).astype(int)
     profiles = np.stack([np.bincount(bins[plane], minlength=bins.max() + 1) for plane in np.moveaxis(part, 2, 0)])
     profiles = ndimage.uniform_filter1d(profiles * spacing_mm[:2].prod() / _STEP_MM, 3, axis=1, mode="constant")
-    lines, falls = {}, {}
-    looks = [_gap_and_fall(profile) for profile in profiles]
-    tallest = max(height for height, _, _ in looks)
-    for index, (height, gap, fall) in enumerate(looks):
-        if height < _BODY * tallest:
-            continue  # a slice beside the body, with a pedicle or a process alone
-        if gap is not None:
-            lines[index] = (
-                _wall_line(part[:, :, index], along, back, origin + gap * _STEP_MM),
-                origin + gap * _STEP_MM,
-            )
-        if fall is not None:
-            falls[index] = origin + fall * _STEP_MM
-    # A facet seen alone can look like a body: its wall is not where the others' are.
-    usual = np.median([place for _, place in lines.values()] or [0.0])
-    lines = {index: line for index, line in lines.items() if abs(line[1] - usual) <= _STRAY_MM}
+    found = [_gap_and_fall(profile) for profile in profiles]
+    tallest = max(height for height, _, _ in found)
+    # A lower slice is beside the body, with a pedicle or a process alone.
+    bodies = {index: places for index, (height, *places) in enumerate(found) if height >= _BODY * tallest}
+    gaps = {index: origin + gap * _STEP_MM for index, (gap, _) in bodies.items() if gap is not None}
+    falls = {index: origin + fall * _STEP_MM for index, (_, fall) in bodies.items() if fall is not None}
+    # A facet seen alone can look like a body: its gap is not where the others' are.
+    usual = np.median(list(gaps.values()) or [0.0])
+    gaps = {index: gap for index, gap in gaps.items() if abs(gap - usual) <= _STRAY_MM}
     behind = np.zeros_like(part)
     for index in range(part.shape[2]):
-        if index in lines:  # the body is what lies in front of the gap
-            wall = np.full_like(back, lines[index][1])
-        elif lines:
-            (slope, place), _ = lines[min(lines, key=lambda other: abs(other - index))]
+        if index in gaps:
+            wall = gaps[index]
+        elif gaps:
+            nearest = min(gaps, key=lambda other: abs(other - index))
+            slope, place = _wall_line(part[:, :, nearest], along, back, gaps[nearest])
             wall = place + slope * along
         elif index in falls:
-            wall = np.full_like(back, np.median(list(falls.values())))
+            wall = np.median(list(falls.values()))
         else:
             continue
         behind[:, :, index] = part[:, :, index] & (back > wall)
@@ -103,9 +93,9 @@ def _behind(part: np.ndarray, down: np.ndarray, spacing_mm: np.ndarray) -> np.nd
 
 
 def _gap_and_fall(profile: np.ndarray) -> tuple[float, float | None, float | None]:
-    """A body's height, in mm, and where, in steps, the first gap behind it has its middle and where its height falls.
+    """A body's height in mm, and in steps the middle of the first gap behind it and the place where its height falls.
 
-    None where there is no gap, or no fall.
+    Without a gap, or a fall, they are None.
     """
     if profile.max() <= 0:
         return 0.0, None, None
@@ -127,7 +117,7 @@ def _gap_and_fall(profile: np.ndarray) -> tuple[float, float | None, float | Non
 
 
 def _wall_line(plane: np.ndarray, along: np.ndarray, back: np.ndarray, gap: float) -> tuple[float, float]:
-    """(slope, place) of the posterior edge, back = place + slope · along, of what lies in front of a gap."""
+    """(slope, place) of the posterior edge, back = place + slope · along, of the part in front of a gap."""
     body = plane & (back < gap)
     rows = np.round(along[body] / _STEP_MM).astype(int)
     first = rows.min()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Integer
 from scipy import ndimage
 
 from data_prep.anatomy.corners import DoubtfulError, across_mm, fit_corners_mm
@@ -16,14 +17,13 @@ class VertebralBody:
 
     Args:
         name: "T12", "L1", … "L5", "S1".
-        corners: float64[4, 2]. (row, column) in the body's mid slice: upper-anterior, upper-posterior,
-            lower-posterior, lower-anterior. NaN where a corner is not known: the sacrum's lower ones, the upper ones of
-            a body that the field of view cuts.
-        slices: first and one past the last slice that the body fills, to most of its largest extent.
+        corners: (row, column) in its mid slice: upper anterior, upper posterior, lower posterior, lower anterior. NaN
+            where a corner is not known: the sacrum's lower ones, the upper ones of a body cut by the field of view.
+        slices: first and one past the last slice that shows most of the body's largest area.
     """
 
     name: str
-    corners: np.ndarray
+    corners: Float[np.ndarray, "4 2"]
     slices: tuple[int, int]
 
     @property
@@ -32,20 +32,21 @@ class VertebralBody:
         return (self.slices[0] + self.slices[1] - 1) / 2
 
 
-# SPIDER's labels: vertebrae from the bottom, the disc below vertebra v is 200 + v, a vertebra that the field of view
-# cuts is 100 + v. The sacrum has none.
-SPIDER_VERTEBRAE = {
-    name: label for label, name in enumerate(("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9"), start=1)
-}
+NAMES = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
+"""From the sacrum up."""
+
+# SPIDER's labels: vertebrae from the bottom, the disc below vertebra v is 200 + v, a vertebra cut by the field of view
+# is 100 + v. The sacrum has none.
+SPIDER_VERTEBRAE = {name: label for label, name in enumerate(NAMES) if label}
 LAST_VERTEBRA = 25
 CANAL = 100
 DISC_BELOW = 200
-SACRUM = 150  # labels of the house: SPIDER has none of a sacrum, other tools do
-POSTERIOR = 151  # posterior elements, where there is no canal to tell them by
+SACRUM = 150  # our own label: SPIDER has none for the sacrum, other tools do
+POSTERIOR = 151  # our own, for posterior elements in a mask without a canal
 _PARTIAL = range(101, 126)
 
-# Of a structure's largest area in a slice: what its sides, and the rest of a pedicle, fall short of. A lower bar would
-# take a body's flank for its middle where, in scoliosis, it leaves the stack of slices sideways.
+# Of a structure's largest area in a slice; its sides, and the remainder of a pedicle, have less. With a lower threshold
+# the flank of a body that leaves the stack of slices, in scoliosis, would be treated as its middle.
 _SUBSTANTIAL = 0.7
 
 
@@ -53,18 +54,18 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     """Find the vertebral bodies of a mask in SPIDER's convention.
 
     SPIDER does not label the sacrum: S1's upper corners are the ends of the lower edge of disc 201, its lower corners
-    are NaN. So it is with any vertebra that is not labelled below the lowest disc. Where there is no such disc but a
-    sacrum (`SACRUM`), its own upper edge is taken.
+    are NaN. The same holds for any unlabelled vertebra below the lowest disc. If there is no such disc but a sacrum
+    (`SACRUM`), its own upper edge is used.
 
     Args:
-        mask: integer[H, W, S]. Each vertebra's label covers its posterior elements too.
+        mask: of integers. Each vertebra's label includes its posterior elements.
 
     Returns:
         The bodies from the top down, and a note on every vertebra of the mask that was left out, with the reason, or
         that is doubtful because the stack of slices ends beside its middle.
 
     Raises:
-        SpinejaxError: the mask has no spinal canal, or fewer than two bodies can be told.
+        SpinejaxError: the mask has no spinal canal, or fewer than two bodies are found.
     """
     voxels = body_labels(mask)
     spacing = mask.spacing_mm[:2]
@@ -84,42 +85,38 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
                 raise DoubtfulError("it is above T9 and not graded")
         except DoubtfulError as doubt:
             reasons[_name(label)] = str(doubt)
-    stunted = _stunted(bodies, spacing)
-    bodies = [body for body in bodies if body.name not in stunted]
-    notes = [f"{mask.name}: {name} was left out: {reason}." for name, reason in (reasons | stunted).items()]
+    short = _short(bodies, spacing)
+    bodies = [body for body in bodies if body.name not in short]
+    notes = [f"{mask.name}: {name} was left out: {reason}." for name, reason in (reasons | short).items()]
     notes += [f"{mask.name}: {doubt}" for doubt in _cut_sideways(bodies, voxels.shape[2], float(mask.spacing_mm[2]))]
     if len(bodies) < 2:
         raise SpinejaxError(
             f"{mask.name}: {len(bodies)} usable vertebral bodies, expected two or more. {' '.join(notes)} "
             "Is it a SPIDER mask (vertebrae 1 to 25 from the bottom, canal 100, discs from 201)?"
         )
-    order = ("S1", *SPIDER_VERTEBRAE)
-    return sorted(bodies, key=lambda body: order.index(body.name), reverse=True), notes
+    return sorted(bodies, key=lambda body: NAMES.index(body.name), reverse=True), notes
 
 
 # Bodies without their posterior elements -----------------------------------------------------------------------------
 
 
-def body_labels(mask: Scan) -> np.ndarray:
-    """The mask's voxels with the posterior elements of every vertebra set to zero.
+def body_labels(mask: Scan) -> Integer[np.ndarray, "H W S"]:
+    """The mask's voxels with the posterior elements of every vertebra set to zero; canal and discs are kept.
 
-    They are labelled so (`POSTERIOR`), or a vertebra's body is what lies in front of the spinal canal. Where a slice
-    shows no canal at some height (beside the midline the pedicles close it off), the nearest slice's is taken; where no
-    slice does, the nearest heights'.
-
-    Returns:
-        Same shape and dtype as `mask.voxels`; canal and discs are kept.
+    Posterior elements have their own label (`POSTERIOR`), or a vertebra's body is the part in front of the canal. If a
+    slice shows no canal at some height (beside the midline the pedicles close it off), the nearest slice's is used; if
+    no slice does, the nearest heights'.
 
     Raises:
         SpinejaxError: the mask has no canal.
     """
     voxels = mask.voxels.copy()
-    if (told := voxels == POSTERIOR).any():
-        voxels[told] = 0
+    if (posterior := voxels == POSTERIOR).any():
+        voxels[posterior] = 0
         return voxels
     front = _canal_front(mask)
     columns = np.arange(voxels.shape[1])
-    for label, box in _boxes(voxels):
+    for label, box in boxes_of(voxels):
         if label <= LAST_VERTEBRA or label in _PARTIAL or label == SACRUM:
             part = voxels[box]
             behind = columns[None, box[1], None] >= front[box[0], None, box[2]]
@@ -127,15 +124,13 @@ def body_labels(mask: Scan) -> np.ndarray:
     return voxels
 
 
-def _canal_front(mask: Scan) -> np.ndarray:
-    """float64[H, S]. The column where the canal begins at each row of each slice, inferred where it is not seen."""
+def _canal_front(mask: Scan) -> Float[np.ndarray, "H S"]:
+    """The column where the canal begins at each row of each slice, inferred where it is not seen."""
     canal = mask.voxels == CANAL
     seen = canal.any(1)
     rows = np.flatnonzero(seen.any(1))
     if not len(rows):
-        raise SpinejaxError(
-            f"{mask.name}: no spinal canal (label {CANAL}), which tells bodies from posterior elements."
-        )
+        raise SpinejaxError(f"{mask.name}: no spinal canal (label {CANAL}), which separates bodies from arches.")
     front = np.argmax(canal, axis=1).astype(float)
     slices = np.arange(front.shape[1])
     for row in rows:
@@ -146,15 +141,16 @@ def _canal_front(mask: Scan) -> np.ndarray:
     return np.stack([np.interp(every_row, rows, column) for column in front[rows].T], axis=1)
 
 
-def _boxes(voxels: np.ndarray) -> list[tuple[int, tuple[slice, ...]]]:
+def boxes_of(voxels: Integer[np.ndarray, "H W S"]) -> list[tuple[int, tuple[slice, ...]]]:
+    """Each label of a mask with the box that contains it."""
     return [(label, box) for label, box in enumerate(ndimage.find_objects(voxels), start=1) if box is not None]
 
 
 @dataclass(frozen=True)
 class _Middle:
-    """The slices that a structure fills a good part of, and its largest piece in the middle one.
+    """The slices that show a good part of a structure, and its largest piece in the middle one.
 
-    `corner` is the place of the piece's pixel (0, 0), `box` its rows and columns in the scan.
+    `corner` is the scan's pixel at the piece's pixel (0, 0), `box` the structure's rows and columns in the scan.
     """
 
     box: tuple[slice, slice]
@@ -165,7 +161,7 @@ class _Middle:
 
 
 def _middles(voxels: np.ndarray, spacing: np.ndarray) -> dict[int, _Middle]:
-    return {label: _middle(voxels[box] == label, box, spacing) for label, box in _boxes(voxels) if label != CANAL}
+    return {label: _middle(voxels[box] == label, box, spacing) for label, box in boxes_of(voxels) if label != CANAL}
 
 
 def _middle(part: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> _Middle:
@@ -184,16 +180,16 @@ def _middle(part: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> _M
 
 # Corners -------------------------------------------------------------------------------------------------------------
 
-_LENGTH_MM = (15, 70)  # from the front to the back of an endplate
-_HEIGHT_MM = (1.5, 60)  # the front wall of a crushed body can all but vanish; the tallest lumbar body has 40
+_LENGTH_MM = (15.0, 70.0)  # from the front to the back of an endplate
+_HEIGHT_MM = (1.5, 60.0)  # the front wall of a crushed body can nearly vanish; the tallest lumbar body has 40
 _LEAST_OF_TYPICAL = 0.6  # of the median endplate length in the scan; T9's are about 0.75
-_FLANK_MM = 12.0  # half the width of a small body, 27 mm, to most of its largest area
-_SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # ever thinner, as the upper edge's direction becomes known
+_FLANK_MM = 12.0  # nearly half the width of a small body, 27 mm
+_SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # thinner as the upper edge's direction becomes known
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
 
 
 def _body(voxels: np.ndarray, label: int, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
-    """A vertebra's body; of one that the upper edge of the image cuts, the lower corners only."""
+    """A vertebra's body; only the lower corners of one that the upper edge of the image cuts."""
     if _cut_at_top(middles[label], voxels.shape) or label in _PARTIAL:
         return _fit_body(label, middles, spacing, cut=True)
     try:
@@ -227,7 +223,7 @@ def _below_lowest_disc(
     if _cut_at_top(disc, voxels.shape):
         raise DoubtfulError("the disc above it is cut by the upper edge of the image")
     above = _first_of(middles, (number, label + 1), disc)
-    # Where L5 slips forward the way to it is no guide to the disc's direction; the disc's own length is.
+    # If L5 has slipped forward, the line to it does not show the disc's direction; the disc's own length does.
     down = across_mm(disc.piece, spacing)
     down = down if down @ (disc.centre_mm - above.centre_mm) >= 0 else -down
     corners = fit_corners_mm(disc.piece, down, spacing, "disc")
@@ -236,7 +232,7 @@ def _below_lowest_disc(
 
 
 def _sacrum_by_itself(voxels: np.ndarray, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
-    """S1's upper corners from the sacrum's mask, of which only what lies just below its upper edge is looked at."""
+    """S1's upper corners from the part of the sacrum's mask just below its upper edge."""
     sacrum = middles[SACRUM]
     if _cut_at_top(sacrum, (voxels.shape[0] + 1, *voxels.shape[1:])):  # an image may end within the sacrum
         raise DoubtfulError("it is cut by the upper edge of the image")
@@ -259,21 +255,21 @@ def _upper_edge_only(name: str, middle: _Middle, ends_mm: np.ndarray, spacing: n
     return VertebralBody(name, np.concatenate([upper, np.full((2, 2), np.nan)]), middle.slices)
 
 
-def _stunted(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]:
+def _short(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]:
     """Name → reason, for bodies with an endplate far shorter than is typical of the scan."""
     sides = np.array([body.corners[[1, 2]] - body.corners[[0, 3]] for body in bodies]).reshape(-1, 2, 2) * spacing
     lengths_mm = np.linalg.norm(sides, axis=2)
     typical_mm = np.nanmedian(lengths_mm) if bodies else 0.0
     return {
         body.name: f"its endplate is {np.nanmin(pair_mm):.0f} mm long, {typical_mm:.0f} mm is typical of this scan: "
-        "its middle may lie beside the slices"
+        "its middle may be beside the slices"
         for body, pair_mm in zip(bodies, lengths_mm, strict=True)
         if np.nanmin(pair_mm) < _LEAST_OF_TYPICAL * typical_mm
     }
 
 
 def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float) -> list[str]:
-    """Notes on bodies of which the stack shows one flank only, as in scoliosis: corners there are not the middle's."""
+    """Notes on bodies of which the stack shows one flank only, as in scoliosis: those are not the middle's corners."""
     doubts = []
     for body in bodies:
         first, stop = body.slices
@@ -282,16 +278,16 @@ def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float)
             side = "first" if first == 0 else "last"
             doubts.append(
                 f"{body.name} is doubtful: only {seen_mm:.0f} mm of its width are seen, in the {side} slices, "
-                "so that its middle may lie beside them."
+                "so that its middle may be beside them."
             )
     return doubts
 
 
 def _bodiless(voxels: np.ndarray, middles: dict[int, _Middle]) -> dict[str, str]:
-    """Name → reason, for vertebrae of which the mask holds posterior elements only."""
+    """Name → reason, for vertebrae of which the mask has posterior elements only."""
     known = {*middles, CANAL, POSTERIOR}
-    lost = [label for label, _ in _boxes(voxels) if label < DISC_BELOW and label not in known]
-    return {_name(label): "nothing of it lies in front of the canal" for label in lost}
+    lost = [label for label, _ in boxes_of(voxels) if label < DISC_BELOW and label not in known]
+    return {_name(label): "no part of it is in front of the canal" for label in lost}
 
 
 def _name(label: int) -> str:
@@ -306,7 +302,7 @@ def _first_of(middles: dict[int, _Middle], labels: tuple[int, ...], otherwise: _
 
 
 def _cut_at_top(middle: _Middle, shape: tuple[int, ...]) -> bool:
-    """Whether the upper edge of the image cuts a piece. If another edge does, its width is not known: doubtful."""
+    """Whether the upper edge of the image cuts a piece. Raises DoubtfulError if another edge does."""
     rows, columns = middle.box
     if rows.stop == shape[0] or columns.start == 0 or columns.stop == shape[1]:
         raise DoubtfulError("it is cut by the edge of the image")
@@ -316,10 +312,10 @@ def _cut_at_top(middle: _Middle, shape: tuple[int, ...]) -> bool:
 def _require(bounds: tuple[float, float], values, what: str, unit: str) -> None:
     wrong = [value for value in values if not bounds[0] <= value <= bounds[1]]
     if wrong:
-        raise DoubtfulError(f"its {what} would be {wrong[0]:.1f} {unit}, expected {bounds[0]} to {bounds[1]}")
+        raise DoubtfulError(f"its {what} would be {wrong[0]:.1f} {unit}, expected {bounds[0]:g} to {bounds[1]:g}")
 
 
 def _area(corners: np.ndarray) -> float:
-    """Area of a polygon (shoelace formula); the corners' order is that of `VertebralBody`."""
+    """A polygon's area (shoelace formula), negative if front and back, or top and bottom, are swapped."""
     rows, cols = corners.T
     return 0.5 * float(np.sum(cols * np.roll(rows, -1) - np.roll(cols, -1) * rows))

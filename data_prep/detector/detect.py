@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE, VertebralBody
+from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.detector.candidates import BODY, SACRUM, Candidate, Group, group, see, see_images, slices_to_see
 from data_prep.detector.chain import SAME_PLACE_MM, Column, best_column
 from data_prep.detector.grid import normalise, resample
 from data_prep.detector.weights import SHIPPED, load
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
-
-NAMES = ("S1", *SPIDER_VERTEBRAE)
-"""From the sacrum up."""
 
 _ENDPLATE_MM = (23.0, 55.0)  # median over a scan; cervical ones have 14 to 20
 _LEAST_BODIES = 2

@@ -37,7 +37,7 @@ def read_rows(path: Path, columns: set[str], *, exact: bool) -> Iterator[tuple[i
         raise SpinejaxError(f"{path}: not a comma-separated UTF-8 table ({error}).") from error
 
 
-def refuse(path: Path, faults: Sequence[str]) -> None:
+def refuse(path: Path | str, faults: Sequence[str]) -> None:
     """Raises SpinejaxError with all the faults of a file, if it has any."""
     if faults:
         more = f"\n  and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
-from data_prep.anatomy.mask_labels import CONVENTIONS, to_house
+from data_prep.anatomy.mask_labels import CONVENTIONS, to_spider
 from data_prep.dataset.job import Job, Located
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import split_patients
@@ -183,7 +183,7 @@ def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutt
     mask = read_scan(vertebrae, np.uint8)
     mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
     require_same_grid(scan, mask)
-    mask, doubts = to_house(mask, cutting.convention, cutting.lowest_level)
+    mask, doubts = to_spider(mask, cutting.convention, cutting.lowest_level)
     return Located.by_mask(scan, mask, notes=notes + doubts)
 
 

@@ -8,7 +8,7 @@ import pytest
 from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
-from tests.block_spine import block_spine, house_affine
+from tests.block_spine import block_spine, sagittal_affine
 
 POINTS = [[0, -40, 60], [0, -5, 60], [0, -5, 34], [0, -40, 34]]
 
@@ -35,7 +35,7 @@ def test_points_of_the_patient_become_voxels_of_the_scan(tmp_path):
 
 
 def test_a_body_between_two_thick_slices_has_the_nearest():
-    scan = Scan(np.zeros((80, 80, 3), np.float32), house_affine((1, 1, 60)), "scan")
+    scan = Scan(np.zeros((80, 80, 3), np.float32), sagittal_affine((1, 1, 60)), "scan")
     points = [(scan.affine @ [*corner, 1.2, 1])[:3].tolist() for corner in ((9, 9), (9, 40), (30, 40), (30, 9))]
     body = {"corners_mm": points, "width_mm": 5}
     assert bodies_from_corners(scan, {"L4": body, "L5": body})[0].slices == (1, 2)
@@ -44,16 +44,17 @@ def test_a_body_between_two_thick_slices_has_the_nearest():
 @pytest.mark.parametrize(
     ("bodies", "message"),
     [
-        ({"L7": {"corners_mm": POINTS}}, "s, L7: unknown vertebra"),
-        ({"L4": {"corners_mm": POINTS[:3]}}, "s, L4: corners_mm is not four points"),
-        ({"L4": {"corners_mm": [[0, 0]] * 4}}, "is not four points"),
-        ({"L4": {"corners_mm": [[0, 0, float("nan")]] * 4}}, "is not four points"),
-        ({"L4": {"corners_mm": [[0, 0, "1"]] * 4}}, "is not four points"),
+        ({"L7": {"corners_mm": POINTS}}, "s, L7: Input should be 'S1', 'L5'"),
+        ({"L4": {"corners_mm": POINTS[:3]}}, "s, L4: corners_mm.3: Field required"),
+        ({"L4": {"corners_mm": [[0, 0]] * 4}}, "s, L4: corners_mm.0.2: Field required"),
+        ({"L4": {"corners_mm": [[0, 0, float("nan")]] * 4}}, "corners_mm.0.2: Input should be a finite number"),
+        ({"L4": {"corners_mm": [[0, 0, 2001]] * 4}}, "corners_mm.0.2: Input should be less than or equal to 2000"),
+        ({"L4": {"corners_mm": [[0, 0, "1"]] * 4}}, "corners_mm.0.2: Input should be a valid number"),
         ({"L4": {"corners_mm": [None] * 4}}, "neither its upper nor its lower corners are known"),
-        ({"L4": {"corners_mm": POINTS, "width_mm": 300}}, "width_mm 300, expected 5 to 100"),
-        ({"L4": {"corners": POINTS}}, "expected corners_mm"),
-        ({"L4": POINTS}, "expected corners_mm"),
-        ([], "expected vertebrae by name"),
+        ({"L4": {"corners_mm": POINTS, "width_mm": 300}}, "width_mm: Input should be less than or equal to 100"),
+        ({"L4": {"corners": POINTS}}, "s, L4: corners_mm: Field required"),
+        ({"L4": POINTS}, "s, L4: Input should be"),
+        ([], "s: Input should be"),
     ],
 )
 def test_faults_are_named(tmp_path, bodies, message):
@@ -61,7 +62,7 @@ def test_faults_are_named(tmp_path, bodies, message):
         read_corners(write(tmp_path / "c.json", bodies))
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     bodies = {"L7": {"corners_mm": POINTS}, "L4": {"corners_mm": []}}
     with pytest.raises(SpinejaxError, match="2 faults"):
         read_corners(write(tmp_path / "c.json", bodies))
@@ -75,9 +76,9 @@ def test_what_is_no_corner_file_is_refused(tmp_path, text):
 
 
 def test_corners_beside_the_scan_and_too_few_are_refused():
-    scan = Scan(np.zeros((80, 80, 3), np.float32), house_affine((1, 1, 4)), "scan")
+    scan = Scan(np.zeros((80, 80, 3), np.float32), sagittal_affine((1, 1, 4)), "scan")
     body = {"corners_mm": [[500, y, z] for _, y, z in POINTS]}
-    with pytest.raises(SpinejaxError, match="scan: L4's corners lie beside the slices"):
+    with pytest.raises(SpinejaxError, match="scan: L4's corners are beside the slices"):
         bodies_from_corners(scan, {"L4": body, "L5": body})
     with pytest.raises(SpinejaxError, match="the corner file has 1 of its vertebrae"):
         bodies_from_corners(scan, {"L4": body})

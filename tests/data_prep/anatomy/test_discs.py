@@ -187,7 +187,7 @@ def test_fine_scan_is_smoothed_before_it_is_thinned_out():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda bodies, scan: bodies.append(bodies[0]), "have one name"),
+        (lambda bodies, scan: bodies.append(bodies[0]), "have the same name"),
         (lambda bodies, scan: bodies[0].corners.fill(np.nan), "a corner beside the disc is not known"),
         (lambda bodies, scan: np.multiply(bodies[1].corners, 3, out=bodies[1].corners), "its corners span"),
         (lambda bodies, scan: scan.voxels[:, :, 6].fill(0), "slice 6 the median of the vertebral bodies is 0"),

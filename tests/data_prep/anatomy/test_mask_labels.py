@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.anatomy.mask_labels import CONVENTIONS, to_house
+from data_prep.anatomy.mask_labels import CONVENTIONS, to_spider
 from data_prep.anatomy.vertebrae import SACRUM, SPIDER_VERTEBRAE, bodies_from_spider_mask
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
@@ -13,29 +13,29 @@ NAMES = {label: name for name, label in SPIDER_VERTEBRAE.items()}
 
 def mask_of(convention, *, sacrum=True, spine=SPINE):
     """The spine's mask as a tool would label it, its sacrum with it if the tool labels one."""
-    tool, house = CONVENTIONS[convention], spine.mask.voxels
-    voxels = np.zeros_like(house)
+    tool, relabelled = CONVENTIONS[convention], spine.mask.voxels
+    voxels = np.zeros_like(relabelled)
     if tool.canal:
-        voxels[house == 100] = tool.canal[-1]
+        voxels[relabelled == 100] = tool.canal[-1]
     for name, label in tool.vertebrae.items():
         if name in SPIDER_VERTEBRAE:
-            voxels[house == SPIDER_VERTEBRAE[name]] = label
-            voxels[house == 200 + SPIDER_VERTEBRAE[name]] = tool.discs.get(name, 0)
+            voxels[relabelled == SPIDER_VERTEBRAE[name]] = label
+            voxels[relabelled == 200 + SPIDER_VERTEBRAE[name]] = tool.discs.get(name, 0)
     if tool.sacrum and sacrum:
         corners = spine.corners["S1"]
-        row, column = np.indices(house.shape[:2])
-        inside = np.ones(house.shape[:2], bool)
+        row, column = np.indices(relabelled.shape[:2])
+        inside = np.ones(relabelled.shape[:2], bool)
         for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             inside &= (end - start)[1] * (row - start[0]) - (end - start)[0] * (column - start[1]) >= 0
-        voxels[inside[:, :, None] & house.any((0, 1))] = tool.sacrum
+        voxels[inside[:, :, None] & relabelled.any((0, 1))] = tool.sacrum
     return Scan(voxels, spine.mask.affine, "mask")
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "recognised"])
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_every_tools_mask_gives_the_true_corners(convention, named):
-    house, notes = to_house(mask_of(convention), convention if named else None, None)
-    bodies, left_out = bodies_from_spider_mask(house)
+    relabelled, notes = to_spider(mask_of(convention), convention if named else None, None)
+    bodies, left_out = bodies_from_spider_mask(relabelled)
     assert [body.name for body in bodies] == ["L2", "L3", "L4", "L5", "S1"]
     assert notes == left_out == []
     for body in bodies:
@@ -46,30 +46,32 @@ def test_every_tools_mask_gives_the_true_corners(convention, named):
 
 
 def test_sacrum_reaches_the_regions():
-    house, _ = to_house(mask_of("totalspineseg"), None, None)
-    assert (house.voxels == SACRUM).any()
+    relabelled, _ = to_spider(mask_of("totalspineseg"), None, None)
+    assert (relabelled.voxels == SACRUM).any()
 
 
 @pytest.mark.parametrize(("tool", "label"), [("totalspineseg", 46), ("spineps", 25)])
 def test_a_sixth_lumbar_vertebra_is_flagged_and_its_levels_are_left_out(tool, label):
     mask = mask_of(tool)
     below = mask.voxels == CONVENTIONS[tool].sacrum
-    house, notes = to_house(Scan(np.where(below, label, mask.voxels).astype(np.uint8), mask.affine, "mask"), tool, None)
-    bodies, _ = bodies_from_spider_mask(house)
+    relabelled, notes = to_spider(
+        Scan(np.where(below, label, mask.voxels).astype(np.uint8), mask.affine, "mask"), tool, None
+    )
+    bodies, _ = bodies_from_spider_mask(relabelled)
     assert [body.name for body in bodies] == ["L2", "L3", "L4", "L5"]
     assert "has L6, so the numbering is doubtful" in notes[0]
 
 
 def test_a_gap_in_the_numbering_is_flagged():
     mask = mask_of("totalspineseg")
-    _, notes = to_house(Scan(np.where(mask.voxels == 43, 0, mask.voxels), mask.affine, "mask"), None, None)
+    _, notes = to_spider(Scan(np.where(mask.voxels == 43, 0, mask.voxels), mask.affine, "mask"), None, None)
     assert "a vertebra is missing between" in notes[0]
 
 
 @pytest.mark.parametrize("lowest", ["L5-S1", "L4-L5", "L2-L3"])
 def test_levels_are_counted_from_the_lowest(lowest):
-    house, _ = to_house(SPINE.mask, "spider", lowest)
-    bodies, _ = bodies_from_spider_mask(house)
+    relabelled, _ = to_spider(SPINE.mask, "spider", lowest)
+    bodies, _ = bodies_from_spider_mask(relabelled)
     assert bodies[-1].name == lowest.split("-")[1]
     assert bodies[-2].name == lowest.split("-")[0]
     assert len(bodies) == 5
@@ -77,7 +79,7 @@ def test_levels_are_counted_from_the_lowest(lowest):
 
 def test_a_labelled_sacrum_speaks_against_another_lowest_level():
     with pytest.raises(SpinejaxError, match="labels a sacrum, so its lowest disc is L5-S1, not --lowest-level L4-L5"):
-        to_house(mask_of("totalspineseg"), None, "L4-L5")
+        to_spider(mask_of("totalspineseg"), None, "L4-L5")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_what_is_no_mask_of_a_known_tool_is_refused(labels, message):
     for place, label in enumerate(sorted(labels)):
         voxels[3 * place : 3 * place + 3] = label
     with pytest.raises(SpinejaxError, match=message):
-        to_house(Scan(voxels, SPINE.mask.affine, "mask"), None, None)
+        to_spider(Scan(voxels, SPINE.mask.affine, "mask"), None, None)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.anatomy.mask_labels import to_house
+from data_prep.anatomy.mask_labels import to_spider
 from data_prep.anatomy.posterior_wall import posterior_elements
 from data_prep.anatomy.vertebrae import SPIDER_VERTEBRAE, bodies_from_spider_mask, body_labels
 from data_prep.phantom.phantom import phantom
@@ -15,8 +15,8 @@ NUMBERS = list(SPIDER_VERTEBRAE.values())
 
 def without_canal(spine, pedicles=()):
     """The spine's mask as TotalSegmentator has it: vertebrae alone. Pedicles close the canal in some slices."""
-    house = spine.mask.voxels.copy()
-    rows, columns = np.indices(house.shape[:2])
+    relabelled = spine.mask.voxels.copy()
+    rows, columns = np.indices(relabelled.shape[:2])
     for name, number in SPIDER_VERTEBRAE.items():
         if name in spine.corners:
             upper_anterior, upper_posterior, _, lower_anterior = spine.corners[name]
@@ -26,14 +26,14 @@ def without_canal(spine, pedicles=()):
             depth, height = place @ back, place @ down
             pedicle = (depth > DEPTH_MM - 1) & (depth < DEPTH_MM + 24) & (height > 1) & (height < 0.55 * BODY_MM)
             for index in pedicles:
-                house[:, :, index][pedicle] = number
-    voxels = np.where(np.isin(house, NUMBERS), house + 1, 0).astype(np.uint8)
+                relabelled[:, :, index][pedicle] = number
+    voxels = np.where(np.isin(relabelled, NUMBERS), relabelled + 1, 0).astype(np.uint8)
     return Scan(voxels, spine.mask.affine, "mask")
 
 
 def worst_mm(spine, mask):
-    house, notes = to_house(mask, "totalsegmentator", None)
-    bodies, left_out = bodies_from_spider_mask(house)
+    relabelled, notes = to_spider(mask, "totalsegmentator", None)
+    bodies, left_out = bodies_from_spider_mask(relabelled)
     assert notes == left_out == []
     spacing = spine.mask.spacing_mm[:2]
     return {
@@ -60,19 +60,19 @@ def test_corners_where_every_slice_shows_a_pedicle(tilt_deg):
 
 def test_posterior_elements_alone_are_told():
     spine = block_spine()
-    house = np.where(np.isin(spine.mask.voxels, NUMBERS), spine.mask.voxels, 0)
-    behind = posterior_elements(house, spine.mask.spacing_mm)
+    relabelled = np.where(np.isin(spine.mask.voxels, NUMBERS), spine.mask.voxels, 0)
+    behind = posterior_elements(relabelled, spine.mask.spacing_mm)
     body = body_labels(spine.mask)
     assert behind.any()
-    np.testing.assert_array_equal(behind, (house > 0) & (body == 0))
+    np.testing.assert_array_equal(behind, (relabelled > 0) & (body == 0))
 
 
 def test_phantoms_keep_their_corners_when_the_canal_is_hidden():
     drawn = phantom(3, 0)
     voxels = np.where(np.isin(drawn.mask.voxels, NUMBERS), drawn.mask.voxels + 1, 0).astype(np.uint8)
-    house, _ = to_house(Scan(voxels, drawn.mask.affine, "mask"), "totalsegmentator", None)
+    relabelled, _ = to_spider(Scan(voxels, drawn.mask.affine, "mask"), "totalsegmentator", None)
     seen = {body.name: body for body in bodies_from_spider_mask(drawn.mask)[0]}
-    hidden = bodies_from_spider_mask(house)[0]
+    hidden = bodies_from_spider_mask(relabelled)[0]
     assert {body.name for body in hidden} >= set(seen) - {"S1"}
     for body in hidden:
         apart = (body.corners - seen[body.name].corners) * drawn.mask.spacing_mm[:2]

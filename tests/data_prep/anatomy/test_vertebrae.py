@@ -124,7 +124,7 @@ def test_body_that_leaves_the_stack_sideways_is_doubtful(mirrored, side):
 
     bodies, notes = bodies_from_spider_mask(changed(spine, bend))
     assert len(bodies) == 5
-    doubt = f"L4 is doubtful: only 8 mm of its width are seen, in the {side} slices, so that its middle may lie beside"
+    doubt = f"L4 is doubtful: only 8 mm of its width are seen, in the {side} slices, so that its middle may be beside"
     assert [doubt in note for note in notes] == [True]
 
 
@@ -180,7 +180,7 @@ def test_partly_visible_label_gives_lower_corners_only():
         ),
         (
             lambda voxels: np.putmask(voxels[:, :137], voxels[:, :137] == 4, 0),
-            "L2 was left out: nothing of it lies in front of the canal",
+            "L2 was left out: no part of it is in front of the canal",
         ),
         (
             lambda voxels: np.putmask(voxels[:, 90:], voxels[:, 90:] == 201, 0),

@@ -33,7 +33,7 @@ from data_prep.detector.training.truth import SACRUM as THE_SACRUM
 from data_prep.look.detector_accuracy import compare, overlap, summary
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
-from tests.block_spine import block_spine, house_affine
+from tests.block_spine import block_spine, sagittal_affine
 
 # Candidates that are given -------------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ def seen(monkeypatch):
     return say
 
 
-SCAN = Scan(np.zeros((300, 150, 5), np.float32), house_affine((1.0, 1.0, 4.0)), "scan")
+SCAN = Scan(np.zeros((300, 150, 5), np.float32), sagittal_affine((1.0, 1.0, 4.0)), "scan")
 
 
 def test_levels_are_counted_from_the_sacrum_up(seen):

@@ -12,10 +12,10 @@ from data_prep.read.dicom import read_series
 from data_prep.read.dicom_headers import is_dicom, read_header, weighting_in_words
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
-from tests.block_spine import house_affine
+from tests.block_spine import sagittal_affine
 from tests.dicom_files import enhanced, pack_as_jpeg_lossless, save, series, small_scan_voxels
 
-OBLIQUE = house_affine((0.8, 0.7, 4.0), (7.0, -5.0))
+OBLIQUE = sagittal_affine((0.8, 0.7, 4.0), (7.0, -5.0))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from data_prep.read.nifti import read_nifti, write_nifti
 from data_prep.read.scan import Scan, reorient
 from spinejax.errors import SpinejaxError
-from tests.block_spine import house_affine
+from tests.block_spine import sagittal_affine
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -16,13 +16,13 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 @pytest.fixture
 def scan():
     voxels = np.random.default_rng(0).uniform(0, 900, (6, 5, 4)).astype(np.float32)
-    return Scan(voxels, house_affine((0.8, 0.7, 4.0), (7.0, -5.0)), "scan")
+    return Scan(voxels, sagittal_affine((0.8, 0.7, 4.0), (7.0, -5.0)), "scan")
 
 
 def save(path, voxels, affine=None, *, version=1, change=None):
     """A NIfTI file as nibabel writes it; `change(header)` comes last."""
     kind = {1: nibabel.Nifti1Image, 2: nibabel.Nifti2Image}[version]
-    image = kind(voxels, LPS_FROM_RAS @ (house_affine((1, 1, 4)) if affine is None else affine))
+    image = kind(voxels, LPS_FROM_RAS @ (sagittal_affine((1, 1, 4)) if affine is None else affine))
     data = bytearray(image.to_bytes())
     if change:
         header = type(image.header)(bytes(data[: image.header.sizeof_hdr]), check=False)
@@ -152,7 +152,7 @@ def test_missing_file(tmp_path):
 
 
 def test_nibabel_agrees_on_the_place_of_a_voxel(tmp_path):
-    """RAS of the file against LPS of the house, worked out from the header alone."""
+    """RAS of the file against our LPS, computed from the header alone."""
     voxels = np.zeros((7, 30, 40), np.int16)
     voxels[5, 20, 33] = 1
     affine = np.array([[3.0, 0, 0, -10], [0, 0.9, 0, 20], [0, 0, 0.8, -30], [0, 0, 0, 1]])

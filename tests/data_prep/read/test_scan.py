@@ -10,7 +10,7 @@ import pytest
 from data_prep.read.metaimage import read_mha, write_mha
 from data_prep.read.scan import Scan, reorient, require_same_grid
 from spinejax.errors import SpinejaxError
-from tests.block_spine import house_affine
+from tests.block_spine import sagittal_affine
 
 HEADER = """ObjectType = Image
 NDims = 3
@@ -29,7 +29,7 @@ ElementDataFile = LOCAL
 @pytest.fixture
 def scan():
     voxels = np.random.default_rng(0).uniform(0, 900, (6, 5, 4)).astype(np.float32)
-    return Scan(voxels, house_affine((0.8, 0.7, 4.0), (7.0, -5.0)), "scan")
+    return Scan(voxels, sagittal_affine((0.8, 0.7, 4.0), (7.0, -5.0)), "scan")
 
 
 def turned(scan, order, flips):
@@ -59,7 +59,7 @@ def test_any_order_and_direction_of_axes_ends_as_the_same_scan(tmp_path, scan, o
 
 
 def test_house_orientation_is_superior_anterior_right_first():
-    scan = reorient(np.zeros((2, 3, 4), np.float32), house_affine((1, 1, 4)), "scan")
+    scan = reorient(np.zeros((2, 3, 4), np.float32), sagittal_affine((1, 1, 4)), "scan")
     to_patient = scan.affine[:3, :3] @ np.eye(3)
     assert to_patient[2, 0] < 0  # rows run down
     assert to_patient[1, 1] > 0  # columns run to the back
@@ -70,7 +70,7 @@ def test_house_orientation_is_superior_anterior_right_first():
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
 def test_round_trip_keeps_every_voxel(tmp_path, dtype):
     voxels = np.arange(60, dtype=dtype).reshape(5, 4, 3)
-    write_mha(tmp_path / "scan.mha", Scan(voxels, house_affine((0.8, 0.7, 4.0)), "scan"))
+    write_mha(tmp_path / "scan.mha", Scan(voxels, sagittal_affine((0.8, 0.7, 4.0)), "scan"))
     read = read_mha(tmp_path / "scan.mha", dtype)
     assert read.voxels.dtype == dtype
     np.testing.assert_array_equal(read.voxels, voxels)
@@ -178,11 +178,11 @@ def test_labels_must_fit_the_mask(tmp_path, scan, value):
 @pytest.mark.parametrize(
     ("affine", "message"),
     [
-        (house_affine((4.0, 0.7, 0.7)), "an axial series"),
-        (house_affine((0.7, 4.0, 0.7)), "a coronal series"),
-        (house_affine((0.7, 0.7, 4.0), (0.0, 43.0)), "43° off the sagittal plane"),
+        (sagittal_affine((4.0, 0.7, 0.7)), "an axial series"),
+        (sagittal_affine((0.7, 4.0, 0.7)), "a coronal series"),
+        (sagittal_affine((0.7, 0.7, 4.0), (0.0, 43.0)), "43° off the sagittal plane"),
         (
-            house_affine((0.7, 0.7, 4.0)) @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+            sagittal_affine((0.7, 0.7, 4.0)) @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
             "angles",
         ),
         (np.diag([0.0, 1, 1, 1]), "zero spacing"),

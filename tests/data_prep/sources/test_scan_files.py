@@ -552,7 +552,7 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
             ["{images}", "--labels", "{images}/../labels.csv"],
             "it names 7, 7 7_t2, the scans are a a_t2. Make the names",
         ),
-        (["{images}", "--corners", "none.json"], "not a readable JSON file"),
+        (["{images}", "--corners", "none.json"], "none.json: cannot be read"),
         (["{images}", "{images}/../copy", "--masks", "{masks}"], "both are called 'a_t2'"),
     ],
 )
