@@ -1,6 +1,8 @@
 # Every target makes .venv and installs what it needs; none needs anything but Python 3.11 or later and make.
+# `make test CONSTRAINTS=/dev/null` takes the newest release of every library instead of those in constraints.txt.
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
 .PHONY: quickstart test lint format clean
@@ -32,9 +34,9 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,scans]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[report,scans]'
 	touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[all,dev]'
 	touch $@

@@ -25,7 +25,7 @@ def resample(
     step = pixel_mm / spacing_mm
     shape = np.maximum(np.ceil(np.array(image.shape) / step).astype(int), 1)
     image = image.astype(np.float32)
-    if step.max() > 1:
+    if np.max(step) > 1:
         image = ndimage.gaussian_filter(image, 0.5 * np.sqrt(np.maximum(step**2 - 1, 0)), mode="nearest")
     return ndimage.affine_transform(image, step, output_shape=tuple(shape), order=1, mode="nearest")
 

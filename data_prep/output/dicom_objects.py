@@ -7,6 +7,7 @@ series, which only the user has.
 
 import contextlib
 import io
+import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ def write_map(
 def _map(hd, codes, images, disc: GradedDisc, maps: DiscMaps, task: Task, number: int, uid):
     place = maps.tasks.index(task)
     values = np.ascontiguousarray(np.moveaxis(maps.maps[place], 2, 0), dtype=np.float32)
-    top = float(abs(values).max()) or 1.0
+    top = float(np.max(np.abs(values))) or 1.0
     signed = bool((values < 0).any())
     bottom, derivative = (-top, "d score / d intensity") if signed else (0.0, "|d score / d intensity|")
     spacing_mm = np.linalg.norm(maps.affine[:3, :3], axis=0)
@@ -256,3 +257,6 @@ def _save(path: Path, document) -> None:
     content = io.BytesIO()
     document.save_as(content, enforce_file_format=True)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+    for value in vars(document).values():
+        if isinstance(value, sqlite3.Connection):  # highdicom's index of a map's frames, which it leaves open
+            value.close()

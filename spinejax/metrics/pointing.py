@@ -60,7 +60,7 @@ def point(
         return dict.fromkeys(names, np.nan)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     near = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm) <= tolerance_mm
-    peak = np.unravel_index(map.argmax(), map.shape)
+    peak = np.unravel_index(np.argmax(map), map.shape)
     valid = _in_scan(slices)
     return {
         "hit": float(near[peak]),

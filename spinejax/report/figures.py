@@ -141,7 +141,7 @@ def mean_maps(means: Sequence[Example], path: Path) -> None:
     for axis, mean in zip(axes, means, strict=False):
         map = mean.map.mean(2)
         axis.imshow(mean.window.mean(2), vmin=0, vmax=0.8, cmap="gray")
-        axis.imshow(map, vmin=0, vmax=map.max(), cmap="inferno", alpha=np.clip(map / (map.max() or 1), 0, 1) ** 0.7)
+        axis.imshow(map, vmin=0, vmax=np.max(map), cmap="inferno", alpha=np.clip(map / (np.max(map) or 1), 0, 1) ** 0.7)
         axis.set_title(mean.title, fontsize="medium")
     _save(figure, path)
 

@@ -1,7 +1,9 @@
 """Results as DICOM: phantoms as a hospital's series, graded, and brought back to them by the key."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import stat
 import subprocess
 
@@ -66,6 +68,16 @@ def returned(hospital, tmp_path_factory):
     return out
 
 
+@contextlib.contextmanager
+def opened(path):
+    """An image as highdicom reads it. highdicom leaves the database of its frames open; here it is closed."""
+    image = highdicom.imread(path)
+    try:
+        yield image
+    finally:
+        image._db_con.close()
+
+
 def source_of(hospital, scan_folder):
     """The source images that the results refer to."""
     report = pydicom.dcmread(scan_folder / "grades.dcm")
@@ -82,6 +94,17 @@ def test_a_report_a_scan_and_a_map_a_task(hospital, returned):
         assert {path.name for path in folder.iterdir()} == {"grades.dcm", *maps}
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(returned.stat().st_mode) == 0o700
+
+
+def test_no_database_of_highdicoms_stays_open(hospital, tmp_path, monkeypatch):
+    """Python 3.13 warns of each that does, whenever it is collected: once it ended the process."""
+    connect, opened = sqlite3.connect, []
+    monkeypatch.setattr(sqlite3, "connect", lambda *arguments: opened.append(connect(*arguments)) or opened[-1])
+    assert bring_back(hospital[0], tmp_path / "archive") == 0
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
 
 
 def test_a_folder_that_is_there_keeps_its_mode_and_an_evaluation_gets_no_names(hospital, tmp_path, capsys):
@@ -134,8 +157,8 @@ def test_a_maps_voxels_lie_where_the_niftis_do(hospital, returned):
     row = 0
     for task in data.tasks:
         name = f"{data.level[row]}_{task.name}"
-        image = highdicom.imread(returned / data.scan[row] / f"{name}.dcm")
-        volume = image.get_volume(apply_real_world_transform=True)
+        with opened(returned / data.scan[row] / f"{name}.dcm") as image:
+            volume = image.get_volume(apply_real_world_transform=True)
         nifti = nibabel.load(root / "nifti" / f"{data.scan[row]}_{name}.nii.gz")
         to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ nifti.affine
         index = np.argwhere(np.ones(WINDOW_SHAPE))[::10_007]
@@ -154,7 +177,8 @@ def test_a_planted_lesion_is_found_again_at_its_millimetres(hospital, returned):
     _, data, _, _ = hospital
     row = 3
     affine = hotspot_files.window_affine(data.affine[row])
-    image = highdicom.imread(returned / data.scan[row] / f"{data.level[row]}_pfirrmann.dcm")
+    with opened(returned / data.scan[row] / f"{data.level[row]}_pfirrmann.dcm") as image:
+        pass
     frame = image.PerFrameFunctionalGroupsSequence[2]
     corner = frame.PlanePositionSequence[0].ImagePositionPatient
     np.testing.assert_allclose(corner, (affine @ [0, 0, 2, 1])[:3], atol=1e-3)
@@ -278,7 +302,8 @@ def test_an_enhanced_file_is_a_source_too(tmp_path):
     write_map(tmp_path / "map.dcm", images, disc, maps, task, ["step 7"], 1)
     [group] = highdicom.sr.srread(tmp_path / "grades.dcm").content.get_planar_roi_measurement_groups()
     assert group.get_qualitative_evaluations()[0].value.meaning == "side: back"
-    volume = highdicom.imread(tmp_path / "map.dcm").get_volume()
+    with opened(tmp_path / "map.dcm") as image:
+        volume = image.get_volume()
     np.testing.assert_allclose(
         volume.map_reference_to_indices((affine @ [3, 5, 2, 1])[None, :3]), [[2, 3, 5]], atol=1e-4
     )
