@@ -1,0 +1,71 @@
+"""What the README and the docs name is there, and the commands they show are understood."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import data_prep.__main__
+from spinejax.commands import evaluate, train
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what was, too
+
+
+def commands(page):
+    """The project's commands in a page's blocks of code, as lists of words."""
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^(?:    |)(?:taskset -c 0 )?(python .+)$", text, re.MULTILINE):
+        words = shlex.split(line, comments=True)
+        if not re.search(r"[\[…|]", " ".join(words)):  # a synopsis
+            yield words[1:]
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}") for page in CURRENT for words in commands(page)
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_are_understood(words, monkeypatch):
+    monkeypatch.setattr(data_prep.__main__, "status_of", lambda run: 0)
+    monkeypatch.setattr(train, "main", lambda arguments: None)
+    monkeypatch.setattr(evaluate, "main", lambda arguments: None)
+    monkeypatch.setattr(sys, "argv", words)
+    if words[:2] == ["-m", "data_prep"]:
+        assert data_prep.__main__.main(words[2:]) == 0
+    elif words[0] in ("train.py", "evaluate.py"):
+        with pytest.raises(SystemExit) as ended:
+            {"train.py": train, "evaluate.py": evaluate}[words[0]].cli()
+        assert not ended.value.code
+    else:
+        assert (ROOT / f"{words[1].replace('.', '/')}.py").is_file(), words
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_files_and_modules_that_are_named_exist(page):
+    text = page.read_text()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert not [link for link in links if link and not (page.parent / link).exists()]
+    files = re.findall(r"`((?:spinejax|data_prep|benchmarks|tests|docs)/[\w/.-]*\.\w+)", text)
+    assert not [file for file in files if not (ROOT / file).exists()]
+    for name in re.findall(r"`((?:spinejax|data_prep|benchmarks)(?:\.\w+)+)", text):
+        assert is_there(name), name
+    for module, names in re.findall(r"^from ((?:spinejax|data_prep)[\w.]*) import (.+)$", text, re.MULTILINE):
+        for name in names.split(","):
+            assert is_there(f"{module}.{name.strip()}"), name
+
+
+def is_there(name):
+    """Whether a dotted name is a module, or an attribute of one."""
+    found = importlib.import_module(name.split(".")[0])
+    for place, part in enumerate(name.split(".")[1:], start=2):
+        try:
+            found = getattr(found, part, None) or importlib.import_module(".".join(name.split(".")[:place]))
+        except ModuleNotFoundError:
+            return False
+    return True
