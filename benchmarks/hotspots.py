@@ -78,6 +78,7 @@ def timed(arguments: Arguments) -> dict:
     from spinejax.inference import hotspots
     from spinejax.inference.hotspots import Method
     from spinejax.network import views
+    from spinejax.network.cpu_kernels import with_cpu_kernels
     from spinejax.parallel import runtime
     from spinejax.training import checkpoint
 
@@ -85,6 +86,7 @@ def timed(arguments: Arguments) -> dict:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, variables = checkpoint.load(arguments.checkpoint)
+    model = with_cpu_kernels(model)
     data = DataSet(arguments.data)
     row = int(data.rows("test")[0])
     volume = data.volume(row).astype(np.float32) * INTENSITY_STEP
@@ -232,11 +234,13 @@ def peak_mb(arguments: Arguments) -> int:
     from spinejax.data.dataset import DataSet
     from spinejax.inference import hotspots
     from spinejax.inference.hotspots import Method
+    from spinejax.network.cpu_kernels import with_cpu_kernels
     from spinejax.parallel import runtime
     from spinejax.training import checkpoint
 
     runtime.set_up()
     model, variables = checkpoint.load(arguments.checkpoint)
+    model = with_cpu_kernels(model)
     data = DataSet(arguments.data)
     rows = data.rows("test")[:1]
     if arguments.measure:

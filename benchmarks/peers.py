@@ -38,6 +38,7 @@ from spinejax.geometry import VOLUME_SHAPE
 from spinejax.inference import predict
 from spinejax.inference.hotspots import input_gradients
 from spinejax.network import losses, views
+from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import runtime
 from spinejax.tasks import PAPER_TASKS
@@ -72,7 +73,7 @@ def main(arguments: Arguments) -> None:
     runtime.set_up()
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    model = SpineNet(PAPER_TASKS, width=arguments.width)
+    model = with_cpu_kernels(SpineNet(PAPER_TASKS, width=arguments.width))
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
     twin = Twin(model, variables).to(memory_format=torch.channels_last)
     rows = []

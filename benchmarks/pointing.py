@@ -32,6 +32,7 @@ from spinejax.inference.hotspots import ONE_PLACE, Method
 from spinejax.metrics import pointing
 from spinejax.metrics.grading import Estimate, mean_over_patients
 from spinejax.network import views
+from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, runtime
@@ -127,6 +128,7 @@ def main(arguments: Arguments) -> None:
     data, found = DataSet(arguments.data), {}
     for run in arguments.checkpoints:
         model, variables = checkpoint.load(run)
+        model = with_cpu_kernels(model)
         trained = config.load(run / checkpoint.OPTIONS).views
         lesions = lesions_of(model, variables, data, arguments)
         measures: dict[str, list[dict]] = {}

@@ -16,6 +16,7 @@ from benchmarks.running import start
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
 from spinejax.inference import predict
+from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.parallel import devices, runtime
 
 DTYPES = ("float32", "bfloat16")
@@ -44,7 +45,7 @@ def main(arguments: Arguments) -> None:
     rows, mesh = data.rows(arguments.split), devices.make_mesh()
 
     def graded(dtype: str) -> dict[str, np.ndarray]:
-        network = model.clone(dtype=jnp.dtype(dtype))
+        network = with_cpu_kernels(model).clone(dtype=jnp.dtype(dtype))
         batches = eval_batches(data, rows, [0], batch_size=arguments.batch_size)
         found = [each for _, each, _ in predict.predict(network, variables, batches, mesh, tta=arguments.tta)]
         return {task.name: np.concatenate([each[task.name] for each in found]) for task in model.tasks}

@@ -34,6 +34,7 @@ from spinejax.geometry import central_window
 from spinejax.inference import hotspots
 from spinejax.metrics import grading, pointing
 from spinejax.metrics.grading import Estimate, TaskResult
+from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.parallel import devices, runtime
 from spinejax.report.tables import BESIDE_NOT_AGAINST, percent
 from spinejax.tasks import Task, select
@@ -154,6 +155,7 @@ def point_in_stacks(data: DataSet, tasks: tuple[Task, ...], folder: Path) -> Non
     shares: list[dict] = []
     if len(rows):
         model, variables = checkpoint.load(folder / "run")
+        model = with_cpu_kernels(model)
         mesh = devices.make_mesh()
         method = hotspots.Method(ranges=config.load(folder / "run" / checkpoint.OPTIONS).views)
         grades = np.ones((len(data), len(model.tasks)), np.int64)

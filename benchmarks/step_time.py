@@ -26,6 +26,7 @@ from spinejax.data.batches import train_batches
 from spinejax.data.dataset import DataSet
 from spinejax.inference import predict
 from spinejax.network import losses, views
+from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.parallel import devices, runtime
 from spinejax.training import train_step
 
@@ -53,7 +54,7 @@ def main(arguments: Arguments) -> None:
     runtime.set_up()
     options, size = config.PRESETS[arguments.preset][1], arguments.batch_size
     mesh, data = devices.make_mesh(), DataSet(arguments.data)
-    model = train_step.make_model(options, data.tasks)
+    model = with_cpu_kernels(train_step.make_model(options, data.tasks))
     columns = list(range(len(data.tasks)))
     rows = data.rows("train")
     key = jax.random.key(0)

@@ -43,7 +43,7 @@ ALSO_SHARED = {"data_prep/__main__.py": {"parallel"}}
 USES_DATA_PREP = {"spinejax/commands/evaluate.py"}
 
 # The network knows arrays, tasks and shapes, and nothing of files, data sets or devices.
-NETWORK_LIBRARIES = {"jax", "flax", "numpy", "jaxtyping", "optax"}
+NETWORK_LIBRARIES = {"jax", "flax", "numpy", "jaxtyping"}
 
 # Libraries that only some files may import; a change of library is then a change of one file.
 ONLY_IN = {
@@ -180,6 +180,12 @@ def test_preparing_data_does_not_load_jax():
     code = (
         "import sys, spinejax.data.dataset, data_prep.dataset.build, data_prep.__main__; sys.exit('jax' in sys.modules)"
     )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_network_loads_nothing_of_files_and_data_sets():
+    libraries = {"h5py", "orbax", "grain", "pydantic", "optax"}
+    code = f"import sys, spinejax.network.spinenet; sys.exit(bool({libraries} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -29,6 +29,7 @@ from spinejax.inference import hotspots, predict, temperatures
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.inference.hotspots import Method
 from spinejax.metrics.pointing import Pointing
+from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices, processes, runtime
 from spinejax.report import hotspot_files, tables
@@ -166,7 +167,7 @@ def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet,
         record, weights = checkpoint.read_record(folder), weights_digest(folder)
         model, variables = checkpoint.load(folder)
         if weights == weights_digest(folder):
-            return folder, record, weights, model, variables
+            return folder, record, weights, with_cpu_kernels(model), variables
     except (SpinejaxError, OSError):
         if folder.is_dir():
             raise

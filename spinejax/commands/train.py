@@ -26,6 +26,7 @@ from spinejax.errors import SpinejaxError, status_of
 from spinejax.files import lock
 from spinejax.metrics.grading import mean_per_class_accuracy
 from spinejax.network import losses
+from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices, processes, runtime
 from spinejax.parallel import layout as layouts
@@ -93,7 +94,7 @@ def run(options: Config, data: DataSet, folder: Path, told_to_stop: Callable[[in
         layout = layouts.make(options.layout, mesh, state.params, batch_size=options.batch_size)
         for note in layout.notes() if processes.is_first() else ():
             print(note)
-        state, model = layout.put(state), layout.on(model)
+        state, model = layout.put(state), layout.on(with_cpu_kernels(model))
         save = functools.partial(
             checkpoint.save,
             checkpoints,

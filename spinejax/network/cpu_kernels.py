@@ -1,139 +1,107 @@
-"""Convolution and pooling that are quick on CPUs, their gradients too; hotspots spend their time there.
+"""Convolution and pooling for CPUs, several times as fast as XLA's there, and so are their gradients.
 
-A 3×3 convolution of stride 1 goes Winograd's way (`winograd.py`), with fewer products.
+A 3×3 convolution of stride 1 is computed by Winograd's algorithm, with fewer products.
 
-Of a strided one, XLA has one form of the gradient with respect to the input: spread the output's gradient out with
-zeros between, and convolve. On CPUs the zeros cost as much as numbers. Here each row of the input is convolved from the
-rows of the output that it reaches, with the kernel's columns side by side as channels, and what comes of each column is
-then added where it belongs (`input_gradient`): every product is one that counts. Forward, of few features, it is the
-other way about (`by_columns`).
+XLA computes the gradient of a strided convolution with respect to its input in one way: it puts zeros between the
+pixels of the output's gradient, and convolves. On CPUs the products with these zeros cost as much as any other. Here
+each row of the input is convolved from the rows of the output that it reaches, with the kernel's columns as channels,
+and each column's share is then added where it belongs (`input_gradient`), so that no product is with a zero. A forward
+pass with few features uses the same idea (`by_columns`).
+
+The gradients are reverse-mode only: `jax.jvp` and `jax.linearize` need the network without these kernels.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
+from spinejax.network.spinenet import Kernels, SpineNet
 
 FEW_CHANNELS = 32
-"""Channels of an input up to which `input_gradient` is the quicker way: conv1 has 9. With conv2's 96, XLA's own is as
-quick."""
+"""Input channels up to which `input_gradient` is faster: conv1 has 9. With conv2's 96, XLA is as fast."""
 
 FEW_FEATURES = 24
-"""Features of an output up to which `by_columns` is the quicker way, if the input's channels are few too."""
+"""Output features up to which `by_columns` is faster, if the input's channels are few too."""
 
 MANY_FEATURES = 128
-"""Below so many features Winograd's products are too small for several cores to share, and XLA's one is quicker."""
+"""With fewer features, Winograd's products are too small for several cores to share, and XLA is faster."""
 
 FEW_DISCS = 4
-"""Below so many discs, Winograd's way to transform the kernel takes longer than the products that it spares."""
+"""With fewer discs, Winograd's transform of the kernel takes longer than the products that it saves."""
 
 FEW_DISCS_FOR_KERNELS = 16
 """The same as `FEW_DISCS`, for the gradient with respect to the kernel."""
 
 
-def conv_general_dilated(x, kernel, window_strides, padding, **options) -> jax.Array:
-    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it; same numbers to rounding, by another way on CPUs.
+def with_cpu_kernels(model: SpineNet) -> SpineNet:
+    """The same network, with this file's kernels if the computation runs on CPUs; equal to rounding."""
+    return model.clone(kernels=CPU) if jax.default_backend() == "cpu" else model
 
-    Its gradients are reverse-mode ones alone: `jax.jvp` and what is built on it refuse a custom gradient.
 
-    Only plain float32 convolutions over (N, H, W, C) have one: those of few channels and equal strides above 1, and 3×3
-    ones of stride 1 that keep the size, of more than a few discs and many features.
+def convolve(x: jax.Array, kernel: jax.Array, window_strides, padding, **options) -> jax.Array:
+    """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it: the same numbers to rounding.
+
+    Two kinds of float32 convolution have an algorithm of their own: those of few channels and equal strides above 1,
+    and 3×3 ones of stride 1 that keep the size, of more than a few discs and many features. Others are XLA's.
     """
-    precision = options.get("precision")
     plain = all(set(options.get(name) or (1,)) == {1} for name in ("lhs_dilation", "rhs_dilation"))
     plain = plain and options.get("feature_group_count", 1) == 1 and x.ndim == 4
     if not plain or {x.dtype, kernel.dtype} != {jnp.dtype(jnp.float32)}:  # sums of parts need all of float32's digits
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
     def by_xla(x, kernel):
-        return _convolve(x, kernel, window_strides, padding, precision)
+        return _convolve(x, kernel, window_strides, padding)
 
-    def of_columns(x, kernel):
-        return by_columns(x, kernel, window_strides[0], padding, precision=precision)
-
-    def by_rows(x, kernel, gradient):
-        return input_gradient(gradient, kernel, x.shape, window_strides[0], padding, precision=precision)
-
-    def by_tiles(x, kernel):
-        return winograd(x, kernel, precision=precision)
+    def to_input(x, kernel, gradient):
+        return input_gradient(gradient, kernel, x.shape, window_strides[0], padding)
 
     strides, pads = set(window_strides), {tuple(pad) for pad in padding}
     if len(strides) == 1 and 1 < window_strides[0] <= min(kernel.shape[:2]) and x.shape[3] <= FEW_CHANNELS:
-        forward = of_columns if kernel.shape[3] <= FEW_FEATURES else None
-        to_kernel = forward and _gradient_of(forward, 1)
-        return _on_cpus(by_xla, forward, to_input=by_rows, to_kernel=to_kernel)(x, kernel)
+        in_columns = functools.partial(by_columns, stride=window_strides[0], padding=padding)
+        forward = in_columns if kernel.shape[3] <= FEW_FEATURES else by_xla
+        return _with_gradients(forward, to_input, _gradient_of(forward, 1))(x, kernel)
     is_3x3 = kernel.shape[:2] == (3, 3) and strides == {1} and pads == {(1, 1)}
     if is_3x3 and len(x) >= FEW_DISCS and kernel.shape[3] >= MANY_FEATURES:
-        to_kernel = _gradient_of(by_tiles, 1) if len(x) >= FEW_DISCS_FOR_KERNELS else None
-        return _on_cpus(by_xla, by_tiles, to_input=_gradient_of(by_tiles, 0), to_kernel=to_kernel)(x, kernel)
+        to_kernel = _gradient_of(winograd if len(x) >= FEW_DISCS_FOR_KERNELS else by_xla, 1)
+        return _with_gradients(winograd, _gradient_of(winograd, 0), to_kernel)(x, kernel)
     return by_xla(x, kernel)
 
 
-def _on_cpus(
-    by_xla: Callable, forward: Callable | None = None, *, to_input: Callable, to_kernel: Callable | None = None
-) -> Callable:
-    """A convolution (x, kernel) → output by XLA, but on CPUs by other functions, where there is one.
-
-    Args:
-        by_xla: of (x, kernel).
-        forward: the same on CPUs.
-        to_input, to_kernel: its gradients on CPUs, of (x, kernel, the output's gradient).
-    """
-
-    def choose(cpu, default, *args):
-        return lax.platform_dependent(*args, cpu=cpu, default=default) if cpu else default(*args)
-
-    def convolve(x, kernel):
-        return choose(forward, by_xla, x, kernel)
-
-    def backward(given, gradient):
-        return (
-            choose(to_input, _gradient_of(by_xla, 0), *given, gradient),
-            choose(to_kernel, _gradient_of(by_xla, 1), *given, gradient),
-        )
-
-    with_gradient = jax.custom_vjp(convolve)
-    with_gradient.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
-    return with_gradient
+def _with_gradients(forward: Callable, to_input: Callable, to_kernel: Callable) -> Callable:
+    """A convolution (x, kernel) → output with its gradients, each of (x, kernel, the output's gradient)."""
+    convolve = jax.custom_vjp(forward)
+    convolve.defvjp(
+        lambda x, kernel: (forward(x, kernel), (x, kernel)),
+        lambda given, gradient: (to_input(*given, gradient), to_kernel(*given, gradient)),
+    )
+    return convolve
 
 
 def _gradient_of(convolve: Callable, which: int) -> Callable:
     """JAX's own gradient of a convolution with respect to its input (0) or its kernel (1)."""
-
-    def gradient_of(x, kernel, gradient):
-        given = (x, kernel)
-
-        def of_one(one):
-            return convolve(*given[:which], one, *given[which + 1 :])
-
-        return jax.vjp(of_one, given[which])[1](gradient)[0]
-
-    return gradient_of
+    return lambda x, kernel, gradient: jax.vjp(convolve, x, kernel)[1](gradient)[which]
 
 
-def by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding, *, precision=None) -> jax.Array:
-    """A strided convolution along columns, for all rows of the kernel at once, whose rows are then added up.
+def by_columns(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "K L C F"], stride: int, padding: Sequence
+) -> Float[Array, "N h w F"]:
+    """A strided convolution along columns, for all rows of the kernel at once, whose results are then added up.
 
-    XLA for CPUs first copies the pixels under the kernel side by side, for each pixel of the output. This way a pixel's
-    column of them is copied once, not for every row that it reaches; where features are few, the copies cost the most.
+    XLA for CPUs first copies the pixels under the kernel side by side, for each pixel of the output. Here a pixel's
+    column of them is copied once, not for every row that it reaches. Where features are few, the copies cost the most.
 
     Args:
-        x: float[N, H, W, C].
-        kernel: float[K, K', C, F].
+        x, kernel: what is convolved.
         stride: of both axes.
         padding: ((before, after), (before, after)), in pixels of x.
-        precision: of the products.
-
-    Returns:
-        float[N, h, w, F].
     """
     (top, bottom), around = padding
     num_features = kernel.shape[3]
-    taps = -(-kernel.shape[0] // stride)  # of each of `stride` rows, which lie side by side as channels
+    taps = -(-kernel.shape[0] // stride)  # of each of `stride` rows, which become channels
     height = (x.shape[1] + top + bottom - kernel.shape[0]) // stride + 1
     below = stride * (height - 1 + taps) - top - x.shape[1]
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (0, 0, 0), (0, 0, 0)))
@@ -141,7 +109,7 @@ def by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding, *, precisi
     kernel = jnp.pad(kernel, ((0, stride * taps - kernel.shape[0]), (0, 0), (0, 0), (0, 0)))
     kernel = kernel.reshape(taps, stride, *kernel.shape[1:]).transpose(2, 1, 3, 0, 4)
     x, kernel = x.reshape(*x.shape[:3], -1), kernel.reshape(1, kernel.shape[0], -1, taps * num_features)
-    rows = _convolve(x, kernel, (1, stride), ((0, 0), around), precision)
+    rows = _convolve(x, kernel, (1, stride), ((0, 0), around))
     return functools.reduce(
         jnp.add,
         [rows[:, tap : tap + height, :, tap * num_features : (tap + 1) * num_features] for tap in range(taps)],
@@ -149,20 +117,20 @@ def by_columns(x: jax.Array, kernel: jax.Array, stride: int, padding, *, precisi
 
 
 def input_gradient(
-    gradient: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int, padding, *, precision=None
-) -> jax.Array:
-    """The gradient of a convolution with respect to its input, row phase by row phase.
+    gradient: Float[Array, "N h w F"],
+    kernel: Float[Array, "K L C F"],
+    shape: Sequence[int],
+    stride: int,
+    padding: Sequence,
+) -> Float[Array, "N H W C"]:
+    """The gradient of a convolution with respect to its input, one phase of its rows at a time.
 
     Args:
-        gradient: float[N, h, w, F]. With respect to the output.
-        kernel: float[K, K', C, F].
+        gradient: with respect to the output.
+        kernel: the convolution's.
         shape: of the input, (N, H, W, C).
         stride: of both axes.
         padding: ((before, after), (before, after)), in pixels of the input.
-        precision: of the products.
-
-    Returns:
-        float[N, H, W, C].
     """
     num_channels, num_features = kernel.shape[2:]
     blocks = [-(-(size + sum(pads)) // stride) for size, pads in zip(shape[1:3], padding, strict=True)]
@@ -175,7 +143,7 @@ def input_gradient(
             .reshape(-1, 1, num_features, kernel.shape[1] * num_channels)
         )
         around = ((len(taps) - 1, blocks[0] - gradient.shape[1]), (0, 0))
-        return _added_up(_convolve(gradient, taps, (1, 1), around, precision), stride * num_channels, blocks[1])
+        return _added_up(_convolve(gradient, taps, (1, 1), around), stride * num_channels, blocks[1])
 
     pixels = jnp.stack([rows_of(phase) for phase in range(stride)], axis=2)
     pixels = pixels.reshape(-1, stride * blocks[0], stride * blocks[1], num_channels)
@@ -184,7 +152,7 @@ def input_gradient(
 
 
 def _added_up(columns: jax.Array, size: int, num_blocks: int) -> jax.Array:
-    """What each column contributes to itself and to those after it, `size` numbers to each, added up.
+    """The sum of what each column contributes to itself and to those after it, `size` numbers to each.
 
     Args:
         columns: float[N, H, w, M].
@@ -202,16 +170,10 @@ def _added_up(columns: jax.Array, size: int, num_blocks: int) -> jax.Array:
     return added
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """2×2 max-pool of stride 2, equal to `flax.linen.max_pool` and five times as fast; what is left over is dropped.
+def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    """2×2 max-pool of stride 2, equal to `flax.linen.max_pool` and five times as fast; drops an odd last row or column.
 
-    Its gradient goes to the largest pixel, of equal ones to the first, as in other libraries. NaN stays NaN.
-
-    Args:
-        x: float[N, H, W, C].
-
-    Returns:
-        float[N, H // 2, W // 2, C].
+    Its gradient goes to the largest pixel; of equal ones, to the first, as in other libraries. NaN stays NaN.
     """
     rows, columns = (size // 2 * 2 for size in x.shape[1:3])
 
@@ -221,25 +183,16 @@ def max_pool(x: jax.Array) -> jax.Array:
     return functools.reduce(larger, [x[:, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)])
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, strides, padding, precision) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision)
+def _convolve(x: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def winograd(x: jax.Array, kernel: jax.Array, *, precision=None) -> jax.Array:
-    """The convolution of stride 1 with one pixel of zeros around, as `lax.conv_general_dilated` defines it.
-
-    Args:
-        x: float[N, H, W, C].
-        kernel: float[3, 3, C, F].
-        precision: of the products.
-
-    Returns:
-        float[N, H, W, F].
-    """
+def winograd(x: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C F"]) -> Float[Array, "N H W F"]:
+    """The convolution of stride 1 with one pixel of zeros around, by Winograd's F(2×2, 3×3) (Lavin and Gray, 2016)."""
     num, height, width, channels = x.shape
     tiles = (num, -(-height // 2), -(-width // 2))
     products = {
-        place: jnp.matmul(pixels.reshape(-1, channels), weights, precision=precision).reshape(*tiles, -1)
+        place: jnp.matmul(pixels.reshape(-1, channels), weights).reshape(*tiles, -1)
         for (place, pixels), weights in zip(
             _tiles_transformed(x, tiles).items(), _kernel_transformed(kernel).values(), strict=True
         )
@@ -270,8 +223,12 @@ def _kernel_transformed(kernel: jax.Array) -> dict[tuple[int, int], jax.Array]:
 
 
 def _both_axes(values: dict, transform) -> dict[tuple[int, int], jax.Array]:
-    """A one-dimensional transform, along columns and then along rows, of what lies at (row, column)."""
+    """A one-dimensional transform, along columns and then along rows, of the values at (row, column)."""
     rows, columns = (1 + max(place[axis] for place in values) for axis in (0, 1))
     by_row = [transform([values[row, column] for column in range(columns)]) for row in range(rows)]
     by_column = [transform(list(column)) for column in zip(*by_row, strict=True)]
     return {(row, column): each[row] for row in range(len(by_column[0])) for column, each in enumerate(by_column)}
+
+
+CPU = Kernels(convolve, max_pool)
+"""This file's kernels, for `SpineNet.kernels`."""

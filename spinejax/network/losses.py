@@ -5,23 +5,23 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jaxtyping import Array, Float, Int
 
 from spinejax.tasks import UNLABELLED, Task
 
 
-def class_weights(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+def class_weights(labels: Int[np.ndarray, "N T"], tasks: Sequence[Task]) -> dict[str, Float[np.ndarray, " C"]]:
     """Weights that make every grade of a task count alike (paper, Sect. 2, "Class-balanced loss").
 
-    The paper's α_c = 1 / freq(c), times one factor a task so that the weights average 1 over the labelled discs:
-    N / (C · n_c). Thus balancing grades within a task leaves the balance between tasks to the task weights.
+    The paper's α_c = 1 / freq(c), times one factor per task so that the weights average 1 over the labelled discs:
+    N / (C · n_c). Balancing the grades of a task thus leaves the balance between tasks to the task weights.
 
     Args:
-        labels: int[N, T]. The training set's labels, a column per task.
+        labels: the training set's, a column per task.
         tasks: T tasks.
 
     Returns:
-        task name → float32[C]. Zero for a grade that no disc has.
+        Weights by task name, float32. Zero for a grade that no disc has.
 
     Example:
         >>> class_weights(np.array([[0], [0], [0], [1], [-1]]), [Task("narrowing", ("no", "yes"))])["narrowing"]
@@ -36,18 +36,20 @@ def class_weights(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.nda
     return weights
 
 
-def task_loss(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+def task_loss(
+    logits: Float[Array, "N C"], labels: Int[Array, "..."], class_weights: Float[Array | np.ndarray, "..."]
+) -> Float[Array, ""]:
     """Class-balanced softmax log-loss of one task, averaged over its labelled discs (paper, Sect. 2).
 
     A disc marked `UNLABELLED` adds nothing to the sum or to the divisor.
 
     Args:
-        logits: float[N, C]. Unnormalised grade scores.
-        labels: int[N]. Grade in [0, C), or `UNLABELLED`.
-        class_weights: float[C]. A disc's loss is multiplied by its grade's weight.
+        logits: unnormalised grade scores.
+        labels: [N]. Grade in [0, C), or `UNLABELLED`.
+        class_weights: [C]. A disc's loss is multiplied by its grade's weight.
 
     Returns:
-        float[], in nats. Zero, with zero gradient, if no disc is labelled.
+        The loss in nats. Zero, with zero gradient, if no disc is labelled.
 
     Raises:
         ValueError: `labels` disagrees with `logits` on N, or `class_weights` on C.
@@ -63,9 +65,9 @@ def task_loss(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) ->
             "expected [N, C], [N] and [C]."
         )
     labelled = labels != UNLABELLED
-    # The index must be a real grade even where it is not used: -1 would mean the last one.
-    grade = jnp.where(labelled, labels, 0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, grade) * jnp.asarray(class_weights)[grade]
+    grade = jnp.where(labelled, labels, 0)  # as an index, -1 would be the last grade
+    log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), grade[:, None], axis=1)[:, 0]
+    losses = -log_probability * jnp.asarray(class_weights)[grade]
     return jnp.sum(losses, where=labelled) / jnp.maximum(jnp.sum(labelled, dtype=losses.dtype), 1)
 
 

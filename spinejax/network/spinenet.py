@@ -1,20 +1,22 @@
-"""SpineNet: VGG-M-1024 on disc windows, shared up to a branch point, then one branch a task (paper, Sect. 4, Fig. 2).
+"""SpineNet: VGG-M-1024 on disc windows, shared up to a branch point, then one branch per task (paper, Sect. 4, Fig. 2).
 
-The network is a table of layers. Those up to the branch point are applied once; those after it, and a last layer with
-one output per grade, once for each task. A variant is another set of arguments, never another class.
+The network is a table of layers. Those up to the branch point are applied once. Those after it, and a last layer with
+one output per grade, are applied once per task. A variant is another set of arguments, never another class.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
-from spinejax.network.cpu_kernels import conv_general_dilated, max_pool
 from spinejax.tasks import Task
 
 
@@ -48,48 +50,70 @@ LAYERS = (
 """The VGG-M-1024 of Chatfield et al. (2014) as the paper changes it: 2×2 pools, no response normalisation."""
 
 SHARED_STRIDE = 4
-"""Pixels of the window that one pixel of conv1's pooled output steps over."""
+"""Pixels of the window per pixel of conv1's pooled output."""
 
 BRANCH_POINTS = (None, "conv3", "conv4", "conv5", "fc6", "fc7")
-"""The last shared layer, for each network of the paper's Table 2; None is one network a task."""
+"""The last shared layer, for each network of the paper's Table 2; None is one network per task."""
 
 INITIALISERS = {"glorot": nn.initializers.glorot_uniform, "he": nn.initializers.he_normal}
 """Glorot and Bengio (2010) is the paper's; He et al. (2015) keeps the signal's scale through ReLUs."""
 
 
-def _as_it_lies(x: jax.Array, layer: str) -> jax.Array:
-    return x
+class Kernels(NamedTuple):
+    """The functions that compute a convolution and a pool.
+
+    Args:
+        convolve: called like `jax.lax.conv_general_dilated`.
+        max_pool: 2×2, stride 2, of float[N, H, W, C]; drops an odd last row or column.
+    """
+
+    convolve: Callable[..., jax.Array]
+    max_pool: Callable[[jax.Array], jax.Array]
 
 
-def _convolve(layer: str, *args, **options) -> jax.Array:
-    return conv_general_dilated(*args, **options)
+XLA = Kernels(jax.lax.conv_general_dilated, functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2)))
+"""For any platform and any transformation of JAX. `cpu_kernels.CPU` is faster on CPUs, with reverse-mode gradients."""
+
+
+@dataclass(frozen=True)
+class OneDevice:
+    """The layout of a network that is not spread over devices; `parallel.layout.Layout` has the same methods."""
+
+    def lay_out(self, x: jax.Array, layer: str) -> jax.Array:
+        """Place a layer's output, after its pool or before its ReLU (fully connected), for the layer that follows."""
+        return x
+
+    def convolve(self, layer: str, convolve: Callable[..., jax.Array], *args, **options) -> jax.Array:
+        """Call `convolve(*args, **options)`, a layer's convolution, on the devices that hold its kernel."""
+        return convolve(*args, **options)
 
 
 class SpineNet(nn.Module):
     """Grades disc windows on several tasks at once.
 
     Args:
-        tasks: one branch each, named by it.
+        tasks: one branch each, named after it.
         branch_point: the last shared layer, one of `BRANCH_POINTS`.
         width: multiplies the features of every layer but the last.
-        dropout: the fraction dropped after fc6 and fc7 while training; the kept ones are scaled up (inverted dropout).
+        dropout: the fraction dropped after fc6 and fc7 in training; the others are scaled up (inverted dropout).
         num_slices: slices in a window.
-        dtype: of the computation; parameters and logits stay float32.
+        dtype: of the computation up to fc7. Parameters, fc8 and the logits are float32.
         initialiser: a key of `INITIALISERS`. Biases start at zero.
         fill_slices: repeat the nearest slice where the scan has none (`filled`). The paper leaves them black.
-        lay_out: called with what each layer makes, after its pool or before a Dense's ReLU, and with the layer's name;
-            gives it back laid out over devices as what follows wants it. `layout.Layout.lay_out` is one.
-        convolve: called with a layer's name and `jax.lax.conv_general_dilated`'s arguments; `layout.Layout.convolve`.
+        kernels: how convolutions and pools are computed.
+        layout: how layers are spread over devices.
 
     Variables: `params`, with `trunk` and `head_<task>` below it, and `constants`, which holds `slice_mean`,
-    float32[num_slices], the mean that is subtracted from each slice. It starts at zero; training sets it from the
-    training set, and it travels with the weights.
+    float32[num_slices], the mean that is subtracted from each slice. It is zero at first; training sets it from the
+    training set, and it is saved with the weights.
 
     Example:
         >>> model = SpineNet(tasks=(Task("narrowing", ("no", "yes")),), branch_point="conv5", width=0.05)
         >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
         >>> model.apply(variables, jnp.zeros((3, 112, 224, 9)))["narrowing"].shape
         (3, 2)
+        >>> model.apply(variables, jnp.zeros((3, 112, 224, 9)), features=True).shape  # after conv5 and its pool
+        (3, 3, 6, 26)
     """
 
     tasks: Sequence[Task]
@@ -100,28 +124,36 @@ class SpineNet(nn.Module):
     dtype: Any = jnp.float32
     initialiser: str = "glorot"
     fill_slices: bool = False
-    lay_out: Callable[[jax.Array, str], jax.Array] = _as_it_lies
-    convolve: Callable[..., jax.Array] = _convolve
+    kernels: Kernels = XLA
+    layout: Any = OneDevice()
 
     @nn.compact
     def __call__(
-        self, windows: jax.Array, *, train: bool = False, places: Sequence[tuple[int, int]] = ((0, 0),)
-    ) -> dict[str, jax.Array]:
+        self,
+        windows: Float[Array | np.ndarray, "..."],
+        *,
+        train: bool = False,
+        features: bool = False,
+        places: Sequence[tuple[int, int]] = ((0, 0),),
+    ) -> dict[str, Float[Array, "_ _"]] | Float[Array, "..."]:
         """Unnormalised grade scores (fc8) of each window.
 
         Args:
             windows: float[N, 112, 224, num_slices], intensities in [0, 1]. Other heights and widths work too, if the
                 parameters were initialised with them.
             train: apply dropout; needs the key "dropout".
+            features: return the trunk's output instead, to train other heads on it.
             places: rows and columns, multiples of `SHARED_STRIDE`, of several windows inside each of `windows`, which
                 are then larger than a window by the greatest of them. conv1 and pool1 have no padding, and are
-                computed once for all.
+                computed once for all places.
 
         Returns:
-            task name → float32[N · places, grades of the task]; the places of one of `windows` lie side by side.
+            task name → float32[N · places, grades of the task]; the places of one of `windows` are adjacent.
+            With `features` float32[N · places, …]: (h, w, C) after a convolution, (C) after fc6 or fc7.
 
         Raises:
-            SpinejaxError: the branch point is unknown, the windows' shape does not fit, or a place is none.
+            SpinejaxError: the branch point is unknown, the windows' shape does not fit, a place is not a multiple, or
+                `features` is asked of a network without a trunk.
         """
         if self.branch_point not in BRANCH_POINTS:
             raise SpinejaxError(f"branch_point {self.branch_point!r}: expected one of {BRANCH_POINTS}.")
@@ -129,20 +161,22 @@ class SpineNet(nn.Module):
             raise SpinejaxError(f"windows{list(windows.shape)}: expected [N, height, width, {self.num_slices}].")
         if any(shift < 0 or shift % SHARED_STRIDE for place in places for shift in place):
             raise SpinejaxError(f"places {places}: expected rows and columns in multiples of {SHARED_STRIDE} px.")
+        if features and self.branch_point is None:
+            raise SpinejaxError("features=True: the branch point is None, so the network has no shared layers.")
         slice_mean = self.variable("constants", "slice_mean", jnp.zeros, (self.num_slices,), jnp.float32)
 
         num_shared = [None, *(layer.name for layer in LAYERS)].index(self.branch_point)
-        shared, branch = LAYERS[:num_shared], LAYERS[num_shared:]
-        stack = {"width": self.width, "dropout": self.dropout, "dtype": self.dtype, "initialiser": self.initialiser}
-        stack |= {"lay_out": self.lay_out, "convolve": self.convolve}
-        stack["places"] = tuple(places)
-        windows = filled(windows) if self.fill_slices else windows
-        features = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
-        features = Stack(shared, **stack, name="trunk")(features, train=train)
+        fields = ("width", "dropout", "dtype", "initialiser", "kernels", "layout")
+        stack = functools.partial(Stack, places=tuple(places), **{name: getattr(self, name) for name in fields})
+        windows = filled(windows) if self.fill_slices else jnp.asarray(windows)
+        x = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
+        x = stack(layers=LAYERS[:num_shared], name="trunk")(x, train=train)
+        if features:
+            return x.astype(jnp.float32)
         return {
-            task.name: Stack(branch, num_outputs=task.num_grades, **stack, name=f"head_{task.name}")(
-                features, train=train
-            ).astype(jnp.float32)
+            task.name: stack(layers=LAYERS[num_shared:], num_outputs=task.num_grades, name=f"head_{task.name}")(
+                x, train=train
+            )
             for task in self.tasks
         }
 
@@ -155,51 +189,50 @@ class Stack(nn.Module):
     dropout: float
     dtype: Any
     initialiser: str
-    lay_out: Callable[[jax.Array, str], jax.Array] = _as_it_lies
-    convolve: Callable[..., jax.Array] = _convolve
+    kernels: Kernels = XLA
+    layout: Any = OneDevice()
     num_outputs: int = 0
     places: Sequence[tuple[int, int]] = ((0, 0),)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": INITIALISERS[self.initialiser]()}
+        options: dict[str, Any] = {"kernel_init": INITIALISERS[self.initialiser]()}
         for layer in self.layers:
             features = max(1, round(layer.features * self.width))
+            options |= {"dtype": self.dtype, "name": layer.name}
             if isinstance(layer, Conv):
+                convolve = functools.partial(self.layout.convolve, layer.name, self.kernels.convolve)
                 kernel = (layer.kernel, layer.kernel)
-                how = {"conv_general_dilated": functools.partial(self.convolve, layer.name), **options}
-                convolve = nn.Conv(features, kernel, layer.stride, layer.padding, **how, name=layer.name)
-                x = nn.relu(convolve(x))
-                x = max_pool(x) if layer.pool else x
-                x = self.lay_out(x, layer.name)
+                conv = nn.Conv(features, kernel, layer.stride, layer.padding, conv_general_dilated=convolve, **options)
+                x = nn.relu(conv(x))
+                x = self.kernels.max_pool(x) if layer.pool else x
+                x = self.layout.lay_out(x, layer.name)
                 x = _at_places(x, self.places) if layer == LAYERS[0] else x
             else:
-                x = nn.relu(self.lay_out(nn.Dense(features, **options, name=layer.name)(_flat(x)), layer.name))
+                x = nn.relu(self.layout.lay_out(nn.Dense(features, **options)(_flat(x)), layer.name))
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if self.num_outputs:
-            x = self.lay_out(nn.Dense(self.num_outputs, **options, name="fc8")(_flat(x)), "fc8")
+            options |= {"dtype": jnp.float32, "name": "fc8"}  # a score in bfloat16 has two or three digits
+            x = self.layout.lay_out(nn.Dense(self.num_outputs, **options)(_flat(x)), "fc8")
         return x
 
 
-def filled(windows: jax.Array) -> jax.Array:
-    """Windows whose every slice shows something: one outside the scan becomes the nearest that lies inside.
+def filled(windows: Float[Array | np.ndarray, "N H W S"]) -> Float[Array, "N H W S"]:
+    """Windows in which each slice outside the scan is replaced by the nearest slice inside.
 
     A scan of one slice fills a ninth of a window, and conv1, which sums over slices, would see a ninth of what it sees
-    of a stack. A window in which no slice shows anything stays as it is.
-
-    Args:
-        windows: float[N, H, W, S].
+    of a stack. A window with no slice inside the scan is unchanged.
     """
-    shows = shown(windows)
+    inside = shown(windows)
     place = jnp.arange(windows.shape[-1])
     distance = jnp.abs(place[:, None] - place[None])[None]
-    nearest = jnp.where(shows[:, None], distance, distance + windows.shape[-1]).argmin(-1)
+    nearest = jnp.where(inside[:, None], distance, distance + windows.shape[-1]).argmin(-1)
     source = jax.nn.one_hot(nearest, windows.shape[-1], dtype=windows.dtype)
     return jnp.einsum("nhws,nts->nhwt", windows, source, precision=jax.lax.Precision.HIGHEST)
 
 
-def shown(windows: jax.Array) -> jax.Array:
-    """bool[N, S]: which slices of windows, float[N, H, W, S], lie in the scan: those whose pixels are not all alike."""
+def shown(windows: Float[Array | np.ndarray, "N H W S"]) -> Bool[Array | np.ndarray, "N S"]:
+    """Which slices of windows are inside the scan: those whose pixels are not all equal."""
     return windows.max((1, 2)) > windows.min((1, 2))
 
 

@@ -28,7 +28,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spinejax.network.cpu_kernels import conv_general_dilated
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices
 from spinejax.parallel.devices import DATA_AXIS
@@ -79,7 +78,7 @@ class Layout:
 
     def on(self, model: SpineNet) -> SpineNet:
         """The same network, with the layout's say on where its activations lie."""
-        return model.clone(lay_out=self.lay_out, convolve=self.convolve) if self.split else model
+        return model.clone(layout=self) if self.split else model
 
     def notes(self) -> list[str]:
         """What the user should know: the parameters that could not be split."""
@@ -106,7 +105,7 @@ class Layout:
         )
 
     def lay_out(self, x: jax.Array, layer: str) -> jax.Array:
-        """Inside jit: what a layer made, laid out as what follows wants it; for `SpineNet.lay_out`.
+        """Inside jit: what a layer made, laid out as what follows wants it.
 
         Args:
             x: float[N, …]. Of conv5 after its pool, of fc6 and fc7 before the ReLU.
@@ -123,18 +122,21 @@ class Layout:
             return _lie(x, (self._everywhere,), (self._everywhere,))
         return x
 
-    def convolve(self, layer: str, x: jax.Array, kernel: jax.Array, *args, **options) -> jax.Array:
-        """Inside jit: each device convolves its own discs, with the kernel that all of them keep; `SpineNet.convolve`.
+    def convolve(
+        self, layer: str, convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, *args, **options
+    ) -> jax.Array:
+        """Inside jit: each device convolves its own discs, with the kernel that all devices share.
 
         Args:
             layer: the layer's name.
+            convolve: called like `jax.lax.conv_general_dilated`.
             x: float[N, H, W, C].
             kernel: float[h, w, C, F], as the table stores it.
             args, options: more of `jax.lax.conv_general_dilated`'s.
         """
         spec = self.spec(f"{layer}/kernel")
         if spec == PartitionSpec():
-            return conv_general_dilated(x, kernel, *args, **options)
+            return convolve(x, kernel, *args, **options)
 
         # By hand, because the compiler would sum whole gradients on every device and then throw most of them away.
         @functools.partial(
@@ -145,7 +147,7 @@ class Layout:
             check_vma=False,
         )
         def of_own_discs(x, kernel):
-            return conv_general_dilated(x, self._gather(kernel, spec.index(DATA_AXIS)), *args, **options)
+            return convolve(x, self._gather(kernel, spec.index(DATA_AXIS)), *args, **options)
 
         return of_own_discs(x, kernel)
 

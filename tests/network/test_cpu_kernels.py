@@ -1,5 +1,6 @@
 """The convolution's gradients against those that JAX derives, for every parity of size, kernel and padding."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -10,13 +11,16 @@ import pytest
 from jax import lax
 
 from spinejax.network.cpu_kernels import (
+    CPU,
     FEW_FEATURES,
     MANY_FEATURES,
-    conv_general_dilated,
     input_gradient,
     max_pool,
     winograd,
+    with_cpu_kernels,
 )
+from spinejax.network.spinenet import XLA, SpineNet
+from spinejax.tasks import PAPER_TASKS
 
 LAYOUT = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
 
@@ -34,7 +38,7 @@ def outcomes(convolve, x, kernel, stride, padding):
 
 def assert_same_as_xlas(x, kernel, stride, padding):
     expected = outcomes(lax.conv_general_dilated, x, kernel, stride, padding)
-    got = jax.jit(outcomes, static_argnums=(0, 3, 4))(conv_general_dilated, x, kernel, stride, padding)
+    got = jax.jit(outcomes, static_argnums=(0, 3, 4))(CPU.convolve, x, kernel, stride, padding)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=4e-6 * np.abs(other).max())
 
@@ -53,16 +57,14 @@ def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
     def gradient(convolve):
         return jax.grad(lambda x: jnp.sin(convolve(x, kernel, (2, 2), [(1, 1)] * 2, **LAYOUT)).sum())(x)
 
-    np.testing.assert_array_equal(gradient(conv_general_dilated), gradient(lax.conv_general_dilated))
+    np.testing.assert_array_equal(gradient(CPU.convolve), gradient(lax.conv_general_dilated))
 
 
 @pytest.mark.parametrize(("num", "size"), list(itertools.product((4, 16), ((6, 13), (5, 4), (1, 2)))))
 def test_winograds_way_gives_the_same_numbers_and_gradients(num, size):
     """16 discs are enough for the kernel's gradient to go that way too; odd sizes leave part of a tile over."""
     x, kernel = sample((num, *size, 5), 0), sample((3, 3, 5, MANY_FEATURES), 1)
-    winograds, xlas = (
-        outcomes(convolve, x, kernel, 1, 1)[0] for convolve in (conv_general_dilated, lax.conv_general_dilated)
-    )
+    winograds, xlas = (outcomes(convolve, x, kernel, 1, 1)[0] for convolve in (CPU.convolve, lax.conv_general_dilated))
     assert not np.array_equal(winograds, xlas)
     assert_same_as_xlas(x, kernel, 1, 1)
 
@@ -87,20 +89,32 @@ def test_winograds_way_under_vmap_is_that_of_each():
 def test_few_discs_few_features_and_half_precision_go_xlas_way(num, features, dtype):
     x, kernel = sample((num, 6, 5, 2), 0).astype(dtype), sample((3, 3, 2, features), 1).astype(dtype)
     args = (x, kernel, (1, 1), [(1, 1)] * 2)
-    np.testing.assert_array_equal(conv_general_dilated(*args, **LAYOUT), lax.conv_general_dilated(*args, **LAYOUT))
+    np.testing.assert_array_equal(CPU.convolve(*args, **LAYOUT), lax.conv_general_dilated(*args, **LAYOUT))
 
 
-def test_other_backends_compile_xlas_own_convolutions_only():
-    x, kernel = sample((16, 6, 5, 2), 0), sample((3, 3, 2, MANY_FEATURES), 1)
+@pytest.mark.parametrize(("backend", "kernels"), [("cpu", CPU), ("gpu", XLA), ("tpu", XLA)])
+def test_they_are_chosen_where_the_computation_runs_on_cpus(monkeypatch, backend, kernels):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert SpineNet(PAPER_TASKS).kernels == XLA
+    assert with_cpu_kernels(SpineNet(PAPER_TASKS)).kernels == kernels
 
-    def gradients(x, kernel):
-        return jax.grad(lambda *given: conv_general_dilated(*given, (1, 1), [(1, 1)] * 2).sum(), (0, 1))(x, kernel)
 
-    def products(platform):
-        return jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+def test_a_network_scores_and_learns_the_same_with_either_kernels():
+    model = SpineNet(PAPER_TASKS[:2], width=0.25)
+    windows = jax.random.uniform(jax.random.key(1), (16, 112, 224, 9))
+    variables = jax.jit(model.init)(jax.random.key(0), windows[:1])
 
-    assert products("tpu") == products("cuda") == 0
-    assert products("cpu") == 2 * 16
+    @functools.partial(jax.jit, static_argnums=0)
+    def outcome(model):
+        def total(params, windows):
+            scores = model.apply({**variables, "params": params}, windows)
+            return sum(jnp.sin(each).sum() for each in scores.values()), scores
+
+        (_, scores), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(variables["params"], windows)
+        return scores, gradients
+
+    for one, other in zip(*(jax.tree.leaves(outcome(each)) for each in (model, model.clone(kernels=CPU))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(one).max())
 
 
 def test_under_vmap_it_is_the_gradient_of_each():
@@ -116,7 +130,7 @@ def test_under_vmap_it_is_the_gradient_of_each():
 def test_other_convolutions_are_jaxs():
     x, kernel = sample((1, 8, 9, 2), 0), sample((3, 3, 1, 4), 1)
     grouped = {**LAYOUT, "feature_group_count": 2}
-    got = conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped)
+    got = CPU.convolve(x, kernel, (2, 2), [(1, 1)] * 2, **grouped)
     np.testing.assert_array_equal(got, lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, **grouped))
 
 
@@ -145,10 +159,10 @@ def test_vmap_and_both_gradients_equal_jaxs_at_either_stride(stride):
     x, kernel = sample((3, 9, 12, 2), 0), sample((3, 3, 2, 4), 1)
     window = ((stride, stride), [(1, 1)] * 2)
     expected = lax.conv_general_dilated(x, kernel, *window, **LAYOUT)
-    one_by_one = jax.vmap(lambda one: conv_general_dilated(one[None], kernel, *window, **LAYOUT)[0])(x)
+    one_by_one = jax.vmap(lambda one: CPU.convolve(one[None], kernel, *window, **LAYOUT)[0])(x)
     np.testing.assert_allclose(one_by_one, expected, atol=1e-5)
     cotangent = sample(expected.shape, 2)
-    for convolve in (lax.conv_general_dilated, conv_general_dilated):
+    for convolve in (lax.conv_general_dilated, CPU.convolve):
         out, backwards = jax.vjp(lambda x, k, convolve=convolve: convolve(x, k, *window, **LAYOUT), x, kernel)
         np.testing.assert_allclose(out, expected, atol=1e-5)
         gradients = backwards(cotangent)

@@ -2,6 +2,7 @@
 
 import flax.traverse_util
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -148,6 +149,60 @@ def test_jit_vmap_and_bfloat16_agree_with_plain_calls(small):
         np.testing.assert_allclose(one_by_one[name][:, 0], scores, atol=1e-5)
         assert bfloat16[name].dtype == jnp.float32
         np.testing.assert_allclose(bfloat16[name], scores, atol=0.05)
+
+
+@pytest.mark.parametrize("transform", ["jvp", "linearize", "jacfwd of grad"])
+def test_forward_mode_gradients_agree_with_reverse_mode(small, transform):
+    model, variables, windows = small
+    windows, along = windows[:2], jax.random.normal(jax.random.key(2), windows[:2].shape)
+
+    def score(windows):
+        return sum(jnp.sin(scores).sum() for scores in model.apply(variables, windows).values())
+
+    gradient = jax.jit(jax.grad(score))
+    if transform == "jvp":
+        got = jax.jit(lambda along: jax.jvp(score, (windows,), (along,))[1])(along)
+    elif transform == "linearize":
+        got = jax.linearize(jax.jit(score), windows)[1](along)
+    else:  # a Hessian-vector product, against a difference quotient along the same line
+        got = (jax.jit(lambda along: jax.jvp(jax.grad(score), (windows,), (along,))[1])(along) * along).sum()
+        step = 1e-3
+        ahead, behind = (gradient(windows + sign * step * along) for sign in (1, -1))
+        np.testing.assert_allclose(got, ((ahead - behind) * along).sum() / (2 * step), rtol=0.05)
+        return
+    np.testing.assert_allclose(got, (gradient(windows) * along).sum(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": jnp.bfloat16}, {"fill_slices": True}, {"branch_point": None}])
+def test_it_exports_with_any_number_of_windows_for_every_platform(options):
+    model = SpineNet(PAPER_TASKS[:2], width=0.02, **options)
+    (num,) = jax.export.symbolic_shape("N")
+    windows = jax.ShapeDtypeStruct((num, *WINDOW_SHAPE), jnp.float32)
+    exported = jax.export.export(jax.jit(model.apply), platforms=("cpu", "cuda", "tpu"))(abstract(model), windows)
+    assert {str(scores.shape[0]) for scores in exported.out_avals} == {"N"}
+
+
+def test_scores_are_float32_in_a_bfloat16_network_too(small):
+    model, variables, windows = small
+    for scores in model.clone(dtype=jnp.bfloat16).apply(variables, windows).values():
+        assert not np.array_equal(scores, scores.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+@pytest.mark.parametrize(("branch_point", "shape"), [("conv3", (6, 13, 15)), ("conv5", (3, 6, 15)), ("fc7", (31,))])
+def test_features_are_what_the_branches_see(branch_point, shape):
+    model = SpineNet(PAPER_TASKS[:1], branch_point, width=0.03)
+    variables = jax.jit(model.init)(jax.random.key(0), WINDOW)
+    windows = jax.random.uniform(jax.random.key(1), (2, *WINDOW_SHAPE))
+    _, seen = model.apply(variables, windows, capture_intermediates=True)
+    features = model.apply(variables, windows, features=True)
+    assert features.shape == (2, *shape)
+    np.testing.assert_array_equal(features, seen["intermediates"]["trunk"]["__call__"][0])
+
+
+def test_a_network_without_a_trunk_has_no_features():
+    model = SpineNet(PAPER_TASKS, None, width=0.02)
+    with pytest.raises(SpinejaxError, match="no shared layers"):
+        jax.eval_shape(lambda variables: model.apply(variables, WINDOW, features=True), abstract(model))
 
 
 def test_glorot_initialisation_has_glorots_variance():
