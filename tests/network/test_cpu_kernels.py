@@ -100,18 +100,17 @@ def test_they_are_chosen_where_the_computation_runs_on_cpus(monkeypatch, backend
 
 
 def test_a_network_scores_and_learns_the_same_with_either_kernels():
-    model = SpineNet(PAPER_TASKS[:2], width=0.25)
-    windows = jax.random.uniform(jax.random.key(1), (16, 112, 224, 9))
+    model = SpineNet(PAPER_TASKS[:1], width=0.25)  # the least whose 3×3 convolutions have enough features
+    windows = jax.random.uniform(jax.random.key(1), (4, 112, 224, 9))
     variables = jax.jit(model.init)(jax.random.key(0), windows[:1])
 
     @functools.partial(jax.jit, static_argnums=0)
     def outcome(model):
-        def total(params, windows):
-            scores = model.apply({**variables, "params": params}, windows)
-            return sum(jnp.sin(each).sum() for each in scores.values()), scores
+        def total(params):
+            scores = model.apply({**variables, "params": params}, windows)["pfirrmann"]
+            return jnp.sin(scores).sum(), scores
 
-        (_, scores), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(variables["params"], windows)
-        return scores, gradients
+        return jax.grad(total, has_aux=True)(variables["params"])
 
     for one, other in zip(*(jax.tree.leaves(outcome(each)) for each in (model, model.clone(kernels=CPU))), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(one).max())
