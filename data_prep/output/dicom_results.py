@@ -1,4 +1,4 @@
-"""An evaluation goes back to the patients it is of: pseudonyms are found again among the source series, by the key."""
+"""An evaluation's results as DICOM, for the patients they are about: the key finds each scan's source series again."""
 
 import itertools
 from collections import defaultdict
@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.dataset.pseudonyms import Pseudonyms
-from data_prep.output.dicom_objects import import_highdicom, read_source, write_map, write_report
+from data_prep.output.dicom_objects import read_source, write_map, write_report
 from data_prep.output.evaluation import DiscMaps, GradedDisc, how_it_was_made, read_maps, read_predictions
 from data_prep.read.dicom_headers import is_dicom
+from data_prep.read.scan import Scan
 from data_prep.read.series import Series, find_series
 from data_prep.read.tables import some
 from spinejax.errors import SpinejaxError
@@ -19,7 +20,7 @@ from spinejax.errors import SpinejaxError
 
 @dataclass
 class Returned:
-    """What was written: scans and maps; series that failed, and why; notes on what was left out."""
+    """What was written: numbers of scans and maps; series → why it failed; notes on what was left out."""
 
     scans: int = 0
     maps: int = 0
@@ -31,44 +32,47 @@ def results_as_dicom(evaluation: Path, sources: Sequence[Path], pseudonyms: Pseu
     """Write each graded scan's results as DICOM, into a folder named by its pseudonym.
 
     Args:
-        evaluation: what `evaluate.py` wrote.
+        evaluation: the folder that `evaluate.py` wrote.
         sources: files and folders with the DICOM series that were graded.
-        pseudonyms: by the key that the data set was made with.
-        out: the folder. What is written there is about patients, by name: others cannot read it.
+        pseudonyms: made with the data set's key.
+        out: the folder. Its files name patients, so others cannot read it.
 
     Returns:
-        What was done. A scan whose source is not there is noted; one whose series cannot be read has failed.
+        What was done. A scan without its source series is noted; one whose series cannot be read has failed.
 
     Raises:
-        SpinejaxError: the evaluation cannot be read; highdicom is not installed; no series is one of its scans.
+        SpinejaxError: the evaluation cannot be read; no series is one of its scans; `out` is inside it.
     """
-    import_highdicom()
     if out.resolve().is_relative_to(evaluation.resolve()):
-        raise SpinejaxError(f"--out {out}: lies inside the evaluation, which names nobody. Give another folder.")
+        raise SpinejaxError(f"--out {out}: lies inside the evaluation, which names no patient. Give another folder.")
     made = how_it_was_made(evaluation)
     discs: dict[str, list[GradedDisc]] = defaultdict(list)
     for disc in read_predictions(evaluation):
         discs[disc.scan].append(disc)
     found = find_series(sources, weighting="any", patients_by="folder")
     series = {pseudonyms.scan(one.key): one for one in found.series if is_dicom(one.files[0])}
-    known = {scan: series[scan] for scan in discs if scan in series}
-    if not known:
+    remaining = {scan: series[scan] for scan in discs if scan in series}
+    if not remaining:
         raise SpinejaxError(
             f"None of the {len(discs)} scans of {evaluation} is among the {len(series)} sagittal DICOM series found. "
-            "Is --key that of the data set that was graded, and --source what it was made of?"
+            "Check that --key is that of the data set that was graded, and --source what it was made from."
         )
     returned = Returned(failures=dict(found.failures))
-    if len(known) < len(discs):
-        missing = some(sorted(set(discs) - set(known)))
-        returned.notes.append(f"{len(discs) - len(known)} of {len(discs)} scans have no source series here: {missing}")
-    _make_private(out)
-    # Maps come in the order of the discs: one scan's are in memory.
-    groups = itertools.groupby(read_maps(evaluation), key=lambda each: each[0])
-    waiting = dict(known)
-    for scan, each in groups:
-        if scan in waiting:
-            _return_scan(out / scan, waiting.pop(scan), discs[scan], {level: m for _, level, m in each}, made, returned)
-    for scan, one in waiting.items():
+    if missing := sorted(set(discs) - set(remaining)):
+        returned.notes.append(
+            f"{len(missing)} of {len(discs)} scans have no source series here: {some(missing)}",
+        )
+    try:
+        # A folder that exists keeps its mode: each scan's own folder in it is closed to others.
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpinejaxError(f"--out {out}: the folder cannot be made ({error.strerror}).") from error
+    # Maps come in the order of the discs, so only one scan's are in memory.
+    for scan, maps in itertools.groupby(read_maps(evaluation), key=lambda each: each[0]):
+        if scan in remaining:
+            by_level = {level: each for _, level, each in maps}
+            _return_scan(out / scan, remaining.pop(scan), discs[scan], by_level, made, returned)
+    for scan, one in remaining.items():
         _return_scan(out / scan, one, discs[scan], {}, made, returned)
     return returned
 
@@ -91,27 +95,17 @@ def _return_scan(
         return
     folder.mkdir(mode=0o700, exist_ok=True)
     write_report(folder / "grades.dcm", images, [(disc, maps.get(disc.level)) for disc in discs], made)
+    mapped = [(disc, task) for disc in discs if disc.level in maps for task in maps[disc.level].tasks]
+    for number, (disc, task) in enumerate(mapped, start=1):
+        path = folder / f"{disc.level}_{task.name}.dcm"
+        write_map(path, images, disc, maps[disc.level], task, made, number)
     returned.scans += 1
-    number = 0
-    for disc in discs:
-        for task in maps[disc.level].tasks if disc.level in maps else ():
-            number += 1
-            path = folder / f"{disc.level}_{task.name}.dcm"
-            write_map(path, images, disc, maps[disc.level], task, made, number)
-    returned.maps += number
+    returned.maps += len(mapped)
 
 
-def _refuse_outside(maps: DiscMaps, scan, name: str) -> None:
-    """A disc that does not lie in the series is of another one."""
+def _refuse_outside(maps: DiscMaps, scan: Scan, name: str) -> None:
+    """A disc outside the series belongs to another one."""
     centre = maps.affine @ [*(size / 2 for size in maps.maps.shape[1:]), 1]
     place = np.linalg.solve(scan.affine, centre)[:3]
     if (place < -0.5).any() or (place > np.array(scan.voxels.shape) - 0.5).any():
         raise SpinejaxError(f"{name}: the disc does not lie in this series: the evaluation is of another.")
-
-
-def _make_private(out: Path) -> None:
-    """A folder that is there already keeps its mode: each scan's own folder, below it, is closed to others."""
-    try:
-        out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpinejaxError(f"--out {out}: no folder can be made there ({error.strerror}).") from error

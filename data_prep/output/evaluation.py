@@ -1,6 +1,6 @@
-"""What `evaluate.py` left, read back: grades from `predictions.csv`, maps from `hotspots/hotspots.h5`.
+"""The results of `evaluate.py`, read back: grades from `predictions.csv`, maps from `hotspots/hotspots.h5`.
 
-An evaluation may come from another machine: nothing in its files is trusted, and links to other files are refused.
+An evaluation may come from another machine: its files are not trusted, and links to other files are refused.
 """
 
 import csv
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from jaxtyping import Float
 
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
@@ -36,29 +37,25 @@ class GradedDisc:
 
 @dataclass(frozen=True, eq=False)
 class DiscMaps:
-    """A disc's hotspots: its tasks, whose grade each traces back, maps float32[T, 112, 224, 9], and their place.
+    """A disc's hotspots: per task the grade that was explained, and its map.
 
-    `affine` is float64[4, 4]: (row, column, slice, 1) of a map → patient space, LPS, mm.
+    `affine` takes (row, column, slice, 1) of a map to patient space, LPS, mm.
     """
 
     tasks: tuple[Task, ...]
     grades: tuple[str, ...]
-    maps: np.ndarray
-    affine: np.ndarray
+    maps: Float[np.ndarray, "T 112 224 9"]
+    affine: Float[np.ndarray, "4 4"]
 
 
 def read_predictions(folder: Path) -> list[GradedDisc]:
-    """Every disc of an evaluation.
-
-    Raises:
-        SpinejaxError: there is no `predictions.csv`, or it is not one.
-    """
+    """Every disc of an evaluation. Raises SpinejaxError if `predictions.csv` is missing or damaged."""
     path = folder / PREDICTIONS
     try:
         with open(path, newline="", encoding="utf-8") as file:
             table = csv.reader(file)
             columns = _columns(next(table, []), path)
-            return [_disc(line, columns, path, number) for number, line in enumerate(table, start=2)]
+            return [_disc(row, columns, path, line) for line, row in enumerate(table, start=2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpinejaxError(
             f"{path}: cannot be read ({error}). Give the folder that `evaluate.py` wrote to with --out."
@@ -66,36 +63,36 @@ def read_predictions(folder: Path) -> list[GradedDisc]:
 
 
 def _columns(header: list[str], path: Path) -> dict[str, dict[str, int]]:
-    """Task → grade → the column of its probability. A task's columns stand together, its grade's name before them."""
+    """Task → grade → the column of its probability. A task's columns follow its column TASK_grade."""
     if header[:3] != ["patient", "scan", "level"]:
-        raise SpinejaxError(
-            f"{path}: begins with {header[:3]}; expected patient, scan, level, as evaluate.py writes it."
-        )
+        raise SpinejaxError(f"{path}: begins with {header[:3]}; expected patient, scan, level.")
     columns: dict[str, dict[str, int]] = {}
-    for place, name in enumerate(header):
+    task = ""
+    for index, name in enumerate(header):
         if name.endswith("_grade"):
-            columns[name.removesuffix("_grade")] = {}
-        elif columns and name.startswith(prefix := f"{list(columns)[-1]}_p_"):
-            columns[list(columns)[-1]][name.removeprefix(prefix)] = place
+            task = name.removesuffix("_grade")
+            columns[task] = {}
+        elif task and name.startswith(f"{task}_p_"):
+            columns[task][name.removeprefix(f"{task}_p_")] = index
     if not columns or not all(columns.values()):
         raise SpinejaxError(f"{path}: has no task with its grades' probabilities.")
     return columns
 
 
-def _disc(line: list[str], columns: dict[str, dict[str, int]], path: Path, number: int) -> GradedDisc:
+def _disc(row: list[str], columns: dict[str, dict[str, int]], path: Path, line: int) -> GradedDisc:
     try:
         probabilities = {
-            task: {grade: float(line[place]) for grade, place in grades.items()} for task, grades in columns.items()
+            task: {grade: float(row[index]) for grade, index in grades.items()} for task, grades in columns.items()
         }
-        if line[2] not in LEVELS or not all(0 <= p <= 1 for each in probabilities.values() for p in each.values()):
+        if row[2] not in LEVELS or not all(0 <= p <= 1 for each in probabilities.values() for p in each.values()):
             raise ValueError("no such level, or a probability out of range")
     except (ValueError, IndexError) as error:
-        raise SpinejaxError(f"{path}, line {number}: {error}. Evaluate again.") from error
-    return GradedDisc(line[0], line[1], line[2], probabilities)
+        raise SpinejaxError(f"{path}, line {line}: {error}. Evaluate again.") from error
+    return GradedDisc(row[0], row[1], row[2], probabilities)
 
 
 def how_it_was_made(folder: Path) -> list[str]:
-    """What a reader of the grades must know of the network: a few short lines, and a digest of the grades.
+    """What a reader of the grades must know: checkpoint, views and averaging, and a digest of the grades.
 
     Raises:
         SpinejaxError: `results.json` is missing or damaged.
@@ -110,10 +107,10 @@ def how_it_was_made(folder: Path) -> list[str]:
 
 
 def read_maps(folder: Path) -> Iterator[tuple[str, str, DiscMaps]]:
-    """Scan, level and maps of every disc of an evaluation, one at a time; nothing if it made no hotspots.
+    """Scan, level and maps of every disc, one at a time; nothing if the evaluation made no hotspots.
 
     Raises:
-        SpinejaxError: the file is damaged, or not what `evaluate.py --hotspots` writes.
+        SpinejaxError: the file is damaged, or not of `evaluate.py --hotspots`.
     """
     path = folder / MAPS
     if not path.is_file():
@@ -122,12 +119,11 @@ def read_maps(folder: Path) -> Iterator[tuple[str, str, DiscMaps]]:
         with h5py.File(path, "r") as file:
             tasks = from_json(json.loads(file.attrs["tasks"]))
             _check_layout(file, path, len(tasks))
-            for place in range(len(file["map"])):
-                step = file["step"][place][:, None, None, None]
-                grades = [task.grades[grade] for task, grade in zip(tasks, file["grade"][place], strict=True)]
-                maps = file["map"][place].astype(np.float32) * step
-                name = {column: file[column][place].decode("ascii") for column in ("scan", "level")}
-                yield name["scan"], name["level"], DiscMaps(tasks, tuple(grades), maps, file["affine"][place])
+            for row in range(len(file["map"])):
+                grades = [task.grades[grade] for task, grade in zip(tasks, file["grade"][row], strict=True)]
+                maps = file["map"][row].astype(np.float32) * file["step"][row][:, None, None, None]
+                scan, level = (file[name][row].decode("ascii") for name in ("scan", "level"))
+                yield scan, level, DiscMaps(tasks, tuple(grades), maps, file["affine"][row])
     except (OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
         raise SpinejaxError(f"{path}: damaged ({str(error).splitlines()[0]}). Evaluate again.") from error
 
@@ -139,4 +135,4 @@ def _check_layout(file: h5py.File, path: Path, num_tasks: int) -> None:
         if not isinstance(column, h5py.Dataset) or column.is_virtual or column.external:
             raise SpinejaxError(f"{path}: {name} is missing, or keeps its data in other files. Refused.")
         if column.shape != (len(file["map"]), *shapes.get(name, ())):
-            raise SpinejaxError(f"{path}: {name} is {list(column.shape)}. Not what evaluate.py --hotspots writes.")
+            raise SpinejaxError(f"{path}: {name} is {list(column.shape)}. Evaluate again with --hotspots.")

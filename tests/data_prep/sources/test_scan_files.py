@@ -268,19 +268,6 @@ def test_axial_volume_needs_no_mask_to_be_left_out(tmp_path, capsys):
     assert "left out: b_t2.nii.gz" in capsys.readouterr().err
 
 
-def test_overlay_draws_scans_and_tells_which(tmp_path, capsys):
-    root = write_set(tmp_path)
-    (root / "masks" / "b_t2.mha").unlink()
-    where = ["overlay", str(root / "images"), "--masks", str(root / "masks")]
-    assert main([*where, "--out", str(tmp_path / "sheets" / "page.png")]) == 0
-    assert (tmp_path / "sheets" / "page.png").read_bytes().startswith(b"\x89PNG")
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "1: a_t2.mha"
-    assert told[1].startswith("2: b_t2.mha: no mask")
-    assert main([*where, "--out", str(tmp_path / "page.pdf")]) == 2
-    assert "a name in .png" in capsys.readouterr().err
-
-
 def test_one_file_is_enough_and_levels_are_counted_from_the_lowest(tmp_path):
     root = write_set(tmp_path, ("a",))
     one = root / "images" / "a_t2.mha"
