@@ -1,12 +1,14 @@
-"""The paper's Table 2, in kind: what do the branch point, the views in training and the 54 views in grading bring?
+"""The paper's Table 2 on other data: the effect of the branch point, of random views, and of grading with 54 views.
 
-`python -m benchmarks.branch_points --data DISCS --out RUNS` trains every branch point twice, with validation and test
-swapped, with and without random views; grades each network with one view and with 54; and writes `table.json`,
-`table.md` and `plot.png`. What is finished is kept, so the same command goes on after an interruption. Options behind
-`--` go to every training: `-- --width 1 --batch-size 256` is the paper's network.
+    python -m benchmarks.branch_points --data DISCS --out RUNS
 
-On a pod, start the same command on every host, with `RUNS` on a disk that all hosts see, and in `--every` the options
-that make `train.py` and `evaluate.py` one program over all of them: `--every=--distributed`.
+For every branch point, with and without random views, it trains two networks, with validation and test swapped. It
+grades each with one view and with 54, and writes `table.json`, `table.md` and `plot.png`. Finished runs are kept: after
+an interruption, start the same command again. Options after `--` go to every training: `-- --width 1 --batch-size 256`
+is the paper's network.
+
+On a pod, start the same command on every host, with `RUNS` on a disk that all hosts share and with
+`--every=--distributed`, which makes `train.py` and `evaluate.py` one program over all hosts.
 """
 
 import dataclasses
@@ -31,12 +33,12 @@ from spinejax.network.spinenet import BRANCH_POINTS
 from spinejax.network.views import ViewRanges
 
 SWAPS = (("validation", "test"), ("test", "validation"))
-"""The split that decides a run, and the one it is judged on: the paper's two networks an experiment (Sect. 5)."""
+"""The split that chooses a run's epoch, and the one that tests it: the two networks of each experiment (Sect. 5)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Train and judge every branch point."""
+    """Train and test every branch point."""
 
     data: Path
     """Data set."""
@@ -47,11 +49,11 @@ class Arguments:
     branch_points: tuple[str, ...] = tuple(str(point).lower() for point in BRANCH_POINTS)
     """Columns of the table."""
     augmentation: tuple[bool, ...] = (True, False)
-    """With random views in training, without, or both."""
+    """Train with random views, without, or both."""
     every: str = ""
     """Options of training and evaluation both: `--every="--distributed --start-seconds 600"`."""
     options: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Options of every training, behind `--`."""
+    """Options of every training, after `--`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +66,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its run's folder."""
+        """The name of its run's folder."""
         return f"{self.branch_point}-{'views' if self.augmented else 'no-views'}-{self.seed}"
 
 
 def main(arguments: Arguments) -> None:
-    """Every run, then the table."""
+    """Make every run, then the table."""
     if arguments.preset not in PRESETS:
         sys.exit(f"--preset {arguments.preset}: expected one of {', '.join(PRESETS)}.")
     cells = [Cell(*each) for each in itertools.product(arguments.branch_points, arguments.augmentation, (0, 1))]
     for number, cell in enumerate(cells, 1):
         print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
-        train_and_judge(cell, arguments)
+        train_and_test(cell, arguments)
     rows = list(summarise(cells, arguments.out))
     put(arguments.out / "table.json", json.dumps(rows, indent=1).encode() + b"\n")
     put(arguments.out / "table.md", markdown(rows).encode())
@@ -83,16 +85,16 @@ def main(arguments: Arguments) -> None:
     print(markdown(rows))
 
 
-def train_and_judge(cell: Cell, arguments: Arguments) -> None:
-    """Train one network and grade the split it has not seen, with one view and with 54, unless that is done."""
-    decides, judges = SWAPS[cell.seed]
+def train_and_test(cell: Cell, arguments: Arguments) -> None:
+    """Train one network and grade its test split with one view and with 54. Finished parts are skipped."""
+    chooses, tests = SWAPS[cell.seed]
     run = arguments.out / cell.name
     every = shlex.split(arguments.every)
     if not (run / "export").is_dir():
         views = () if cell.augmented else no_views()
         run_script(
             *("train.py", arguments.preset, "--data", arguments.data, "--workdir", run, "--seed", cell.seed),
-            *("--branch-point", cell.branch_point, "--validation-split", decides, *views),
+            *("--branch-point", cell.branch_point, "--validation-split", chooses, *views),
             *(*every, *arguments.options),
         )
         require_trained(run)
@@ -101,7 +103,7 @@ def train_and_judge(cell: Cell, arguments: Arguments) -> None:
         if not (out / "results.json").is_file():
             flags = ("--tta",) if tta else ()
             run_script(
-                *("evaluate.py", "--checkpoint", run, "--data", arguments.data, "--split", judges, "--out", out),
+                *("evaluate.py", "--checkpoint", run, "--data", arguments.data, "--split", tests, "--out", out),
                 *(*flags, *every),
             )
 
@@ -113,12 +115,12 @@ def no_views() -> list[str]:
 
 
 def judged(run: Path, tta: bool) -> Path:
-    """Where a run's grades of the split it has not seen lie."""
+    """The folder of a run's evaluation on its test split."""
     return run / f"judged-{54 if tta else 1}"
 
 
 def summarise(cells: Sequence[Cell], out: Path) -> Iterator[dict]:
-    """A row for each branch point, augmentation and number of views: per task the mean and standard deviation, in %."""
+    """A row for each branch point, augmentation and number of views: each task's mean and standard deviation, in %."""
     by_experiment = itertools.groupby(cells, key=lambda cell: (cell.branch_point, cell.augmented))
     for (branch_point, augmented), pair in by_experiment:
         runs = [out / cell.name for cell in pair]
@@ -137,12 +139,12 @@ def summarise(cells: Sequence[Cell], out: Path) -> Iterator[dict]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The mean, and the standard deviation with n - 1."""
+    """The mean, and the standard deviation with divisor n - 1."""
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
 
 
 def markdown(rows: Sequence[Mapping]) -> str:
-    """The table as it stands in docs/results.md."""
+    """The table of docs/results.md."""
     tasks = list(rows[0]["tasks"])
     lines = [
         "| branch point | random views | graded with | " + " | ".join([*tasks, "mean"]) + " |",
@@ -161,7 +163,7 @@ def markdown(rows: Sequence[Mapping]) -> str:
 
 
 def plot(rows: Sequence[Mapping]) -> bytes:
-    """PNG. Mean over tasks by branch point, a line for each way of training and grading, and the paper's own."""
+    """A PNG: the mean over tasks by branch point, a line for each way of training and grading, and the paper's line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     experiments = itertools.groupby(
@@ -183,7 +185,7 @@ def plot(rows: Sequence[Mapping]) -> bytes:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file at once. All hosts of a pod do so with the same content, so each has a temporary name of its own."""
+    """Write a file atomically. All hosts of a pod write the same content, so each uses its own temporary name."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     temporary.write_bytes(content)
     os.replace(temporary, path)

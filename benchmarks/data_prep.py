@@ -1,9 +1,10 @@
-"""How fast are discs cut, and in how much memory? Scans of a hospital's size, with masks, in one process.
+"""Speed and memory of cutting discs out of scans of clinical size, with masks, in one process.
 
     python -m benchmarks.data_prep [--scans 20] [--rows 512 --columns 512 --slices 20] [--out data_prep.json]
 
-Prints, a format: seconds a scan (reading, finding corners, cutting), scans a minute and core, and the peak memory of
-the process after the first scan and after the last: equal, if memory does not grow with the number of scans.
+For each format it prints the seconds per scan (reading, finding corners, cutting), the scans per minute and core, and
+the process's peak memory after the first and after the last scan. The two are equal if memory does not grow with the
+scans.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from data_prep.sources.scan_files import Cutting, locate
 
 
 def resampled(scan: Scan, shape: tuple[int, int, int], order: int) -> Scan:
-    """A scan on another number of voxels, over the same field of view."""
+    """A scan with another number of voxels over the same field of view."""
     zoom = np.array(shape) / scan.voxels.shape
     affine = scan.affine @ np.diag([*(1 / zoom), 1])
     return Scan(ndimage.zoom(scan.voxels, zoom, order=order, grid_mode=True, mode="nearest"), affine, scan.name)

@@ -1,9 +1,9 @@
-"""How fast, and in how much memory, are vertebral bodies found in a raw scan? A phantom of a hospital's size.
+"""Speed and memory of detecting vertebral bodies in a raw scan: a phantom of clinical size.
 
     python -m benchmarks.detector [--rows 512 --columns 512 --slices 20] [--rounds 5]
 
-Prints the seconds of the first scan, which compiles the network, and the median of those after it; again for a scan of
-another size, which must compile nothing; and the peak memory of the process. The goal: under 10 s and 2 GiB.
+It prints the seconds of the first scan, which compiles the network, the median of the following ones, and the process's
+peak memory. It repeats this with a scan of another size, which must not compile again. The goal is 10 s and 2 GiB.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Whether a hotspot is true to the network, where no mask can tell where it should be.
+"""Measures of whether a hotspot is faithful to the network, for discs without a mask of what it should show.
 
-Two questions need nothing but the network. Does the grade's probability fall when the hottest parts of the disc are
-taken away, and come back when they are given back first (deletion and insertion, Petsiuk et al., 2018)? And does the
-map change when the network forgets what it has learned (the randomisation check, Adebayo et al., 2018)? A map that
-survives shuffled weights shows the image's edges, not the network's reasons.
+Deletion and insertion (Petsiuk et al., 2018): the grade's probability should fall when the hottest parts of the disc
+are removed first, and rise when they are inserted first. The randomisation check (Adebayo et al., 2018): the map should
+change when the network's weights are shuffled. A map that does not change shows the image's edges, not the network's
+reasons.
 """
 
 import functools
@@ -28,21 +28,21 @@ _PATCHES = (WINDOW_SHAPE[0] // PATCH_PX, WINDOW_SHAPE[1] // PATCH_PX, WINDOW_SHA
 def deletion_and_insertion(
     variables: Mapping, window: jax.Array, maps: jax.Array, grades: jax.Array, *, model: SpineNet
 ) -> tuple[jax.Array, jax.Array]:
-    """A grade's probability as the disc is taken away, hottest patches first, and as it is given back in that order.
+    """A grade's probability while patches are removed, hottest first, and while they are inserted in that order.
 
-    Patches are 8×8 pixels of one slice: single pixels would show how the network takes to noise. What is taken away
-    becomes the training set's mean of its slice, which the network sees as nothing.
+    A patch is 8×8 pixels of one slice, since removing single pixels would add noise. A removed patch gets the training
+    set's mean of its slice, which the network subtracts to zero.
 
     Args:
-        variables: the network's.
+        variables: the network's weights.
         window: float32[112, 224, 9].
-        maps: float32[T, 112, 224, 9]. A map for each of the network's tasks.
-        grades: int[T]. Whose probability, for each task.
+        maps: float32[T, 112, 224, 9]. One map for each of the network's tasks.
+        grades: int[T]. For each task, the grade whose probability is followed.
         model: the network.
 
     Returns:
-        Deletion and insertion, float32[T, 17] each: the probability with 0, 1/16, … of the patches gone, or given back.
-        The mean of a curve sums it up: small is good for deletion, large for insertion.
+        Deletion and insertion, float32[T, 17] each: the probability with 0, 1/16, … 1 of the patches removed or
+        inserted. A small mean is good for deletion, a large one for insertion.
     """
     nothing = jnp.broadcast_to(variables["constants"]["slice_mean"], WINDOW_SHAPE)
     steps = jnp.asarray(np.linspace(0, np.prod(_PATCHES), NUM_STEPS + 1).round(), jnp.int32)
@@ -64,7 +64,7 @@ def deletion_and_insertion(
 
 
 def forget(key: jax.Array, variables: Mapping) -> dict:
-    """The network with the entries of every weight shuffled: same numbers, nothing learned."""
+    """The variables with the entries of every weight array shuffled."""
     leaves, structure = jax.tree.flatten(variables["params"])
     keys = jax.random.split(key, len(leaves))
     shuffled = [
@@ -76,8 +76,8 @@ def forget(key: jax.Array, variables: Mapping) -> dict:
 def similarity(map: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation of two maps, over the voxels where either has evidence; NaN if there is none.
 
-    Low between a network's map and that of the network that forgot, though seldom 0: gradients of any network follow
-    the image's edges a little. 1 for maps of the same order.
+    It is 1 for maps of the same order. Between the maps of a network before and after `forget` it is low but seldom 0,
+    because the gradients of any network follow the image's edges a little.
     """
     seen = (map != 0) | (other != 0)
     ranks = rankdata(map[seen]), rankdata(other[seen])

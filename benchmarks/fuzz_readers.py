@@ -1,9 +1,9 @@
-"""Do the readers survive anything? Mutated files of every format: each gives a scan or SpinejaxError, or it is a fault.
+"""Fuzzing of the readers: every mutated file of every format must give a scan or a SpinejaxError.
 
     python -m benchmarks.fuzz_readers --cases 5000 --seed 0
 
-A case is a fault if another exception escapes, the process crashes, it takes over 10 s, or memory passes 2 GiB. Cases
-run in a child process, which is started again behind a case that killed it. Exit status 1 if there was a fault.
+A case is a fault if another exception is raised, the process crashes, it takes over 10 s, or it needs over 2 GiB. Cases
+run in a child process. If a case kills it, a new one continues with the next case. Exit status 1 if there was a fault.
 """
 
 import argparse
@@ -29,7 +29,7 @@ INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800
 
 
 def seeds(folder: Path) -> dict[str, list[Path]]:
-    """One small valid scan in every format, the files of each."""
+    """The files of one small valid scan in every format."""
     import pydicom
 
     from data_prep.read.metaimage import write_mha
@@ -72,7 +72,7 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
 
 
 def mutate(data: bytes, rng: np.random.Generator, head: int) -> bytes:
-    """One to four changes, half of them among the first `head` bytes, where the headers are."""
+    """Make one to four changes, half of them in the first `head` bytes, which are the header."""
     mutated = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         reach = min(head, len(mutated)) if rng.random() < 0.5 else len(mutated)
@@ -100,7 +100,7 @@ def mutate(data: bytes, rng: np.random.Generator, head: int) -> bytes:
 
 
 def run_case(number: int, seed: int, found: dict[str, list[Path]], folder: Path) -> str:
-    """Mutate one file of one format, read the scan, and say how it ended."""
+    """Mutate one file of one format, read the scan, and return how it ended."""
     from data_prep.read.series import find_series
     from spinejax.errors import SpinejaxError
 
@@ -127,7 +127,7 @@ def run_case(number: int, seed: int, found: dict[str, list[Path]], folder: Path)
 
 
 def child(first: int, cases: int, seed: int) -> None:
-    """Run cases from `first` on, telling each before it starts: the last told is the one that killed us."""
+    """Run cases from `first` on. Each is printed before it starts, so the last one printed killed the process."""
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "seeds").mkdir()
         (Path(place) / "case").mkdir()

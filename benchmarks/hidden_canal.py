@@ -1,13 +1,13 @@
-"""What does a mask without a spinal canal cost?
+"""Accuracy of corners from masks without a spinal canal.
 
-Of masks whose canal and discs are hidden, as TotalSegmentator's are: how far each body's worst corner lies from where
-it is found with the canal.
+Canal and discs are removed from masks, as in those of TotalSegmentator. For each body it measures how far its worst
+corner is from the one found with the canal.
 
     python -m benchmarks.hidden_canal SPIDER/masks            # SPIDER's masks
     python -m benchmarks.hidden_canal --phantoms 40           # synthetic ones, of whole bodies with pedicles
 
-SPIDER's T2 SPACE stacks of the figures in docs/data.md served to choose the thresholds in `posterior.py`. The phantoms
-are no independent check either: a fault that they showed was mended before these figures were taken.
+Neither check is independent: the T2 SPACE stacks of docs/data.md served to choose the thresholds in
+`data_prep/anatomy/posterior_wall.py`, and a fault that the phantoms showed was fixed before the figures were taken.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from spinejax.errors import SpinejaxError
 
 
 def worst_corners_mm(mask: Scan) -> list[float]:
-    """Of each body found with the canal: its worst corner without it; infinite if it is not found."""
+    """For each body found with the canal, the distance of its worst corner without it; infinite if it is not found."""
     seen, _ = bodies_from_spider_mask(mask)
     vertebrae = np.isin(mask.voxels, list(SPIDER_VERTEBRAE.values()))
     hidden = Scan(np.where(vertebrae, mask.voxels + 1, 0).astype(np.uint8), mask.affine, mask.name)

@@ -1,16 +1,16 @@
-"""How fast are hotspots, and how much memory do they take? Against a loop of PyTorch and Captum, from the same weights.
+"""Speed and memory of hotspots, against PyTorch and Captum with the same weights.
 
     python -m benchmarks.hotspots --checkpoint runs/quickstart/run --data runs/quickstart/discs --json hotspots.json
 
-One disc, every task, the paper's views. The peers do what this library does: take each view's window, find the gradient
-of each task's score, its absolute value, put it back through the inverse view, and average by coverage.
+It makes the maps of one disc, for every task, over the paper's views. The peers do what this library does: take each
+view's window, compute the absolute gradient of each task's score, apply the inverse view, and average by coverage.
 
-- captum: `captum.attr.Saliency` for each task on all views at once, as a user would write it. Views by `grid_sample`.
-- torch: by hand. One forward pass for all tasks, then a backward pass for each.
+- captum: `captum.attr.Saliency` for each task on all views at once, with views by `grid_sample`.
+- torch: one forward pass for all tasks, then one backward pass for each.
 
-First the results must agree: scores and gradients to rounding, and maps to what bilinear and two-pass interpolation
-differ by. Then all are timed in turn, round after round in one process, and medians are taken. The CPU time of a round
-is given too: where other programs share the machine, it is the steadier figure. Needs the extra `bench`.
+First the results must agree: scores and gradients to rounding, maps up to the difference of bilinear and two-pass
+interpolation. Then all are timed in turn, several rounds in one process, and the medians are reported. CPU time is
+reported too, because it varies less where other programs share the machine. Needs the extra `bench`.
 """
 
 import functools
@@ -32,25 +32,25 @@ class Arguments:
     """Time hotspots beside Captum's, and measure their memory."""
 
     checkpoint: Path
-    """A trained run."""
+    """Trained run."""
     data: Path
-    """Discs."""
+    """Data set."""
     num_views: int = 32
-    """Views of a disc."""
+    """Number of views of a disc."""
     rounds: int = 5
-    """Times that each is timed."""
+    """Number of times that each is timed."""
     threads: int | None = None
-    """PyTorch's threads; its own choice if not given."""
+    """Number of PyTorch's threads. Default: PyTorch's choice."""
     bounds: tuple[int, ...] = (1, 4, 16, 32)
-    """Views at once for which peak memory is measured, each in a process of its own."""
+    """Numbers of views at once for which peak memory is measured, each in its own process."""
     json: Path | None = None
-    """Also write the figures here."""
+    """Also write the figures to this file."""
     measure: int | None = None
-    """For the processes that this program starts: make maps with so many views at once and print the peak."""
+    """Internal: make maps with this number of views at once and print the peak memory."""
 
 
 def main(arguments: Arguments) -> None:
-    """Agree, time, measure."""
+    """Compare, time, and measure memory."""
     if arguments.measure is not None:
         print(peak_mb(arguments))
         return
@@ -67,7 +67,7 @@ def main(arguments: Arguments) -> None:
 
 
 def timed(arguments: Arguments) -> dict:
-    """Maps a second of each, in wall time and in CPU time, after they agree."""
+    """Maps per second of each way, in wall time and in CPU time, after a check that they agree."""
     import jax
     import jax.numpy as jnp
 
@@ -180,7 +180,7 @@ def timed(arguments: Arguments) -> dict:
 
 
 def agree(model, variables, network, windows, in_torch, names, grades) -> None:
-    """Scores and gradients of the two networks on the same windows, to rounding."""
+    """Check that scores and gradients of the two networks agree to rounding on the same windows."""
     import jax
 
     torch = peer("torch")
@@ -193,7 +193,7 @@ def agree(model, variables, network, windows, in_torch, names, grades) -> None:
         score = jax.jit(jax.grad(lambda w, name=name, grade=grade: model.apply(variables, w)[name][:, grade].sum()))
         (gradient,) = torch.autograd.grad(theirs[name][:, int(grade)].sum(), leaves, retain_graph=True)
         mine, other = np.asarray(score(windows)), np.moveaxis(gradient.numpy(), 1, -1)
-        # A pixel at a ReLU's or a pool's edge may fall to either side.
+        # Rounding may switch a pixel at the threshold of a ReLU or between two maxima of a pool.
         assert np.corrcoef(mine.ravel(), other.ravel())[0, 1] > 0.9999, name
     print("scores and gradients agree")
 
@@ -222,13 +222,13 @@ def slices_of(chosen) -> tuple[np.ndarray, np.ndarray]:
 
 
 def returns_of(chosen) -> np.ndarray:
-    """The window's slice for each slice of the identity window, int[V, 9]; any where there is none."""
+    """int[V, 9]. The window's slice for each slice of the identity window; an arbitrary one where there is none."""
     source = np.clip(np.arange(9) - chosen.shift_slices[:, None], 0, 8)
     return np.where(chosen.flip[:, None], 8 - source, source)
 
 
 def peak_mb(arguments: Arguments) -> int:
-    """The most memory that this process held while it made maps, `measure` views at once; without maps if that is 0."""
+    """Peak memory in MB of this process after it made maps with `measure` views at once; without maps if that is 0."""
     import jax
 
     from spinejax.data.dataset import DataSet

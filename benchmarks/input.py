@@ -1,18 +1,17 @@
-"""Does a step ever wait for its discs? Reading against plain reads and PyTorch, views against TorchIO and MONAI.
+"""Speed of the input pipeline: reading against plain reads and PyTorch, views against TorchIO and MONAI.
 
     python -m benchmarks.input --data runs/quickstart/discs [--parts formats loaders views] [--json FILE]
 
-All that is compared takes turns in one process; a figure is the median of its turns, a ratio the median of the turns'
-ratios, with the least and the greatest of them. Pinned to one core (`taskset -c 0`), figures are per core. Needs the
-extra `bench`.
+What is compared runs in turn in one process. A figure is the median of its turns; a ratio is the median of the turns'
+ratios, with the least and the greatest. With `taskset -c 0` figures are per core. Needs the extra `bench`.
 
-    formats     ways to store a disc: its size, and the CPU time to read and check it, from the page cache
+    formats     ways to store a disc: its size, and the CPU time to read and check it from the page cache
     loaders     shuffled batches by shards and Grain, and by PyTorch's DataLoader over the same files, which checks
-                nothing; against plain reads of the same bytes into memory that is there already. From the page cache,
-                and from the disk: each turn drops the data set from this machine's page cache (a host's own may stay)
-    views       one rotation, shift and scale, linear, of nine slices, in CPU time: spinejax's views from stored discs,
-                against MONAI and TorchIO from float32 in memory. They must agree first, on smooth discs, as far as
-                interpolating in two passes and in one do
+                nothing, against plain reads of the same bytes into allocated memory. Once from the page cache and once
+                from the disk: each turn drops the data set from this machine's page cache, not from its host's
+    views       one rotation, shift and scale of nine slices with linear interpolation, in CPU time: spinejax's views
+                from stored discs, against MONAI and TorchIO from float32 in memory. They must agree first, on smooth
+                discs, up to the difference between one and two passes of interpolation
 """
 
 import json
@@ -42,38 +41,38 @@ from spinejax.parallel import runtime
 torch = peer("torch")
 Part = Literal["formats", "loaders", "views"]
 DISC_BYTES = 2 * int(np.prod(VOLUME_SHAPE))
-AHEAD = 6  # batches that a loader may have read ahead of its turn
+AHEAD = 6  # batches that a loader may read ahead
 INTERPOLATION_DIFFERENCE = 0.01  # of the intensities' range
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time what stands between the disk and the network."""
+    """Time the input pipeline."""
 
     data: Path
     """Data set to read from."""
     parts: tuple[Part, ...] = ("formats", "loaders", "views")
-    """Which tables."""
+    """Tables to make."""
     workers: tuple[int, ...] = (0, 1, 2)
-    """Worker processes of the loaders; 0 is none."""
+    """Numbers of worker processes of the loaders."""
     batch_size: int = 32
-    """Discs at once."""
+    """Discs per batch."""
     rounds: int = 7
-    """Turns that each takes."""
+    """Number of turns of each."""
     json: Path | None = None
-    """Also write the rows here: per part a list of name, value, ratio, low, high, and the rest of a table's row."""
+    """Also write the rows to this file: for each part a list of the table's rows."""
 
 
 @dataclass
 class Row:
-    """One line of a table. The ratio is its first row's time over its own: above 1 it is quicker."""
+    """One row of a table. Its ratio is the first row's time over its own: above 1 it is faster."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
     notes: dict[str, float] = field(default_factory=dict)
 
     def figures(self, first: "Row", count: int) -> dict[str, Any]:
-        """As JSON; `count` is what a turn handles."""
+        """The row as JSON; `count` is the number of discs of a turn."""
         ratios = np.array(first.seconds) / np.array(self.seconds)
         spread = {"ratio": np.median(ratios), "low": ratios.min(), "high": ratios.max()}
         about = {"ms_per_disc": 1e3 * np.median(self.seconds) / count} | spread | self.notes
@@ -81,7 +80,7 @@ class Row:
 
 
 def main(arguments: Arguments) -> None:
-    """Print a table per part, and write it as soon as it stands."""
+    """Print one table per part, and write each as soon as it is complete."""
     runtime.set_up()
     figures: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
     for part in arguments.parts:
@@ -93,7 +92,7 @@ def main(arguments: Arguments) -> None:
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows as a table."""
+    """Print rows as a table."""
     table = Table("", "ms a disc", "discs/s", "times the first", "least to greatest", *rows[0].keys() - _ALWAYS)
     table.title, table.title_justify = title, "left"
     for row in rows:
@@ -111,17 +110,17 @@ _ALWAYS = {"name", "ms_per_disc", "ratio", "low", "high"}
 
 
 def formats(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
-    """The same discs in a file of each format, read one by one into memory that is there already."""
+    """The same discs in a file of each format, read one by one into allocated memory."""
     data = DataSet(arguments.data)
     volumes = data.volumes(data.rows("train")[: 2 * arguments.batch_size])
     shuffled = {"shuffle": True, "fletcher32": True}
     stored: dict[str, dict] = {
-        "as it lies, unchecked": {},
-        "as it lies, XXH3 in a column": {},
-        "as it lies, Fletcher-32 of HDF5": {"fletcher32": True},
+        "uncompressed, unchecked": {},
+        "uncompressed, XXH3 in a column": {},
+        "uncompressed, Fletcher-32 of HDF5": {"fletcher32": True},
         "LZF, Fletcher-32": {"compression": "lzf", **shuffled},
         "gzip 1, Fletcher-32": {"compression": "gzip", "compression_opts": 1, **shuffled},
-        "float32 as it lies, XXH3": {"dtype": np.float32},
+        "float32, uncompressed, XXH3": {"dtype": np.float32},
     }
     rows, reads = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -137,22 +136,22 @@ def formats(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
 
 
 def reading(column: h5py.Dataset, *, checked: bool) -> Callable[[int], None]:
-    """What reads one disc: through HDF5's filters, or as it lies, with its checksum worked out if `checked`."""
+    """A function that reads one disc: through HDF5's filters, or directly, with its checksum computed if `checked`."""
     into = np.zeros(VOLUME_SHAPE, column.dtype)
 
     def filtered(place):
         column.read_direct(into, source_sel=np.s_[place])
 
-    def as_it_lies(place):
+    def direct(place):
         column.id.read_direct_chunk((place, 0, 0, 0), out=into.reshape(-1).view(np.uint8))
         if checked:
             checksum_of(into)
 
-    return filtered if column.id.get_create_plist().get_nfilters() else as_it_lies
+    return filtered if column.id.get_create_plist().get_nfilters() else direct
 
 
 def take_turns(rows: Sequence[Row], calls: Sequence[Callable], arguments: Arguments) -> None:
-    """CPU seconds of each call in each turn, into its row. A first turn, which fills caches, is left out."""
+    """Add the CPU seconds of each call in each turn to its row. The first turn, which fills caches, is not counted."""
     for turn in range(arguments.rounds + 1):
         for row, call in zip(rows, calls, strict=True):
             started = time.process_time()
@@ -165,7 +164,7 @@ def take_turns(rows: Sequence[Row], calls: Sequence[Callable], arguments: Argume
 
 
 class Discs(torch.utils.data.Dataset):
-    """The shards as a PyTorch user would read them: one HDF5 file a shard, opened by each worker, a disc an item."""
+    """The shards as a PyTorch user would read them: each worker opens the HDF5 files, and an item is one disc."""
 
     def __init__(self, data: DataSet):
         self.files = [data.folder / entry["name"] for entry in data.manifest["files"]]
@@ -187,8 +186,8 @@ class Discs(torch.utils.data.Dataset):
 def loaders(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
     """Batches in shuffled order, by each loader; once from the page cache and once from the disk.
 
-    A turn is one pass over the training discs. Its first batches are not timed: they empty what a loader has read
-    ahead while others had their turns, and the rest comes at the loader's own pace.
+    A turn is one pass over the training discs. Its first batches are not timed, because the loader has read them ahead
+    during the turns of the others.
     """
     data, size = DataSet(arguments.data), arguments.batch_size
     timed = num_steps(len(data.rows("train")), size) - AHEAD
@@ -212,7 +211,7 @@ def loaders(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
                 started = time.perf_counter()
                 for _ in range(timed):
                     next(batches)
-                if turn:  # in a first turn processes start, and the page cache fills
+                if turn:  # the first turn starts processes and fills the page cache
                     row.seconds.append(time.perf_counter() - started)
         for row in rows:
             row.notes["MB/s"] = timed * size * DISC_BYTES / 1e6 / float(np.median(row.seconds))
@@ -220,7 +219,7 @@ def loaders(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
 
 
 def plain_reads(data: DataSet, size: int) -> Iterator[np.ndarray]:
-    """`read` of each disc's bytes, in shuffled order, into one batch's memory again and again, without end."""
+    """Read each disc's bytes in shuffled order into the memory of one batch, which is reused, without end."""
     places = []
     for entry in data.manifest["files"]:
         with h5py.File(data.folder / entry["name"]) as file:
@@ -239,7 +238,7 @@ def plain_reads(data: DataSet, size: int) -> Iterator[np.ndarray]:
 
 
 def data_loader(data: DataSet, size: int, workers: int) -> Iterator:
-    """PyTorch's, shuffled, without end. Its workers are started, not forked, for this process has threads."""
+    """PyTorch's DataLoader, shuffled, without end. Its workers are spawned, because this process has threads."""
     how: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
     discs = torch.utils.data.Subset(Discs(data), data.rows("train").tolist())
     loader = torch.utils.data.DataLoader(discs, size, shuffle=True, drop_last=True, num_workers=workers, **how)
@@ -248,7 +247,7 @@ def data_loader(data: DataSet, size: int, workers: int) -> Iterator:
 
 
 def drop_from_page_cache(data: DataSet) -> None:
-    """Have the next read of the data set come from the disk."""
+    """Drop the data set from the page cache, so that the next read comes from the disk."""
     for entry in data.manifest["files"]:
         file = os.open(data.folder / entry["name"], os.O_RDONLY)
         os.fsync(file)  # what is not written yet cannot be dropped
@@ -285,7 +284,7 @@ def views(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
 
 
 def smooth_discs(size: int) -> np.ndarray:
-    """float32[size, 192, 320, 15] of slow waves that end at the borders, where the libraries differ on purpose."""
+    """float32[size, 192, 320, 15] of slow waves that fade at the borders, which the libraries treat differently."""
     row, column, place = np.ogrid[: VOLUME_SHAPE[0], : VOLUME_SHAPE[1], : VOLUME_SHAPE[2]]
     fades = np.sin(np.pi * row / (VOLUME_SHAPE[0] - 1)) * np.sin(np.pi * column / (VOLUME_SHAPE[1] - 1))
     lengths = np.random.default_rng(0).uniform(20, 40, (size, 2))
@@ -294,14 +293,14 @@ def smooth_discs(size: int) -> np.ndarray:
 
 
 def float_slices(volumes: np.ndarray) -> np.ndarray:
-    """The window's slices as float32 intensities: both peers are spared the choice of them and the conversion."""
+    """The window's slices as float32 intensities. For the peers this is not timed."""
     first = (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
     slices = volumes[..., first : first + WINDOW_SHAPE[2]]
     return slices if slices.dtype == np.float32 else slices.astype(np.float32) / 65535
 
 
 def monai_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
-    """MONAI's Affine in two dimensions, slices as channels, straight onto the window's grid: its quickest way."""
+    """MONAI's Affine in two dimensions, with slices as channels, directly onto the window's grid: its fastest way."""
     affine = peer("monai.transforms").Affine
     discs = [torch.tensor(np.moveaxis(slices, -1, 0).copy()) for slices in float_slices(volumes)]
     both = zip(matrices(chosen), chosen.shift_px, strict=True)
@@ -315,7 +314,7 @@ def monai_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
 
 
 def torchio_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
-    """TorchIO's Affine on the nine slices, then the window out of its middle."""
+    """TorchIO's Affine on the nine slices, then a crop of the window from the middle."""
     torchio = peer("torchio")
     peer("SimpleITK").ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     discs = [torch.tensor(slices.copy())[None] for slices in float_slices(volumes)]
@@ -338,7 +337,7 @@ def torchio_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
 
 
 def matrices(chosen) -> np.ndarray:
-    """float[V, 2, 2]. From a window's pixel to the volume's, both counted from the centre, without the shift."""
+    """float[V, 2, 2]. From a window's pixel to the volume's, both relative to the centre, without the shift."""
     angle = np.deg2rad(chosen.angle_deg)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return (turn / chosen.scale).transpose(2, 0, 1)

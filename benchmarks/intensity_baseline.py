@@ -1,7 +1,7 @@
-"""What can be graded without a network: a logistic regression on a few simple intensities of a disc.
+"""A baseline without a network: a logistic regression on a few simple intensities of a disc.
 
-Discs are cut so that their geometry is alike: horizontal, centred, an endplate's length 112 of 320 columns. So fixed
-boxes of the middle slice tell the nucleus, the annulus, the endplates and the bodies apart well enough for a baseline.
+All discs are cut to the same geometry: horizontal, centred, with an endplate's length of 112 of 320 columns. So fixed
+boxes of the middle slice separate nucleus, annulus, endplates and bodies well enough for a baseline.
 """
 
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE
 from spinejax.tasks import UNLABELLED
 
 _CENTRE = np.array(VOLUME_SHAPE[:2]) // 2
-_BAND_PX = 6  # a disc is some 25 px high
+_BAND_PX = 6  # a disc is about 25 px high
 _NUM_BANDS = 13
 _QUANTILES = (5, 25, 50, 75, 95)
 
 
 def features(volume: np.ndarray) -> np.ndarray:
-    """float64[36]. Means and spreads of thin bands from body to body, and of the disc's front, middle and back.
+    """float64[36]. Mean and spread of thin bands from body to body; means of the disc's front, middle and back.
 
     Args:
-        volume: uint16[192, 320, 15]; its middle slice is looked at.
+        volume: uint16[192, 320, 15]; only its middle slice is used.
     """
     image = volume[:, :, VOLUME_SHAPE[2] // 2] * INTENSITY_STEP
 
@@ -48,20 +48,20 @@ def features(volume: np.ndarray) -> np.ndarray:
 
 
 def all_features(data: DataSet) -> np.ndarray:
-    """float64[N, 36]. Of every disc of a data set."""
+    """float64[N, 36]. The features of every disc of a data set."""
     return np.stack([features(data.volume(row)) for row in range(len(data))])
 
 
 def probabilities(
     found: np.ndarray, labels: np.ndarray, num_grades: Mapping[str, int], train: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Task name → float64[N, C], from a class-balanced logistic regression for each task.
+    """Task name → float64[N, C]: probabilities from a class-balanced logistic regression for each task.
 
     Args:
-        found: float64[N, F]. Of all discs.
+        found: float64[N, F]. The features of all discs.
         labels: int[N, T], `UNLABELLED` where missing.
-        num_grades: task name → C, in the labels' order.
-        train: bool[N]. The discs that are learned from.
+        num_grades: task name → C, in the order of the labels' columns.
+        train: bool[N]. The discs to learn from.
     """
     make_pipeline = peer("sklearn.pipeline").make_pipeline
     classifier, scaler = peer("sklearn.linear_model").LogisticRegression, peer("sklearn.preprocessing").StandardScaler
@@ -76,7 +76,7 @@ def probabilities(
 
 
 def majority(labels: np.ndarray, num_grades: Mapping[str, int], train: np.ndarray) -> dict[str, np.ndarray]:
-    """Task name → float64[N, C]: the grade that is the most frequent among the discs that are learned from, for all."""
+    """Task name → float64[N, C]: for every disc, the most frequent grade of the training discs."""
     given = {}
     for column, (task, number) in enumerate(num_grades.items()):
         learned = labels[train, column]

@@ -1,9 +1,9 @@
-"""Does memory grow with the data set? Peak resident memory of reading and training at 1× and 10× the discs.
+"""Peak memory of reading and training with 1× and 10× the discs: it must not grow with the data set.
 
     python -m benchmarks.memory [--discs 120] [--json FILE]
 
-Makes two data sets of noise in a temporary folder, and trains a narrow network on each for as many steps, in a process
-of its own, that reports the most memory it ever held.
+It makes two data sets of noise in a temporary folder. On each it trains a narrow network for the same number of steps,
+in a separate process, which prints its peak resident memory.
 """
 
 import json
@@ -31,15 +31,15 @@ class Arguments:
     """Compare peak memory at 1× and 10× the discs."""
 
     discs: int = 120
-    """Training discs of the smaller data set, 1.8 MB each."""
+    """Number of training discs of the smaller data set, 1.8 MB each."""
     json: Path | None = None
-    """Also write the figures here."""
+    """Also write the figures to this file."""
     measure: Path | None = None
-    """For the processes that this program starts: train on this data set and print the peak."""
+    """Internal: train on this data set and print the peak memory."""
 
 
 def main(arguments: Arguments) -> None:
-    """Make, train, compare."""
+    """Make both data sets, train on each, and compare."""
     if arguments.measure:
         print(train(arguments.measure))
         return
@@ -56,7 +56,7 @@ def main(arguments: Arguments) -> None:
 
 
 def write(folder: Path, num_discs: int) -> Path:
-    """A data set of noise."""
+    """Write a data set of noise."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 65535, VOLUME_SHAPE, dtype=np.uint16)

@@ -1,20 +1,19 @@
-"""Is spinejax ever slower than PyTorch? The same network and weights in both, in one process, turn by turn.
+"""Speed of the network against PyTorch: the same weights in both, in one process, in turn.
 
     taskset -c 0 python -m benchmarks.peers [--width 1.0] [--batch-sizes 1 8 32] [--parts forward train tta hotspots]
         [--json FILE]
 
-PyTorch is `benchmarks/torch_twin.py` in channels_last, eager and through `torch.compile`; each row holds spinejax
-against the quicker of the two. Outputs must agree to 1e-4 before anything is timed. spinejax is set up as its commands
-set it up; memory that is freed is kept for both. Each has as many threads as the process has cores, and what is counted
-is the process's CPU time, which other work on the machine does not lengthen: on one core it is the time itself. Turns
-are interleaved. A figure is the median of its turns; a ratio is the median of the turns' ratios, with the least and the
-greatest of them. Needs the extra `bench`.
+PyTorch runs `benchmarks/torch_twin.py` in channels_last, eager and through `torch.compile`; each row compares spinejax
+with the faster of the two. Outputs must agree to 1e-4 before anything is timed. spinejax is set up as by its commands;
+both keep freed memory. Each has as many threads as the process has cores. The process's CPU time is measured, because
+other work on the machine does not change it; on one core it equals the time without other work. A figure is the median
+of its turns; a ratio is the median of the turns' ratios, with the least and the greatest. Needs the extra `bench`.
 
     forward     windows → scores
-    train       SGD with momentum and weight decay on windows, dropout on; PyTorch's fused SGD
-    tta         the mean over 54 views; PyTorch takes as many views of its discs at once as spinejax does
-    hotspots    6 tasks × 32 views of one disc: windows → input gradients, without the warps, which PyTorch has no
-                counterpart of. More discs are more turns of the same work, so there is one row
+    train       SGD with momentum and weight decay on windows, with dropout; PyTorch's fused SGD
+    tta         the mean over 54 views; both take the same number of views at once
+    hotspots    6 tasks × 32 views of one disc: windows → input gradients, without the warps, which PyTorch lacks. More
+                discs repeat the same work, so there is one row
 """
 
 import json
@@ -55,21 +54,21 @@ class Arguments:
     """Time spinejax and PyTorch side by side."""
 
     width: float = 1.0
-    """Of every layer; 1 is the paper's network."""
+    """Width multiplier of every layer; 1 is the paper's network."""
     batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """Discs at once."""
+    """Numbers of discs per batch."""
     parts: tuple[Part, ...] = ("forward", "train", "tta", "hotspots")
-    """Which rows."""
+    """Parts to time."""
     rounds: int = 5
-    """Turns that each takes."""
+    """Number of turns of each."""
     compile: bool = True
     """Time `torch.compile` beside eager PyTorch."""
     json: Path | None = None
-    """Also write the rows here: a list of name, width, ours, theirs (discs/s), ratio, low, high, peer."""
+    """Also write the rows to this file: a list of name, width, ours, theirs (discs/s), ratio, low, high, peer."""
 
 
 def main(arguments: Arguments) -> None:
-    """Print a row per part and batch size, and write it as soon as it stands."""
+    """Print one row per part and batch size, and write each as soon as it is complete."""
     runtime.set_up()
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
@@ -106,7 +105,7 @@ def main(arguments: Arguments) -> None:
 
 
 def interleaved(calls: Sequence[Callable], rounds: int) -> list[list[float]]:
-    """CPU seconds of each call in each turn; a first turn, which compiles, is not counted."""
+    """CPU seconds of each call in each turn. The first turn, which compiles, is not counted."""
     seconds: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for call, times in zip(calls, seconds, strict=True):
@@ -189,7 +188,7 @@ def tta(model, variables, twin, size, compiled):
     """The mean over 54 views of stored discs, crops included."""
     volumes = np.random.default_rng(0).integers(0, 65536, (size, *VOLUME_SHAPE), dtype=np.uint16)
     grid = views.grid()
-    # float32 on their side, once and untimed: PyTorch has little support for uint16.
+    # PyTorch starts from float32, converted once and not timed, because it has little support for uint16.
     theirs = torch.tensor(np.moveaxis(volumes, -1, 1).astype(np.float32) / 65535)
     shifts = np.column_stack([np.asarray(grid.shift_px, int), np.asarray(grid.shift_slices), np.asarray(grid.flip)])
 
@@ -218,7 +217,7 @@ def tta(model, variables, twin, size, compiled):
 
 
 def hotspots(model, variables, twin, size, compiled):
-    """Input gradients of one score a task, over 32 views of each disc: one forward pass, a backward pass a task."""
+    """Input gradients of one score per task over 32 views of one disc: one forward pass, one backward pass per task."""
     windows = _windows(NUM_VIEWS)
 
     grades = jnp.zeros(len(model.tasks), jnp.int32)
@@ -229,7 +228,7 @@ def hotspots(model, variables, twin, size, compiled):
 
     theirs = _channels_last(windows)
     twin.eval()
-    torch._functorch.config.donated_buffer = False  # or a compiled graph could not be kept for the next task
+    torch._functorch.config.donated_buffer = False  # otherwise a compiled graph could not be kept for the next task
 
     def run(module):
         def call():

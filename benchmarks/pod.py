@@ -1,16 +1,16 @@
-r"""What does one step cost a chip of a pod? Compiled for the pod, on a machine that has none.
+r"""Costs of one step per chip of a TPU pod, compiled on a machine without a TPU.
 
     python -m benchmarks.pod --topology v5e:16x16 [--step train] [--layout split] [--json FILE]
     python -m benchmarks.pod --topology v5e:1x1 v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16 --layout data split \
         --step train predict hotspots --json docs/scaling.json --plot docs/images/scaling.png
 
-Needs the extra `tpu`: libtpu holds the compiler of Cloud TPUs, and describes a pod to it. What is compiled is the
-library's own step, with the shardings that a run gives it, at full width. The figures are the compiler's, per chip and
-step: operations; bytes read and written by all of them, in HBM and on the chip; arguments and temporaries in HBM; and
-the collectives of the compiled program, each with the bytes of its result on a chip. A loop counts once: of the predict
-step nine of 54 views.
+Needs the extra `tpu`: libtpu contains the compiler of Cloud TPUs and the description of each pod. It compiles the
+library's own step at full width, with the shardings of a run. The figures are the compiler's, per chip and step:
+operations; bytes read and written, in HBM and on the chip; arguments and temporaries in HBM; and the collectives of the
+compiled program, with the bytes of their results on one chip. A loop counts once: nine of 54 views in the predict step.
 
-With several programs the JSON is a list, and those of another call stay in it: a program takes minutes to compile.
+With several programs the JSON is a list, which keeps the programs of earlier calls, because each takes minutes to
+compile.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# libtpu looks for a TPU around this machine unless it is told that there is none.
+# Without these, libtpu searches for a TPU on this machine.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
@@ -56,28 +56,28 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compile steps for a pod, and say what they cost each chip."""
+    """Compile steps for a pod, and print their costs per chip."""
 
     topology: tuple[str, ...] = ("v5e:16x16",)
-    """Pods, as libtpu names them: v5e:1x1, v5e:2x2, … v5e:16x16. None: show and draw what --json has."""
+    """Pods, by libtpu's names: v5e:1x1, v5e:2x2, … v5e:16x16. If empty, only show and plot the programs in --json."""
     step: tuple[Literal["train", "predict", "hotspots"], ...] = ("train",)
-    """Which step: training, views included; 54 views averaged; hotspots of six tasks over 32 views, a disc a chip."""
+    """Steps: training with views; the average over 54 views; hotspots of six tasks over 32 views, one disc per chip."""
     layout: tuple[Literal["data", "split"], ...] = ("split",)
-    """How parameters lie on the chips; hotspots have all of them on each."""
+    """Layouts of the parameters on the chips. Hotspots always keep all parameters on each chip."""
     batch_size: int = 256
-    """Discs a step, over all chips."""
+    """Discs per step, over all chips."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the computation."""
+    """Precision of the computation."""
     json: Path | None = None
-    """Also write the figures here."""
+    """Also write the figures to this file."""
     plot: Path | None = None
-    """Draw how they grow with the number of chips."""
+    """Plot the figures over the number of chips to this file."""
     hlo: Path | None = None
-    """Also write the compiled program here, for reading; of one program alone."""
+    """Also write the compiled program to this file; for a single program only."""
 
 
 def main(arguments: Arguments) -> None:
-    """Print a row for each program."""
+    """Print one row for each program."""
     found = _read(arguments.json) if arguments.json else []
     chosen = programs(arguments)
     if arguments.hlo and len(chosen) != 1:
@@ -99,12 +99,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _place(figures: dict[str, Any]) -> tuple:
-    """Where a program stands in the tables, and what makes it another than the rest."""
+    """A program's identity, and its order in the tables."""
     return list(STEPS).index(figures["step"]), *(figures[name] for name in ("dtype", "batch_size", "chips", "layout"))
 
 
 def programs(arguments: Arguments) -> list[tuple[str, str, str]]:
-    """Step, topology and layout of each program. On one chip, and for hotspots, nothing is split."""
+    """Step, topology and layout of each program. On one chip and for hotspots, nothing is split."""
 
     def layout_of(step: str, topology: str, kind: str) -> str:
         return "data" if step == "hotspots" or topology.endswith(":1x1") else kind
@@ -114,7 +114,7 @@ def programs(arguments: Arguments) -> list[tuple[str, str, str]]:
 
 
 def figures_of(step: str, topology: str, kind: str, arguments: Arguments) -> dict[str, Any]:
-    """Compile one program and read off what it costs, or that it does not fit."""
+    """Compile one program and return its costs, or that it does not fit."""
     peer("libtpu", "tpu")
     chips = topologies.get_topology_desc(topology, "tpu").devices
     mesh = Mesh(np.array(chips), (devices.DATA_AXIS,), axis_types=(AxisType.Auto,))
@@ -150,10 +150,10 @@ def figures_of(step: str, topology: str, kind: str, arguments: Arguments) -> dic
 
 
 def collectives_of(program: str) -> dict[str, dict[str, int]]:
-    """Kind → how many of them a compiled program has, and the bytes of their results on one chip.
+    """Kind of collective → their number in a compiled program, and the bytes of their results on one chip.
 
-    Several arrays that travel together are one collective. An asynchronous one is counted where it ends; one that is
-    carried out piece by piece behind several computations, all of which name it and its chain, is counted once.
+    Several arrays in one operation are one collective. An asynchronous collective is counted where it ends. One that is
+    split into pieces between several computations, which all name it and its chain, is counted once.
     """
     found: dict[str, dict[str, int]] = {}
     chains = set()
@@ -180,10 +180,10 @@ def train(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
     volumes = jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16)
     batch = {"volume": volumes, "labels": jax.ShapeDtypeStruct((arguments.batch_size, len(PAPER_TASKS)), np.int32)}
     return train_step.whole_step.lower(
-        _lies(key, devices.replicated(mesh)),
-        jax.tree.map(_lies, state, layout.shardings(state)),
-        _lies(batch, devices.by_disc(mesh)),
-        _lies(weights, devices.replicated(mesh)),
+        _placed(key, devices.replicated(mesh)),
+        jax.tree.map(_placed, state, layout.shardings(state)),
+        _placed(batch, devices.by_disc(mesh)),
+        _placed(weights, devices.replicated(mesh)),
         model=layout.on(model),
         config=config,
         layout=layout,
@@ -195,16 +195,16 @@ def grade(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
     model, variables = _network(arguments)
     layout = layouts.for_grading(mesh, variables["params"]) if kind == "split" else Layout(mesh)
     return predict.predict_step.lower(
-        jax.tree.map(_lies, variables, layout.shardings(variables)),
-        _lies(jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16), devices.by_disc(mesh)),
-        _lies(jax.eval_shape(lambda: predict.view_set(tta=True)), devices.replicated(mesh)),
+        jax.tree.map(_placed, variables, layout.shardings(variables)),
+        _placed(jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16), devices.by_disc(mesh)),
+        _placed(jax.eval_shape(lambda: predict.view_set(tta=True)), devices.replicated(mesh)),
         model=layout.on(model),
         grid=True,
     )
 
 
 def explain(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
-    """The hotspot step, with the batch that `evaluate.py` gives it: a disc a chip."""
+    """The hotspot step, with the batch of `evaluate.py`: one disc per chip."""
     model, variables = _network(arguments)
     batch = {
         "volume": jax.ShapeDtypeStruct((mesh.size, *VOLUME_SHAPE), np.uint16),
@@ -212,8 +212,8 @@ def explain(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
         "grades": jax.ShapeDtypeStruct((mesh.size, len(PAPER_TASKS)), np.int32),
         "row": jax.ShapeDtypeStruct((mesh.size,), np.int32),
     }
-    key, variables = _lies((jax.eval_shape(lambda: jax.random.key(0)), variables), devices.replicated(mesh))
-    return hotspots.hotspot_step.lower(key, variables, _lies(batch, devices.by_disc(mesh)), model=model)
+    key, variables = _placed((jax.eval_shape(lambda: jax.random.key(0)), variables), devices.replicated(mesh))
+    return hotspots.hotspot_step.lower(key, variables, _placed(batch, devices.by_disc(mesh)), model=model)
 
 
 STEPS: dict[str, Callable[[Mesh, str, Arguments], jax.stages.Lowered]] = {
@@ -228,12 +228,12 @@ def _network(arguments: Arguments):
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 112, 224, 9))))
 
 
-def _lies(tree, sharding):
+def _placed(tree, sharding):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def table_of(found: list[dict[str, Any]]) -> Table:
-    """A row for each program of a step, in MB and billions."""
+    """One row for each program of a step, in MB and GFLOP."""
     first = found[0]
     table = Table(title=f"{first['step']} step, {first['dtype']}: per chip")
     for name in ("chips", "layout", "discs", "GFLOP", "MB accessed", "arguments", "temporaries", "collectives"):
@@ -249,7 +249,7 @@ def table_of(found: list[dict[str, Any]]) -> Table:
 
 
 def plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Accessed, argument and collective bytes over the number of chips, a line a layout."""
+    """Plot accessed, argument and collective bytes over the number of chips, one line per layout."""
     names = {"bytes_accessed": "accessed", "argument_bytes": "arguments", "collective_bytes": "collectives"}
     figure, axes = plt.subplots(1, len(names), figsize=(11, 3.4), layout="constrained")
     for axis, (key, name) in zip(axes, names.items(), strict=True):

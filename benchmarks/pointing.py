@@ -1,10 +1,10 @@
-"""How well do hotspots point, and what makes them? One table: ways of making maps, against planted lesions.
+"""How well hotspots point at planted lesions, for several ways of making the maps.
 
     python -m data_prep phantom --out runs/pointing-discs --patients 60 --seed 1000
     python -m benchmarks.pointing --checkpoints runs/quickstart/run --data runs/pointing-discs --json pointing.json
 
-The phantoms must be others than those that the network was trained on. Each lesion counts once, for the task that it
-was drawn for. The score traced back is that of the grade which the network gives the disc, right or wrong.
+Use phantoms that the network was not trained on. Each lesion counts once, for the task that it was drawn for. The score
+traced back is that of the grade that the network gives the disc, right or wrong.
 """
 
 import functools
@@ -52,12 +52,12 @@ class Way:
     """A way of making maps.
 
     Args:
-        ranges: what views are drawn from; None for those of the network's training.
-        num_views: a row of the table for each.
+        ranges: ranges of the random views; None for those of the network's training.
+        num_views: numbers of views, one row of the table for each.
         method: warp, sign and noise.
-        score: what is traced back.
-        forget: with the network's weights shuffled.
-        curves: deletion and insertion too, which cost as much as the map.
+        score: which score is traced back.
+        forget: shuffle the network's weights first.
+        curves: also measure deletion and insertion, which takes as long as the map.
     """
 
     ranges: ViewRanges | None = None
@@ -99,22 +99,22 @@ class Arguments:
     """Compare ways of making hotspots on discs with lesion masks."""
 
     checkpoints: tuple[Path, ...]
-    """Trained runs; each gets a table."""
+    """Trained runs, one table for each."""
     data: Path
-    """Phantoms."""
+    """Data set of phantoms."""
     split: Literal["train", "validation", "test"] | None = None
-    """Only this split's discs; all if not given."""
+    """Use only this split's discs. Default: all."""
     ways: tuple[str, ...] = tuple(WAYS)
-    """Rows of the table."""
+    """Rows of the table: names of the ways."""
     num_lesions: int | None = None
-    """Only so many lesions, drawn at random."""
+    """Use only this number of lesions, drawn at random."""
     json: Path | None = None
-    """Also write the figures here."""
+    """Also write the figures to this file."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion: its disc's row, its task, that task's column in the data set, the grade that the network gives."""
+    """A lesion: its disc's row, its task, the task's column in the data set, and the grade that the network gives."""
 
     row: int
     task: str
@@ -123,7 +123,7 @@ class Lesion:
 
 
 def main(arguments: Arguments) -> None:
-    """A table for each network."""
+    """Print one table for each network."""
     runtime.set_up()
     data, found = DataSet(arguments.data), {}
     for run in arguments.checkpoints:
@@ -147,7 +147,7 @@ def main(arguments: Arguments) -> None:
 
 
 def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Arguments) -> list[Lesion]:
-    """Every lesion in view, and what the network says of its disc, seen once."""
+    """Every lesion in view, with the grade that the network gives its disc in one view."""
     local = [task.name for task in model.tasks if task.name.split("_")[0] in pointing.SIDES]
     columns = {name: [task.name for task in data.tasks].index(name) for name in local}
     rows = np.arange(len(data)) if arguments.split is None else data.rows(arguments.split)
@@ -167,7 +167,7 @@ def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Ar
 
 
 def alone(model: SpineNet, variables: Mapping, task: str) -> tuple[SpineNet, dict]:
-    """The network with one task's branch, under the same name for all: one compiled program serves every task."""
+    """The network with one task's branch only, under the same name for all: they share one compiled program."""
     params = variables["params"]
     one_branch = {"trunk": params["trunk"], "head_own": params[f"head_{task}"]}
     return model.clone(tasks=(Task("own", ("normal", "abnormal")),)), {**variables, "params": one_branch}
@@ -176,7 +176,7 @@ def alone(model: SpineNet, variables: Mapping, task: str) -> tuple[SpineNet, dic
 def measures_of(
     lesion: Lesion, model: SpineNet, variables: Mapping, data: DataSet, trained: ViewRanges, ways: tuple[str, ...]
 ) -> Iterator[tuple[str, dict]]:
-    """Each row of the table, and what this lesion adds to it."""
+    """The measures of one lesion for each row of the table."""
     volume = data.volume(lesion.row).astype(np.float32) * INTENSITY_STEP
     window = central_window(volume)
     mask = pointing.lesion_of(data.mask("lesion", lesion.row), lesion.column)
@@ -203,12 +203,12 @@ def measures_of(
 
 
 def traced(variables: Mapping, given: int, true: int, way: Way) -> tuple[Mapping, int]:
-    """The weights and the grade whose score is traced back."""
+    """The weights to use, and the grade whose score is traced back."""
     if way.forget:
         variables = faithfulness.forget(jax.random.key(1), variables)
     if way.score != "difference":
         return variables, true if way.score == "true" else given
-    # A difference of two outputs is one output, of the difference of their weights.
+    # The difference of two outputs is one output, with the difference of their weights.
     head = variables["params"]["head_own"]
     fc8 = {name: np.stack([leaf[..., 0], leaf[..., 1] - leaf[..., 0]], -1) for name, leaf in head["fc8"].items()}
     return {**variables, "params": {**variables["params"], "head_own": {**head, "fc8": fc8}}}, 1
@@ -217,7 +217,7 @@ def traced(variables: Mapping, given: int, true: int, way: Way) -> tuple[Mapping
 def maps_of(
     model: SpineNet, variables: Mapping, volume, slices, grade: int, row: int, way: Way, trained: ViewRanges
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each number of views, and the map of the first so many: one pass gives the maps of all numbers."""
+    """The map of the first n views, for each number n in `way.num_views`, in one pass."""
     most = max(way.num_views)
     keys = keys_of(row, -(-most // AT_ONCE) * AT_ONCE)
     chosen = draw(keys, way.ranges or trained)
@@ -234,7 +234,7 @@ def maps_of(
 
 @functools.partial(jax.jit, static_argnames="number")
 def keys_of(row: int, number: int) -> jax.Array:
-    """Keys of a disc's views, as `hotspots.hotspot_step` has them from key 0."""
+    """Keys of a disc's views, the same as `hotspots.hotspot_step` derives from key 0."""
     key = jax.random.fold_in(jax.random.key(0), row)
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(number))
 
@@ -245,7 +245,7 @@ mean = jax.jit(hotspots.mean_evidence)
 
 
 def summarise(measures: list[dict], data: DataSet) -> dict[str, dict[str, Estimate | int]]:
-    """Task, "all" for all lesions, "rightly graded" for those: n and each measure with its interval over patients."""
+    """For each task, for "all" and for "rightly graded" lesions: n and each measure with its interval over patients."""
     kinds = {
         "all": measures,
         "rightly graded": [each for each in measures if each["right"]],
@@ -262,7 +262,7 @@ def summarise(measures: list[dict], data: DataSet) -> dict[str, dict[str, Estima
 
 
 def as_json(tasks: Mapping[str, Mapping]) -> dict:
-    """Estimates as dicts; measures that were not taken are left out."""
+    """Estimates as dicts, without measures that were not taken."""
     return {
         task: {
             name: value.to_json() if isinstance(value, Estimate) else value
@@ -274,7 +274,7 @@ def as_json(tasks: Mapping[str, Mapping]) -> dict:
 
 
 def show(run: str, found: Mapping[str, Mapping]) -> None:
-    """One table of all lesions, one of each task's with the full method."""
+    """Print a table of all lesions, and one of each task with the full method."""
     console = Console(width=190)
     some = next(iter(found.values()))
     title = f"{run}: {some['all']['n']} lesions of {some['all']['patients']} patients, % [95 % interval over patients]"

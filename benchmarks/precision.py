@@ -1,4 +1,4 @@
-"""Does a network grade the same in bfloat16? A row a task: discs given another grade, and how far probabilities go.
+"""Grades in bfloat16 against float32. For each task: how many grades differ, and by how much the probabilities.
 
 python -m benchmarks.precision --checkpoint runs/quickstart/run --data runs/quickstart/discs [--split test] [--tta]
 """
@@ -24,18 +24,18 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Grade discs in float32 and in bfloat16, with the same weights."""
+    """Grade discs in float32 and in bfloat16 with the same weights."""
 
     checkpoint: Path
-    """A run or an exported network."""
+    """Run or exported network."""
     data: Path
     """Data set."""
     split: str = "test"
-    """Which of its discs."""
+    """Split to grade."""
     tta: bool = False
     """Average over 54 views."""
     batch_size: int = 24
-    """Discs at once."""
+    """Discs per batch."""
 
 
 def main(arguments: Arguments) -> None:

@@ -1,11 +1,12 @@
-"""SPIDER graded: five-fold cross-validation over its official training patients.
+"""SPIDER graded: cross-validation over its official training patients.
 
-`python -m benchmarks.spider --spider SPIDER --out RUNS` makes the data set (every mid-sagittal T2 slice, its discs
-detected, and the T2 SPACE stacks, cut by their masks), trains a network on phantoms to start from, then one a fold with
-the preset `spider`, grades each fold's test patients with 54 views, and writes `spider.json` and `spider.md`: the
-pooled test grades beside chance, a majority vote and a logistic regression on simple intensities, fitted in the same
-folds. What is finished is kept, so the same command goes on after an interruption. Options behind `--` go to every
-fold's training.
+    python -m benchmarks.spider --spider SPIDER --out RUNS
+
+It makes the data set: every mid-sagittal T2 slice, with detected discs, and the T2 SPACE stacks, with masks. It trains
+a network on phantoms, and from its weights one network per fold with the preset `spider`. It grades each fold's test
+patients with 54 views, and writes `spider.json` and `spider.md`: the pooled test grades beside chance, a majority vote
+and a logistic regression on simple intensities, fitted in the same folds. Finished parts are kept: after an
+interruption, start the same command again. Options after `--` go to every fold's training.
 """
 
 import csv
@@ -53,19 +54,19 @@ class Arguments:
     out: Path
     """Folder of the data sets, the runs and the tables."""
     folds: int = 5
-    """How many."""
+    """Number of folds."""
     seed: int = 0
-    """Of folds and trainings."""
+    """Seed of the folds and of the trainings."""
     init_from: Path | None = None
-    """A run to start every fold from. Default: one is trained on phantoms under `out`."""
+    """Run whose weights every fold starts from. Default: one is trained on phantoms in `out`."""
     keep_discs: bool = False
-    """Keep each fold's copy of the discs, 2 GB, when it is done."""
+    """Keep each fold's copy of the discs (2 GB) when the fold is finished."""
     options: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Options of every fold's training, behind `--`."""
+    """Options of every fold's training, after `--`."""
 
 
 def main(arguments: Arguments) -> None:
-    """Every fold, then the tables."""
+    """Run every fold, then write the tables."""
     runtime.set_up()
     data = DataSet(spider_discs(arguments))
     start = arguments.init_from or phantom_run(arguments.out)
@@ -98,27 +99,27 @@ def spider_discs(arguments: Arguments) -> Path:
         prepare = ("-m", "data_prep", "spider", arguments.spider, "--series", "t2", "t2_SPACE", "--detect-missing")
         try:
             run_script(*prepare, "--subset", "training", "--out", discs)
-        except subprocess.CalledProcessError:  # scans that fail are named, and the others written all the same
+        except subprocess.CalledProcessError:  # some scans failed, and the others were written
             if not (discs / "manifest.json").is_file():
                 raise
     return discs
 
 
 def phantom_run(out: Path) -> Path:
-    """A network that grades phantoms: what the folds' networks start from."""
+    """The run on phantoms whose weights the folds start from."""
     discs, run = out / "phantoms", out / "phantom-run"
     if not (run / "export").is_dir():
         if not (discs / "manifest.json").is_file():
             run_script("-m", "data_prep", "phantom", "--out", discs, "--patients", 200, "--seed", 0)
-        # A rate that is never lowered: a network that has settled on phantoms takes longer to leave them.
-        unsettled = ("--epochs", 72, "--plateau-patience", 72)
-        run_script("train.py", "quickstart", "--data", discs, "--workdir", run, *unsettled)
+        # The rate is never lowered: a network that has converged on phantoms takes longer to adapt.
+        constant_rate = ("--epochs", 72, "--plateau-patience", 72)
+        run_script("train.py", "quickstart", "--data", discs, "--workdir", run, *constant_rate)
         require_trained(run)
     return run
 
 
 def train_and_grade(fold: str, folder: Path, start: Path, arguments: Arguments) -> None:
-    """Train one fold's network and grade its test patients, unless that is done."""
+    """Train one fold's network and grade its test patients. Finished parts are skipped."""
     discs, run, graded = folder / "discs", folder / "run", folder / "graded"
     if (graded / "predictions.csv").is_file():
         return
@@ -139,9 +140,9 @@ def train_and_grade(fold: str, folder: Path, start: Path, arguments: Arguments) 
 
 
 def point_in_stacks(data: DataSet, tasks: tuple[Task, ...], folder: Path) -> None:
-    """Where the endplate tasks' hotspots lie in the fold's test stacks, that have masks; to `own_side.json`.
+    """Write `own_side.json`: where the endplate tasks' hotspots lie in the fold's test stacks, which have masks.
 
-    Of the discs that the network grades abnormal; the abnormal score is traced back, over views as in training.
+    Only discs that the network grades abnormal count. The abnormal score is traced back, over views as in training.
     """
     path = folder / "own_side.json"
     if path.is_file():
@@ -168,7 +169,7 @@ def point_in_stacks(data: DataSet, tasks: tuple[Task, ...], folder: Path) -> Non
 
 
 def shares_of_disc(data: DataSet, row: int, sided, tasks, maps: np.ndarray, graded: Mapping) -> list[dict]:
-    """One disc's share of energy at the own side, for each task of a side that it is graded abnormal on."""
+    """One disc's share of energy on the task's own side, for each task of a side on which it is graded abnormal."""
     region = central_window(data.mask("region", row))
     return [
         {
@@ -196,7 +197,7 @@ def own_sides(folds: list[Path]) -> dict:
 
 
 def predictions(folder: Path) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """(Scan, level) → task name → each grade's probability, of a fold's test discs."""
+    """(Scan, level) → task name → each grade's probability, for a fold's test discs."""
     found = {}
     with open(folder / "graded" / "predictions.csv", newline="") as file:
         for line in csv.DictReader(file):
@@ -212,7 +213,7 @@ def predictions(folder: Path) -> dict[tuple[str, str], dict[str, list[float]]]:
 def findings(
     data: DataSet, tasks: tuple[Task, ...], folds: list[Path], splits: list[dict[str, str]]
 ) -> dict[str, dict[str, list[TaskResult]]]:
-    """Which discs ("all", "one slice", "stacks") → who graded them → the figures of every task."""
+    """Group of discs ("all", "one slice", "stacks") → grader → the results of every task."""
     labels = np.stack([data.labels[:, data.tasks.index(task)].astype(np.int64) for task in tasks], axis=1)
     num_grades = {task.name: task.num_grades for task in tasks}
     features = intensity_baseline.all_features(data)
@@ -249,7 +250,7 @@ GRADERS = (NETWORK, REGRESSION, MAJORITY)
 
 
 def by_chance(result: TaskResult, statistic: str) -> Estimate:
-    """What guessing every grade alike would give."""
+    """The statistic of guessing each grade with the same probability."""
     number_of = result.task.num_grades
     near = [sum(abs(one - other) <= 1 for other in range(number_of)) / number_of for one in range(number_of)]
     value = {
@@ -262,7 +263,7 @@ def by_chance(result: TaskResult, statistic: str) -> Estimate:
 
 
 def as_json(found: Mapping[str, Mapping[str, list[TaskResult]]]) -> dict:
-    """Fractions in [0, 1]."""
+    """The results as JSON, with fractions in [0, 1]."""
     return {
         group: {who: {result.task.name: result.to_json() for result in results} for who, results in graders.items()}
         for group, graders in found.items()
@@ -270,7 +271,7 @@ def as_json(found: Mapping[str, Mapping[str, list[TaskResult]]]) -> dict:
 
 
 def rows_of(result: TaskResult) -> list[tuple[str, str]]:
-    """A task's rows of the table: the statistic's name in words, and in `TaskResult.estimates`."""
+    """A task's rows of the table: each statistic's name in words, and in `TaskResult.estimates`."""
     rows = [("mean per-class accuracy, %", "mean_per_class_accuracy")]
     if result.task.num_grades > 2:
         return [*rows, ("within ±1, %", "within_one"), ("quadratic κ", "kappa")]
@@ -278,7 +279,7 @@ def rows_of(result: TaskResult) -> list[tuple[str, str]]:
 
 
 def markdown(found: Mapping[str, Mapping[str, list[TaskResult]]]) -> str:
-    """The tables as they stand in docs/results.md."""
+    """The tables of docs/results.md."""
     every = found["all"]
     theirs = paper.table_2("conv5")
     lines = [f"| task | n | measure | {' | '.join(GRADERS)} | chance | paper |", "|---" * 8 + "|"]
@@ -299,14 +300,14 @@ def markdown(found: Mapping[str, Mapping[str, list[TaskResult]]]) -> str:
 
 
 def show_interval(estimate: Estimate, name: str) -> str:
-    """An estimate with its interval: κ as it is, all else in per cent."""
+    """An estimate with its interval: κ as a number, other statistics in per cent."""
     if name == "kappa":
         return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
     return percent(estimate)
 
 
 def hotspot_lines(found: Mapping[str, Mapping]) -> str:
-    """The hotspots' table."""
+    """The table of the hotspots."""
     lines = ["", "| hotspots of | discs graded abnormal | energy at the own side, % |", "|---" * 3 + "|"]
     for name, each in found.items():
         share = Estimate(**each["own_side"])

@@ -1,11 +1,11 @@
-"""How fast is each part of a step? Discs a second for reading, views, forward pass, train step and 54-view averaging.
+"""Speed of each part of a step: discs per second of reading, views, forward pass, train step and 54-view average.
 
     python -m benchmarks.step_time --data runs/quickstart/discs [--preset quickstart] [--json FILE]
 
-The parts are timed in turn, round after round in one process, and the medians are printed: a machine that slows down
-slows all of them. Waiting for data is what the real loop (read, transfer, step) takes longer than the same loop over
-one batch that is in memory already, as a share of the real loop's time; noise may bring it below zero. The same in CPU
-time, which other work on the machine does not lengthen, is what is waited for where one core does all.
+The parts are timed in turn, for several rounds in one process, so that a slower machine slows all of them; the medians
+are printed. "Waiting for data" is the time that the real loop (read, transfer, step) takes longer than the same loop
+over one batch in memory, as a share of the real loop's time; noise may make it negative. "CPU time for data" is the
+same in CPU time, which other work on the machine does not change.
 """
 
 import itertools
@@ -38,19 +38,19 @@ class Arguments:
     data: Path
     """Data set to read from."""
     preset: Literal["quickstart", "paper"] = "quickstart"
-    """Whose network and options."""
+    """Preset of the network and the options."""
     batch_size: int = 32
-    """Discs at once."""
+    """Discs per batch."""
     rounds: int = 7
-    """Times that each part is timed."""
+    """Number of times that each part is timed."""
     steps: int = 20
-    """Steps of each loop by which waiting for data is measured."""
+    """Number of steps of the loops that measure waiting for data."""
     json: Path | None = None
-    """Also write the figures here."""
+    """Also write the figures to this file."""
 
 
 def main(arguments: Arguments) -> None:
-    """Print a row per part."""
+    """Print one row per part."""
     runtime.set_up()
     options, size = config.PRESETS[arguments.preset][1], arguments.batch_size
     mesh, data = devices.make_mesh(), DataSet(arguments.data)

@@ -1,7 +1,7 @@
-"""The same network in PyTorch, from the same weights: what benchmarks hold spinejax against.
+"""The same network in PyTorch with the same weights, for comparisons.
 
-It is written as a PyTorch user would write it, with the library's own layers, and reads `spinejax.model`'s layer table,
-so that a change there is a change here. Needs the extra `bench`.
+It is written as a PyTorch user would write it, from PyTorch's layers. It reads the layer table of
+`spinejax/network/spinenet.py`, so that a change there changes it too. Needs the extra `bench`.
 """
 
 from collections import OrderedDict
@@ -17,11 +17,11 @@ torch = peer("torch")
 
 
 class Twin(torch.nn.Module):
-    """`SpineNet` on windows float32[N, 9, 112, 224]: PyTorch has the slices, its channels, in front.
+    """`SpineNet` on windows float32[N, 9, 112, 224]: in PyTorch the slices, its channels, come first.
 
     Args:
         model: the network.
-        variables: its weights; copied.
+        variables: its weights, which are copied.
     """
 
     def __init__(self, model: SpineNet, variables: Mapping):
@@ -52,7 +52,7 @@ def windows_of(windows) -> torch.Tensor:
 
 
 def _stack(layers: Sequence[Conv | Dense], params: Mapping, shape: tuple[int, ...], dropout: float):
-    """The layers as one module, and the shape of what comes out: (C, H, W), or (C,) once it is flat."""
+    """The layers as one module, and the shape of their output: (C, H, W), or (C,) after a dense layer."""
     modules: OrderedDict[str, torch.nn.Module] = OrderedDict()
     for layer in layers:
         weights = params[layer.name]
