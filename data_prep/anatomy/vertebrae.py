@@ -67,20 +67,22 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     Raises:
         SpinejaxError: the mask has no spinal canal, or fewer than two bodies are found.
     """
-    voxels = body_labels(mask)
-    spacing = mask.spacing_mm[:2]
-    middles = _middles(voxels, spacing)
-    lowest_disc = min((label for label in middles if label > DISC_BELOW), default=None)
-    bodies, reasons = [], _bodiless(mask.voxels, middles)
-    for label in sorted(middles):
+    voxels, spacing = body_labels(mask), mask.spacing_mm[:2]
+    seen = {label: _structure(voxels, label, box, spacing) for label, box in boxes_of(voxels) if label != CANAL}
+    lowest_disc = min((label for label in seen if label > DISC_BELOW), default=None)
+    lost = [
+        label for label, _ in boxes_of(mask.voxels) if label < DISC_BELOW and label not in (*seen, CANAL, POSTERIOR)
+    ]
+    bodies, reasons = [], {_name(label): "no part of it is in front of the canal" for label in lost}
+    for label in sorted(seen):
         try:
             if label == SACRUM:
-                if DISC_BELOW + 1 not in middles:
-                    bodies.append(_sacrum_by_itself(voxels, middles, spacing))
-            elif label == lowest_disc and label - DISC_BELOW - 1 not in middles:
-                bodies.append(_below_lowest_disc(voxels, label, middles, spacing))
+                if DISC_BELOW + 1 not in seen:
+                    bodies.append(_sacrum_by_itself(seen))
+            elif label == lowest_disc and label - DISC_BELOW - 1 not in seen:
+                bodies.append(_below_lowest_disc(label, seen))
             elif label < DISC_BELOW and _name(label) in SPIDER_VERTEBRAE:
-                bodies.append(_body(voxels, label, middles, spacing))
+                bodies.append(_body(label, seen))
             elif label < DISC_BELOW:
                 raise DoubtfulError("it is above T9 and not graded")
         except DoubtfulError as doubt:
@@ -97,7 +99,7 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     return sorted(bodies, key=lambda body: NAMES.index(body.name), reverse=True), notes
 
 
-# Bodies without their posterior elements -----------------------------------------------------------------------------
+# Structures ----------------------------------------------------------------------------------------------------------
 
 
 def body_labels(mask: Scan) -> Integer[np.ndarray, "H W S"]:
@@ -146,36 +148,54 @@ def boxes_of(voxels: Integer[np.ndarray, "H W S"]) -> list[tuple[int, tuple[slic
     return [(label, box) for label, box in enumerate(ndimage.find_objects(voxels), start=1) if box is not None]
 
 
-@dataclass(frozen=True)
-class _Middle:
-    """The slices that show a good part of a structure, and its largest piece in the middle one.
+@dataclass(frozen=True, eq=False)
+class _Structure:
+    """The largest piece of a structure in the middle of the slices that show a good part of it.
 
-    `corner` is the scan's pixel at the piece's pixel (0, 0), `box` the structure's rows and columns in the scan.
+    `corner` is the scan's pixel at the piece's pixel (0, 0); `cut_by` are the edges of the image that it touches.
     """
 
-    box: tuple[slice, slice]
     piece: np.ndarray
     corner: np.ndarray
-    centre_mm: np.ndarray
+    spacing: np.ndarray
     slices: tuple[int, int]
+    cut_by: set[str]
+
+    @property
+    def centre_mm(self) -> np.ndarray:
+        return (self.corner + np.argwhere(self.piece).mean(0)) * self.spacing
+
+    def is_cut_at_top(self) -> bool:
+        """Whether the upper edge of the image cuts it. Raises DoubtfulError if another edge does."""
+        if self.cut_by - {"top"}:
+            raise DoubtfulError("it is cut by the edge of the image")
+        return "top" in self.cut_by
+
+    def body(self, label: int, corners_mm: np.ndarray) -> VertebralBody:
+        """The body with these corners, of which the lower two may be missing."""
+        corners = np.concatenate([corners_mm, np.full((4 - len(corners_mm), 2), np.nan)])
+        return VertebralBody(_name(label), self.corner + corners / self.spacing, self.slices)
 
 
-def _middles(voxels: np.ndarray, spacing: np.ndarray) -> dict[int, _Middle]:
-    return {label: _middle(voxels[box] == label, box, spacing) for label, box in boxes_of(voxels) if label != CANAL}
-
-
-def _middle(part: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> _Middle:
+def _structure(voxels: np.ndarray, label: int, box: tuple[slice, ...], spacing: np.ndarray) -> _Structure:
+    part = voxels[box] == label
     areas = part.sum((0, 1))
     runs, _ = ndimage.label(areas >= _SUBSTANTIAL * areas.max())
     inside = np.flatnonzero(runs == runs[np.argmax(areas)])
     first, stop = int(inside[0]), int(inside[-1]) + 1
     pieces, _ = ndimage.label(part[:, :, (first + stop - 1) // 2])
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    piece = pieces == np.argmax(sizes)
-    corner = np.array([box[0].start, box[1].start])
-    centre = (corner + np.argwhere(piece).mean(0)) * spacing
-    return _Middle((box[0], box[1]), piece, corner, centre, (box[2].start + first, box[2].start + stop))
+    largest = 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    rows, columns, slices = box
+    edges = {"top": rows.start == 0, "side": columns.start == 0 or columns.stop == voxels.shape[1]}
+    # An image may end within the sacrum.
+    edges["bottom"] = rows.stop == voxels.shape[0] and label != SACRUM
+    return _Structure(
+        piece=pieces == largest,
+        corner=np.array([rows.start, columns.start]),
+        spacing=spacing,
+        slices=(slices.start + first, slices.start + stop),
+        cut_by={edge for edge, touches in edges.items() if touches},
+    )
 
 
 # Corners -------------------------------------------------------------------------------------------------------------
@@ -188,71 +208,62 @@ _SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # thinner as the upper edge's dire
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
 
 
-def _body(voxels: np.ndarray, label: int, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
+def _body(label: int, seen: dict[int, _Structure]) -> VertebralBody:
     """A vertebra's body; only the lower corners of one that the upper edge of the image cuts."""
-    if _cut_at_top(middles[label], voxels.shape) or label in _PARTIAL:
-        return _fit_body(label, middles, spacing, cut=True)
+    if seen[label].is_cut_at_top() or label in _PARTIAL:
+        return _fit_body(label, seen, "cut body")
     try:
-        return _fit_body(label, middles, spacing, cut=False)
+        return _fit_body(label, seen, "body")
     except DoubtfulError:
-        if any(label < other <= LAST_VERTEBRA for other in middles):
+        if any(label < other <= LAST_VERTEBRA for other in seen):
             raise
-        return _fit_body(label, middles, spacing, cut=True)  # masks of cut bodies may end short of the image
+        return _fit_body(label, seen, "cut body")  # masks of cut bodies may end short of the image
 
 
-def _fit_body(label: int, middles: dict[int, _Middle], spacing: np.ndarray, *, cut: bool) -> VertebralBody:
-    middle, number = middles[label], label % 100
-    above = _first_of(middles, (DISC_BELOW + number + 1, number + 1), middle)
-    below = _first_of(middles, (DISC_BELOW + number, number - 1), middle)
-    kind = "cut body" if cut else "body"
-    corners = fit_corners_mm(middle.piece, below.centre_mm - above.centre_mm, spacing, kind)
+def _fit_body(label: int, seen: dict[int, _Structure], kind: str) -> VertebralBody:
+    body, number = seen[label], label % 100
+    above = _first_of(seen, (DISC_BELOW + number + 1, number + 1, label))
+    below = _first_of(seen, (DISC_BELOW + number, number - 1, label))
+    corners = fit_corners_mm(body.piece, below.centre_mm - above.centre_mm, body.spacing, kind)
     lengths = np.linalg.norm(np.diff(corners, axis=0, append=corners[:1]), axis=1)
     _require(_LENGTH_MM, lengths[[0, 2]], "endplates", "mm long")
     _require(_HEIGHT_MM, lengths[[1, 3]], "walls", "mm high")
-    _require(_AREA_RATIO, [_area(corners) / (middle.piece.sum() * spacing.prod())], "area", "times its mask's")
-    if cut:
+    _require(_AREA_RATIO, [_area(corners) / (body.piece.sum() * body.spacing.prod())], "area", "times its mask's")
+    if kind == "cut body":
         corners[:2] = np.nan
-    return VertebralBody(_name(label), middle.corner + corners / spacing, middle.slices)
+    return body.body(label, corners)
 
 
-def _below_lowest_disc(
-    voxels: np.ndarray, label: int, middles: dict[int, _Middle], spacing: np.ndarray
-) -> VertebralBody:
+def _below_lowest_disc(label: int, seen: dict[int, _Structure]) -> VertebralBody:
     """The upper corners of the vertebra below the lowest disc, from the disc's lower edge."""
-    disc, number = middles[label], label - DISC_BELOW
-    if _cut_at_top(disc, voxels.shape):
+    disc = seen[label]
+    if disc.is_cut_at_top():
         raise DoubtfulError("the disc above it is cut by the upper edge of the image")
-    above = _first_of(middles, (number, label + 1), disc)
+    above = _first_of(seen, (label - DISC_BELOW, label + 1, label))
     # If L5 has slipped forward, the line to it does not show the disc's direction; the disc's own length does.
-    down = across_mm(disc.piece, spacing)
+    down = across_mm(disc.piece, disc.spacing)
     down = down if down @ (disc.centre_mm - above.centre_mm) >= 0 else -down
-    corners = fit_corners_mm(disc.piece, down, spacing, "disc")
-    _require(_LENGTH_MM, [np.linalg.norm(corners[2] - corners[3])], "endplate", "mm long")
-    return _upper_edge_only(_name(label), disc, corners[[3, 2]], spacing)
+    ends = fit_corners_mm(disc.piece, down, disc.spacing, "disc")[[3, 2]]
+    _require(_LENGTH_MM, [np.linalg.norm(ends[1] - ends[0])], "endplate", "mm long")
+    return disc.body(label, ends)
 
 
-def _sacrum_by_itself(voxels: np.ndarray, middles: dict[int, _Middle], spacing: np.ndarray) -> VertebralBody:
+def _sacrum_by_itself(seen: dict[int, _Structure]) -> VertebralBody:
     """S1's upper corners from the part of the sacrum's mask just below its upper edge."""
-    sacrum = middles[SACRUM]
-    if _cut_at_top(sacrum, (voxels.shape[0] + 1, *voxels.shape[1:])):  # an image may end within the sacrum
+    sacrum = seen[SACRUM]
+    if sacrum.is_cut_at_top():
         raise DoubtfulError("it is cut by the upper edge of the image")
-    lowest = _first_of(middles, (1, 2), sacrum)
-    down_mm = sacrum.centre_mm - lowest.centre_mm
+    down_mm = sacrum.centre_mm - _first_of(seen, (1, 2, SACRUM)).centre_mm
     pixels = np.argwhere(sacrum.piece)
     for depth_mm in _SACRUM_DEPTHS_MM:
-        along = pixels @ (spacing * down_mm / np.linalg.norm(down_mm))
+        along = pixels @ (sacrum.spacing * down_mm / np.linalg.norm(down_mm))
         slab = np.zeros_like(sacrum.piece)
         slab[tuple(pixels[along <= np.percentile(along, 1) + depth_mm].T)] = True
-        corners = fit_corners_mm(slab, down_mm, spacing, "disc")
+        corners = fit_corners_mm(slab, down_mm, sacrum.spacing, "disc")
         back = corners[1] - corners[0]
         down_mm = np.array([back[1], -back[0]])
     _require(_LENGTH_MM, [np.linalg.norm(back)], "endplate", "mm long")
-    return _upper_edge_only("S1", sacrum, corners[[0, 1]], spacing)
-
-
-def _upper_edge_only(name: str, middle: _Middle, ends_mm: np.ndarray, spacing: np.ndarray) -> VertebralBody:
-    upper = middle.corner + ends_mm / spacing
-    return VertebralBody(name, np.concatenate([upper, np.full((2, 2), np.nan)]), middle.slices)
+    return sacrum.body(SACRUM, corners[:2])
 
 
 def _short(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]:
@@ -270,43 +281,23 @@ def _short(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]:
 
 def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float) -> list[str]:
     """Notes on bodies of which the stack shows one flank only, as in scoliosis: those are not the middle's corners."""
-    doubts = []
-    for body in bodies:
-        first, stop = body.slices
-        seen_mm = (stop - first) * slice_mm
-        if (first == 0) != (stop == num_slices) and seen_mm < _FLANK_MM:
-            side = "first" if first == 0 else "last"
-            doubts.append(
-                f"{body.name} is doubtful: only {seen_mm:.0f} mm of its width are seen, in the {side} slices, "
-                "so that its middle may be beside them."
-            )
-    return doubts
-
-
-def _bodiless(voxels: np.ndarray, middles: dict[int, _Middle]) -> dict[str, str]:
-    """Name → reason, for vertebrae of which the mask has posterior elements only."""
-    known = {*middles, CANAL, POSTERIOR}
-    lost = [label for label, _ in boxes_of(voxels) if label < DISC_BELOW and label not in known]
-    return {_name(label): "no part of it is in front of the canal" for label in lost}
+    flanks = [(body, (body.slices[1] - body.slices[0]) * slice_mm) for body in bodies]
+    return [
+        f"{body.name} is doubtful: only {seen_mm:.0f} mm of its width are seen, in the "
+        f"{'first' if body.slices[0] == 0 else 'last'} slices, so that its middle may be beside them."
+        for body, seen_mm in flanks
+        if (body.slices[0] == 0) != (body.slices[1] == num_slices) and seen_mm < _FLANK_MM
+    ]
 
 
 def _name(label: int) -> str:
-    names = {label: name for name, label in SPIDER_VERTEBRAE.items()}
-    if label == SACRUM or label > DISC_BELOW:  # a disc stands for the vertebra below it
-        return "S1" if label in (SACRUM, DISC_BELOW + 1) else names.get(label - DISC_BELOW - 1, "a vertebra above T9")
-    return names.get(label % 100, f"vertebra {label % 100} from the bottom")
+    """A vertebra's name; a disc stands for the vertebra below it."""
+    number = 0 if label == SACRUM else label - DISC_BELOW - 1 if label > DISC_BELOW else label % 100
+    return NAMES[number] if number < len(NAMES) else f"vertebra {number} from the bottom"
 
 
-def _first_of(middles: dict[int, _Middle], labels: tuple[int, ...], otherwise: _Middle) -> _Middle:
-    return next((middles[label] for label in labels if label in middles), otherwise)
-
-
-def _cut_at_top(middle: _Middle, shape: tuple[int, ...]) -> bool:
-    """Whether the upper edge of the image cuts a piece. Raises DoubtfulError if another edge does."""
-    rows, columns = middle.box
-    if rows.stop == shape[0] or columns.start == 0 or columns.stop == shape[1]:
-        raise DoubtfulError("it is cut by the edge of the image")
-    return rows.start == 0
+def _first_of(seen: dict[int, _Structure], labels: tuple[int, ...]) -> _Structure:
+    return next(seen[label] for label in labels if label in seen)
 
 
 def _require(bounds: tuple[float, float], values, what: str, unit: str) -> None:

@@ -1,12 +1,13 @@
-"""What a phantom is drawn on: an empty scan with smooth random textures; and what the scanner makes of the drawing.
+"""The canvas of a phantom: an empty scan with smooth random textures; and the scanner's effects on the drawing.
 
-A canvas keeps slices first, (S, H, W), so that numpy's inner loop runs over a whole row. Coordinates are (y, x, z) in
-mm from its first voxel, as in `phantom_spine`.
+A canvas has slices first, (S, H, W), so that numpy's inner loop runs over a whole row. Coordinates are (y, x, z) in mm
+from its first voxel, as in `spine`.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8, UInt16
 from scipy import sparse
 
 from data_prep.phantom.spine import Body
@@ -14,24 +15,24 @@ from data_prep.phantom.spine import Body
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What is being drawn, slices first; drawing alters its arrays.
+    """An unfinished phantom; drawing changes its arrays.
 
     Args:
-        image: float32[S, H, W]. Signal; that of CSF is about 1.
-        mask: uint8[S, H, W]. Structures, by `Phantom`'s labels.
-        lesions: uint16[S, H, W]. Bit k for a lesion of task k.
-        spacing_mm: float64[3], of slices, rows and columns.
-        textures: three of float32[S, H, W], unit variance: coarse, fine, and drawn out like fibres.
+        image: signal; that of CSF is about 1.
+        mask: structures, by `Phantom`'s labels.
+        lesions: bit k for a lesion of task k.
+        spacing_mm: of slices, rows and columns.
+        textures: of unit variance: coarse, fine, and stretched like fibres.
     """
 
-    image: np.ndarray
-    mask: np.ndarray
-    lesions: np.ndarray
-    spacing_mm: np.ndarray
-    textures: tuple[np.ndarray, np.ndarray, np.ndarray]
+    image: Float32[np.ndarray, "S H W"]
+    mask: UInt8[np.ndarray, "S H W"]
+    lesions: UInt16[np.ndarray, "S H W"]
+    spacing_mm: Float[np.ndarray, "3"]
+    textures: tuple[Float32[np.ndarray, "S H W"], Float32[np.ndarray, "S H W"], Float32[np.ndarray, "S H W"]]
 
     def coordinates(self, box=(slice(None),) * 3):
-        """float32 y[1, h, 1], x[1, 1, w], z[s, 1, 1] in mm within a box."""
+        """The y, x and z in mm within a box; they broadcast to its shape."""
         z, y, x = (
             np.arange(n, dtype=np.float32)[s] * np.float32(d)
             for n, s, d in zip(self.image.shape, box, self.spacing_mm, strict=True)
@@ -39,22 +40,22 @@ class Canvas:
         return y[None, :, None], x[None, None, :], z[:, None, None]
 
     def box(self, low, high):
-        """Index slices that hold a box given in mm as (y, x), through all slices."""
+        """Index slices of a box given in mm as (y, x), through all slices."""
         starts = np.floor(np.array(low) / self.spacing_mm[1:]).astype(int)
         stops = np.ceil(np.array(high) / self.spacing_mm[1:]).astype(int) + 1
         return (slice(None), *(slice(max(0, a), max(0, b)) for a, b in zip(starts, stops, strict=True)))
 
     def cover(self, inside_mm):
-        """Share of each pixel that is inside, from the signed distance to the edge: partial volume without stairs."""
+        """The share of each pixel that is inside, from the signed distance to the edge: partial volume."""
         return np.clip(0.5 + inside_mm / float(self.spacing_mm[1:].mean()), 0, 1)
 
     def paint(self, box, cover, value):
-        """Blend a value into a box, in proportion to what covers each pixel."""
+        """Blend a value into a box, in proportion to the cover of each pixel."""
         self.image[box] += (cover * (value - self.image[box])).astype(np.float32)
 
 
 def lay_out(rng: np.random.Generator, bodies: list[Body]) -> tuple[Canvas, list[Body]]:
-    """An empty canvas, and the bodies T11 … S3 moved onto it, off-centre, with T11 always cut off by the upper edge."""
+    """An empty canvas, and the bodies T11 … S3 moved onto it, off-centre; the upper edge always cuts T11."""
     slice_mm = float(np.clip(np.exp(rng.normal(np.log(4.0), 0.22)), 2.6, 6.0))
     row_mm = rng.uniform(0.70, 0.88)
     spacing_mm = np.array([slice_mm, row_mm, row_mm * rng.choice([1.0, 1.0, rng.uniform(0.97, 1.03)])])
@@ -73,8 +74,8 @@ def lay_out(rng: np.random.Generator, bodies: list[Body]) -> tuple[Canvas, list[
     return canvas, [replace(body, centre=body.centre + shift) for body in bodies]
 
 
-def _texture(rng, shape, spacing_mm, grain_mm):
-    """float32[S, H, W]: smooth noise of unit variance; `grain_mm` is its grain, one number or one per axis."""
+def _texture(rng, shape, spacing_mm, grain_mm) -> Float32[np.ndarray, "S H W"]:
+    """Smooth noise of unit variance; `grain_mm` is its grain, one number or one per axis."""
     grains_mm = np.broadcast_to(grain_mm, 3)
     weights = [
         _spline_weights(rng.random() + np.arange(n) * d / g)
@@ -89,9 +90,9 @@ def _texture(rng, shape, spacing_mm, grain_mm):
 
 
 def _spline_weights(position):
-    """float32[n, nodes], sparse: cubic B-spline weights, which hide the lattice that linear ones show.
+    """Cubic B-spline weights (n, nodes), which hide the lattice that linear ones show.
 
-    Sparse products run on one thread: unlike dense ones they give the same bits on any number of cores.
+    They are sparse, because sparse products run on one thread: they give the same bits on any number of cores.
     """
     distance = np.abs(position[:, None] - np.arange(-1, int(position[-1]) + 3))
     near = 2 / 3 - distance**2 + distance**3 / 2
@@ -99,8 +100,8 @@ def _spline_weights(position):
     return sparse.csr_array(weights.astype(np.float32))
 
 
-def place_in_patient(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
-    """float64[4, 4]: (row, column, slice, 1) → LPS mm, the scan a few degrees off the patient's axes."""
+def place_in_patient(rng: np.random.Generator, canvas: Canvas) -> Float[np.ndarray, "4 4"]:
+    """(row, column, slice, 1) → LPS mm, the scan a few degrees off the patient's axes."""
     directions = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
     for axis, angle in enumerate(np.deg2rad(rng.normal(0, 3, 3))):
         turn, (i, j) = np.eye(3), [n for n in range(3) if n != axis]
@@ -114,8 +115,8 @@ def place_in_patient(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
     return affine
 
 
-def acquire(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
-    """float32[S, H, W]: what the scanner makes of the image: contrast curve, coil shading, Rician noise."""
+def acquire(rng: np.random.Generator, canvas: Canvas) -> Float32[np.ndarray, "S H W"]:
+    """The image after the scanner's effects: contrast curve, coil shading, Rician noise."""
     shape, spacing_mm = canvas.image.shape, canvas.spacing_mm
     signal = np.clip(canvas.image, 0, 1.3) ** np.float32(rng.uniform(0.88, 1.12))
     y, x, _ = canvas.coordinates()

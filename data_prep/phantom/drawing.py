@@ -1,8 +1,8 @@
 """How a phantom is drawn: tissues around the spine, discs, vertebrae and their lesions, from the back to the front.
 
-What a rater would look at follows the true grades, and nothing else does. All the rest is nuisance: contrast between
-tissues, marrow texture, veins, haemangiomas, annular fissures. In a body, u runs to the back, v to the feet and w to
-the left, in mm from its centre; in a disc, u and w are ±1 at its edge.
+Only what a rater would look at depends on the true grades. All else is nuisance: contrast between tissues, marrow
+texture, veins, haemangiomas, annular fissures. In a body, u runs to the back, v to the feet and w to the left, in mm
+from its centre; in a disc, u and w are ±1 at its edge.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CANAL_LABEL = 100
 LESION_BITS = {task.name: np.uint16(1 << k) for k, task in enumerate(PAPER_TASKS)}
 
 # By Pfirrmann grade: nucleus and annulus against marrow, softness of their border, inhomogeneity. Grades 1 and 2 differ
-# by little but the cleft, and contrast varies between scans by nearly as much as a grade: structure has to tell.
+# in little but the cleft, and contrast varies between scans by nearly as much as a grade: structure has to decide.
 NUCLEUS = (
     (1.75, 0.30, 0.12, 0.03),
     (1.62, 0.30, 0.15, 0.06),
@@ -49,25 +49,25 @@ class Tissue:
 def draw(
     rng: np.random.Generator, canvas: Canvas, bodies: list[Body], grades: dict[str, dict[str, int]], age: float
 ) -> None:
-    """Fill the canvas: image, mask and lesions.
+    """Fill an empty canvas: image, mask and lesions.
 
     Args:
-        rng: advanced.
-        canvas: empty; altered.
+        rng: of the patient.
+        canvas: changed.
         bodies: T11 … S3, on the canvas.
         grades: level → task name → true grade, for the six discs from T12-L1 down.
-        age: the patient's age as a standard normal deviate; it makes marrow and muscle fatty.
+        age: as a standard normal deviate; it makes marrow and muscle fatty.
     """
     tissue = _choose_tissue(rng, age)
     canal = Canal.behind(bodies)
     _draw_surroundings(rng, canvas, canal, tissue, age)
     _draw_canal(canvas, canal, bodies[2].centre[0], tissue)
 
-    # T11-T12 carries no grade and is drawn like its neighbour; between sacral bodies there are black remnants.
+    # T11-T12 has no grade and is drawn like its neighbour; between sacral bodies there are black remnants.
     remnant = {"pfirrmann": 4, "narrowing": 0}
     ungraded = {"T11-T12": grades["T12-L1"] | {"narrowing": 0}, "S1-S2": remnant, "S2-S3": remnant}
     marrow = tissue.marrow * np.exp(rng.normal(0, 0.06, len(bodies)))
-    sides = rng.choice([-1, 1], (len(bodies), 2))  # which half of a body's upper and lower endplate a lesion takes
+    sides = rng.choice([-1, 1], (len(bodies), 2))  # the half of a body's upper and lower endplate with a lesion
     for upper, lower in pairwise(bodies):
         _draw_disc(rng, canvas, upper, lower, grades | ungraded, tissue)
     for k, body in enumerate(bodies):
@@ -95,7 +95,7 @@ def _choose_tissue(rng, age):
 
 
 def _draw_surroundings(rng, canvas, canal, tissue, age):
-    """All that is not spine: fatty back muscle, psoas, foraminal fat, vessels, bowel, skin and the air behind it."""
+    """Everything but the spine: fatty back muscle, psoas, foraminal fat, vessels, bowel, skin and the air behind it."""
     coarse, fine, fibres = canvas.textures
     y, x, z = canvas.coordinates()
     middle, _, canal_z, _ = (np.float32(value) for value in canal.along(y))
@@ -126,7 +126,7 @@ def _draw_surroundings(rng, canvas, canal, tissue, age):
 
 
 def _draw_canal(canvas, canal, conus_y, tissue):
-    """The dural sac: bright fluid, the cord down to L1, below it the roots of the cauda equina towards the back."""
+    """The dural sac: bright fluid, the cord down to L1, and below it the roots of the cauda equina at the back."""
     y = np.arange(canvas.image.shape[1]) * canvas.spacing_mm[1]
     middle = canal.along(y)[0]
     box = canvas.box((0, middle.min() - 16), (y[-1], middle.max() + 16))
@@ -146,7 +146,7 @@ def _draw_canal(canvas, canal, conus_y, tissue):
 
 
 def _draw_disc(rng, canvas, upper, lower, grades, tissue):
-    """Fill the gap between two bodies: annulus, nucleus by Pfirrmann grade, and now and then a fissure."""
+    """Fill the gap between two bodies: annulus, nucleus by Pfirrmann grade, and sometimes a fissure."""
     level = f"{upper.name}-{lower.name}"
     grade, narrowing = grades[level]["pfirrmann"], grades[level]["narrowing"]
     joint = (upper.bottom + lower.top) / 2
@@ -175,7 +175,7 @@ def _draw_disc(rng, canvas, upper, lower, grades, tissue):
     signal = tissue.disc * np.exp(rng.normal(0, 0.10))
     coarse, fine, _ = canvas.textures
     value = value * (1 + roughness * np.clip(0.9 * fine[box] + 0.5 * coarse[box], -2, 2))
-    if grade > 0 and rng.random() < 0.15:  # a fissure: bright fluid in the annulus, of no account to any grade
+    if grade > 0 and rng.random() < 0.15:  # a fissure: bright fluid in the annulus, independent of the grades
         spot = ((u - rng.choice([-0.85, 0.85])) / 0.08) ** 2 + (height / 0.5) ** 2 + (w / 0.25) ** 2
         value = value + 0.9 * np.exp(-spot)
     canvas.paint(box, canvas.cover(inside + 1.0), tissue.dark)
@@ -188,7 +188,7 @@ def _draw_disc(rng, canvas, upper, lower, grades, tissue):
 
 
 def _draw_vertebra(rng, canvas, body, marrow, sides, grades, tissue):
-    """One vertebra: its marrow with veins and lesions, its dark rim, and its arch and spinous process."""
+    """One vertebra: marrow with veins and lesions, dark rim, arch and spinous process."""
     has_arch = body.name not in ("S1", "S2", "S3")
     box, u, v, w = _around(canvas, body, reach=(14.0, 52.0) if has_arch else (0.0, 0.0))
     under_upper, over_lower, under_wall = body.depths(u, v, w)
@@ -222,14 +222,14 @@ def _draw_vertebra(rng, canvas, body, marrow, sides, grades, tissue):
     else:
         canvas.mask[box][inside > 0] = 0  # the sacrum: bone without a label, and no longer canal
     if body.name in VERTEBRA_LABELS:
-        behind = (arch > 0) & (canvas.mask[box] <= CANAL_LABEL)  # an arch gives way to discs
+        behind = (arch > 0) & (canvas.mask[box] <= CANAL_LABEL)  # discs replace an arch
         canvas.mask[box][(inside > 0) | behind] = VERTEBRA_LABELS[body.name]
 
 
 def _around(canvas, body, reach=(0.0, 0.0)):
     """A box around a body, and in it the body's own coordinates u, v, w.
 
-    `reach` widens the box by mm to the feet and to the back, for what hangs on the body.
+    `reach` widens the box by mm to the feet and to the back, for the arch.
     """
     margin = np.hypot(body.half_height, max(body.half_depth)) + 4
     low, high = body.centre[:2] - margin, body.centre[:2] + margin + np.array(reach)
@@ -240,7 +240,7 @@ def _around(canvas, body, reach=(0.0, 0.0)):
 def _arch(body, u, v, w):
     """Depth in mm inside the pedicles, laminae, joints and spinous process: rounded bricks, paired by mirroring."""
     reach, side = np.mean(body.half_depth), np.abs(w)
-    sag = v - 0.25 * (u - reach - 33)  # the spinous process hangs down
+    sag = v - 0.25 * (u - reach - 33)  # the spinous process points down
     bricks = (
         ((u - reach - 34) / 16, (sag - 8) / 10, w / 5, 5.0),
         ((u - reach - 20) / 3.2, (v - 7) / 9.5, (side - 8) / 7, 3.2),
@@ -258,9 +258,9 @@ def _arch(body, u, v, w):
 
 
 def _lesions(body, grades, kind):
-    """A body's lesions of a kind, "marrow" or "endplate": task, at its upper (0) or lower (1) end, that disc's grades.
+    """A body's lesions of a kind, "marrow" or "endplate": task, upper (0) or lower (1) end, that disc's grades.
 
-    A body's upper end is the "lower" one of the disc above it, and its lower end the "upper" one of the disc below.
+    A body's upper end is the "lower" endplate of the disc above it; its lower end is the "upper" one of the disc below.
     """
     found = []
     for level, disc in grades.items():
@@ -273,10 +273,10 @@ def _lesions(body, grades, kind):
 
 
 def _place(rng, canvas, body, side):
-    """Where on an endplate the centre of a lesion sits, (u, w) in mm.
+    """The centre of a lesion on an endplate, (u, w) in mm.
 
-    A marrow change and a node of one endplate get opposite halves, front and back, so that neither hides the other,
-    though they may overlap. Both centres lie within three slices of the middle, among the nine that the network sees.
+    A marrow change and a node of one endplate are in opposite halves, front and back, so that neither hides the other,
+    though they may overlap. Both are within three slices of the middle, among the nine that the network sees.
     """
     aside_mm = min(0.4 * body.half_width, 3 * canvas.spacing_mm[0])
     return side * rng.uniform(0.18, 0.58) * np.mean(body.half_depth), rng.uniform(-1, 1) * aside_mm
@@ -294,10 +294,10 @@ def _marrow_change(rng, canvas, box, point, inside, task):
 
 
 def _draw_nodes(rng, canvas, body, sides, grades, tissue):
-    """Schmorl's nodes: one or two pockets of disc matter, open to the disc and walled off by sclerosis.
+    """Schmorl's nodes: one or two pockets of disc matter, open to the disc, with a sclerotic wall.
 
-    A pocket is 7 to 11 mm long, 4.5 to 7 mm deep, and reaches 8 to 12 mm to either side, and no less than 1.4 slice
-    spacings. It is drawn over the marrow, so the marrow's lesion bits give way to its own.
+    A pocket is 7 to 11 mm long, 4.5 to 7 mm deep, and reaches 8 to 12 mm, at least 1.4 slice spacings, to either side.
+    It is drawn over the marrow, so its lesion bits replace the marrow's.
     """
     lesions = _lesions(body, grades, "endplate")
     if not lesions:

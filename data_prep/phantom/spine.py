@@ -6,10 +6,11 @@ Lengths are in mm, coordinates (y, x, z): y down, x to the patient's back, z to 
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.interpolate import PchipInterpolator
 
 BODIES = ("T12", "L1", "L2", "L3", "L4", "L5", "S1")
-"""The bodies whose corners a phantom tells: those that adjoin a graded disc."""
+"""The bodies whose corners are part of a phantom's truth: those beside a graded disc."""
 
 CANAL_HALF_WIDTH_MM = 11.0
 """Half the width of the dural sac from side to side."""
@@ -32,13 +33,13 @@ _CANAL_BEHIND_BODY_MM = 8.6 - 7.5  # to its middle, less its half depth
 class Body:
     """A vertebral body: a drum whose outline in the sagittal plane is a quadrilateral with hollow sides.
 
-    `angle_deg` turns its front-to-back axis upwards; `shear` is the shift of (y, x) per mm of z, which is how scoliosis
-    tilts and turns it: a shear, unlike a rotation, leaves the mid-sagittal outline in one slice. `half_depth` is half
-    the length of the upper and of the lower endplate; `wedge_deg` is the angle between them, open to the front.
+    `angle_deg` turns its front-to-back axis upwards. `shear` is the shift of (y, x) per mm of z by which scoliosis
+    tilts and turns it: unlike a rotation it keeps the mid-sagittal outline in one slice. `half_depth` is half the
+    length of the upper and of the lower endplate; `wedge_deg` is the angle between them, open to the front.
     """
 
     name: str
-    centre: np.ndarray
+    centre: Float[np.ndarray, "3"]
     angle_deg: float
     wedge_deg: float
     half_height: float
@@ -68,8 +69,8 @@ class Body:
         return self.centre[:2] + self.half_height * self.axes[1]
 
     @property
-    def corners(self):
-        """float64[4, 2]: (y, x), upper anterior, upper posterior, lower posterior, lower anterior."""
+    def corners(self) -> Float[np.ndarray, "4 2"]:
+        """(y, x): upper anterior, upper posterior, lower posterior, lower anterior."""
         back, down = self.axes
         upper, lower = self.half_depth
         along = np.array([-upper, upper, lower, -lower])
@@ -78,7 +79,7 @@ class Body:
 
     def frame(self, y, x, z):
         """The body's own coordinates of points: u to the back, v to the feet, w to the left, from its centre."""
-        back, down = (axis.tolist() for axis in self.axes)  # Python floats leave float32 arrays as they are
+        back, down = (axis.tolist() for axis in self.axes)  # with Python floats, float32 arrays stay float32
         centre = self.centre.tolist()
         w = z - centre[2]
         y, x = y - centre[0] - float(self.shear[0]) * w, x - centre[1] - float(self.shear[1]) * w
@@ -97,11 +98,11 @@ class Body:
         return under_upper, over_lower, (1 - radius) * half_depth
 
 
-def stack_spine(rng: np.random.Generator, narrowing: np.ndarray) -> list[Body]:
-    """Ten bodies, T11 … S3, stacked upwards from the sacrum; then stood upright, tilted and bent sideways.
+def stack_spine(rng: np.random.Generator, narrowing: Int[np.ndarray, "6"]) -> list[Body]:
+    """Ten bodies, T11 … S3, stacked upwards from the sacrum; then turned upright, tilted and bent sideways.
 
-    The disc heights follow the narrowing grades, int[6] from T12-L1 down; wedges shrink with them, as the lordosis of a
-    worn spine does.
+    Disc heights depend on the narrowing grades, from T12-L1 down; wedges shrink with them, as the lordosis of a worn
+    spine does.
     """
     size, lordosis = rng.uniform(0.92, 1.08), rng.uniform(0.7, 1.4)
     worn = np.append(1.0, np.array(_HEIGHT_BY_NARROWING)[narrowing] * np.exp(rng.normal(0, 0.035, 6)))
@@ -132,7 +133,7 @@ def stack_spine(rng: np.random.Generator, narrowing: np.ndarray) -> list[Body]:
 
 
 def _lower_sacrum(s1, size):
-    """S2 and S3, each under the one before behind a remnant of a disc."""
+    """S2 and S3, each below the one before, with a remnant of a disc between."""
     bodies = [s1]
     for name, height, upper, lower, turn in (("S2", 23.0, 11.0, 9.0, 3.0), ("S3", 20.0, 8.5, 7.0, -12.0)):
         above = bodies[-1]
@@ -175,10 +176,10 @@ def _bend_sideways(rng, bodies):
 class Canal:
     """The canal as smooth functions of y: the x of its middle, its half depth and the z of its middle.
 
-    `y` holds where it passes behind each body, from the top down.
+    `y` is where it passes behind each body, from the top down.
     """
 
-    y: np.ndarray
+    y: Float[np.ndarray, "10"]
     course: PchipInterpolator
 
     @classmethod
@@ -189,7 +190,7 @@ class Canal:
             behind = np.mean(body.half_depth) - _WAIST_MM + _CANAL_BEHIND_BODY_MM + half_depth
             points.append(body.centre[:2] + behind * body.axes[0])
         y, x = np.array(points).T
-        y = np.maximum.accumulate(y + np.arange(len(y)) * 1e-3)  # the interpolator asks for rising y
+        y = np.maximum.accumulate(y + np.arange(len(y)) * 1e-3)  # the interpolator needs rising y
         z = [body.centre[2] for body in bodies]
         return cls(y, PchipInterpolator(y, np.column_stack([x, _CANAL_HALF_DEPTH_MM, z])))
 

@@ -1,4 +1,4 @@
-"""A scan written as a classic DICOM series, one file a slice: for phantoms, so that all readers meet the same truth."""
+"""A scan written as a classic DICOM series, one file a slice: for phantoms, to compare the readers with one truth."""
 
 from pathlib import Path
 
@@ -15,14 +15,8 @@ _T2_ECHO_MS, _T2_REPETITION_MS = 100.0, 3500.0
 def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
     """Write one file a slice, `00000`, `00001`, …, without suffixes, as a scanner's export has them.
 
-    Voxels are stored as 16 bits with the rescaling that spreads the scan's range over them.
-
-    Args:
-        folder: where to; made if need be.
-        scan: float32[H, W, S].
-        patient: the PatientID.
-        series: names the series; all its identifiers are made from it and the patient, so the same scan gives the same
-            bytes.
+    Voxels are stored as 16 bits, rescaled to the scan's range. All identifiers are made from `patient`, the PatientID,
+    and `series`, so the same scan gives the same bytes.
 
     Returns:
         The SeriesInstanceUID.
@@ -41,11 +35,8 @@ def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
     for index in range(stored.shape[2]):
         data = pydicom.Dataset()
         data.SOPClassUID, data.SOPInstanceUID = _MR_IMAGE_STORAGE, uid("image", index)
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = (
-            uid("study"),
-            uid("series"),
-            uid("frame"),
-        )
+        data.StudyInstanceUID, data.SeriesInstanceUID = uid("study"), uid("series")
+        data.FrameOfReferenceUID = uid("frame")
         data.PatientID, data.PatientName, data.Modality = patient, patient, "MR"
         data.SeriesDescription, data.ImageType = series, ["DERIVED", "PRIMARY", "OTHER"]
         data.EchoTime, data.RepetitionTime = _T2_ECHO_MS, _T2_REPETITION_MS
