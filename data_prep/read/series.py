@@ -197,7 +197,7 @@ def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> 
 
 
 def read_volume(path: Path) -> tuple[Scan, list[str]]:
-    """What a `Series` of one volume file reads: the scan, and no notes."""
+    """`Series.read` of one volume file: the scan, and no notes."""
     return read_scan(path, np.float32), []
 
 
@@ -228,33 +228,27 @@ def _take_dicom(
             raise SpinejaxError(
                 f"{name}: PatientID is empty. Give --patients-by folder, with a folder for each patient."
             )
-        if not _is_sagittal(images, name, found):
-            return
+        _refuse_other_planes(images, name)
         if damaged:
             raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
+    except NotSagittalError as error:
+        found.left_out.append(str(error))
     except SpinejaxError as error:
         found.failures[name] = str(error)
-        return
-    paths = tuple(file.path for file in images)
-    found.series.append(Series(name, key, patient, paths, partial(read_series, images, name, np.float32)))
+    else:
+        paths = tuple(file.path for file in images)
+        found.series.append(Series(name, key, patient, paths, partial(read_series, images, name, np.float32)))
 
 
-def _is_sagittal(images: list[DicomFile], name: str, found: Found) -> bool:
-    """Whether a series' headers make a sagittal volume. Other planes are left out; a broken series raises."""
+def _refuse_other_planes(images: list[DicomFile], name: str) -> None:
+    """Raises NotSagittalError for a series of another plane, by its headers, and SpinejaxError for a broken one."""
     normals = np.array([frame.normal for file in images for frame in file.frames]).reshape(-1, 3)
     off_deg = np.degrees(np.arccos(np.clip(abs(normals[:, 0]), 0, 1)))
     if len(off_deg) and off_deg.min() > MOST_OFF_SAGITTAL_DEG:
         # Axial images are often in blocks, each along its disc: they make no volume, and need not.
         plane = ("a coronal", "an axial")[int(np.argmax(abs(normals[:, 1:]).mean(0)))]
-        found.left_out.append(f"{name}: {plane} series, {off_deg.min():.0f}° or more off the sagittal plane")
-        return False
+        raise NotSagittalError(f"{name}: {plane} series, {off_deg.min():.0f}° or more off the sagittal plane")
     if len(np.unique(np.round(normals, 2), axis=0)) == 3 and len(images) <= 30:
-        found.left_out.append(f"{name}: {len(images)} images in three planes: a localiser")
-        return False
+        raise NotSagittalError(f"{name}: {len(images)} images in three planes: a localiser")
     frames, affine = in_order(images, name)
-    try:
-        refuse_non_sagittal((*frames[0].shape, len(frames)), affine, name)
-    except NotSagittalError as error:
-        found.left_out.append(str(error))
-        return False
-    return True
+    refuse_non_sagittal((*frames[0].shape, len(frames)), affine, name)

@@ -80,24 +80,27 @@ def train_detector(
     Raises:
         SpinejaxError: there is nothing to train on, a file cannot be read, or an earlier run had other settings.
     """
+    if spider is None and not recipe.phantoms:
+        raise SpinejaxError("Nothing to train on: give --spider ROOT, --phantoms N or both.")
     work = out.with_suffix(".training")
     work.mkdir(parents=True, exist_ok=True)
     began = None if begin is None else weights.weights_sum(begin)
     settings = {**asdict(recipe), "spider": spider is not None, "series": series, "begin": began}
     _refuse_other_settings(work / "recipe.json", settings)
-    real, left_out = (None, []) if spider is None else _cached(work / "real.npz", lambda: _real(spider, series, tell))
-    drawn = None
-    if recipe.phantoms:
-        drawn, _ = _cached(work / "phantoms.npz", lambda: _phantoms(recipe, tell))
-    data, shares = _together(real, drawn, recipe.real_share)
+    stacks, held_out = ([], []) if spider is None else _stacks(spider, series)
+    data, num_real = _slices(work / "slices.npz", stacks, recipe, tell)
+    num_drawn = len(data.kinds) - num_real
+    real_share = recipe.real_share if num_real and num_drawn else float(num_real > 0)
+    share_of_one = real_share / max(num_real, 1), (1 - real_share) / max(num_drawn, 1)
+    shares = np.repeat(share_of_one, (num_real, num_drawn))
     average = _fit(data, shares, recipe, begin, work / "state.npz", tell)
     provenance = {
         "recipe": asdict(recipe),
         "began_from": None if begin is None else json.loads(begin.with_suffix(".json").read_text()),
-        "real_slices": 0 if real is None else len(real.kinds),
-        "phantom_slices": 0 if drawn is None else len(drawn.kinds),
-        "development_patients_left_out": len(left_out),
-        "trained_on": ["phantoms of data_prep.phantom"] * (drawn is not None) + [_SPIDER] * (real is not None),
+        "real_slices": num_real,
+        "phantom_slices": num_drawn,
+        "development_patients_left_out": len(held_out),
+        "trained_on": ["phantoms of data_prep.phantom"] * (num_drawn > 0) + [_SPIDER] * (num_real > 0),
     }
     weights.save(out, jax.tree.map(np.asarray, average), provenance)
 
@@ -153,53 +156,30 @@ def _refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
 # Data ----------------------------------------------------------------------------------------------------------------
 
 
-def _real(root: Path, series: str, tell) -> tuple[Crops, list[str]]:
-    names = [path.name for path in sorted((root / "masks").glob(f"*_{series}.mha"))]
-    if not names:
+def _stacks(root: Path, series: str) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """The images and masks to train on, and the patients that are held out."""
+    masks = sorted((root / "masks").glob(f"*_{series}.mha"))
+    if not masks:
         raise SpinejaxError(f"--spider {root}: no masks/*_{series}.mha there.")
-    held_out = development_patients([name.split("_")[0] for name in names])
-    slices: list[Slice] = []
-    for name in names:
-        if name.split("_")[0] not in held_out:
-            scan, mask = read_mha(root / "images" / name, np.float32), read_mha(root / "masks" / name, np.uint8)
-            slices += slices_with_truth(scan, mask)
-    tell(f"{len(slices)} slices of {len(names) - len(held_out)} stacks; {len(held_out)} patients are held out")
-    return stack(slices), held_out
+    held_out = development_patients([mask.name.split("_")[0] for mask in masks])
+    kept = [mask for mask in masks if mask.name.split("_")[0] not in held_out]
+    return [(root / "images" / mask.name, mask) for mask in kept], held_out
 
 
-def _phantoms(recipe: Recipe, tell) -> tuple[Crops, list[str]]:
-    slices: list[Slice] = []
-    for patient in range(recipe.phantoms):
-        drawn = phantom(recipe.seed + 7, patient)
-        inner = np.arange(2, drawn.scan.voxels.shape[2] - 2)
-        chosen = np.random.default_rng(recipe.seed + patient).choice(inner, _PHANTOM_SLICES, replace=False)
-        slices += slices_with_truth(drawn.scan, drawn.mask, sorted(chosen.tolist()))
-    tell(f"{len(slices)} slices of {recipe.phantoms} phantoms")
-    return stack(slices), []
-
-
-def _cached(path: Path, make: Callable[[], tuple[Crops, list[str]]]) -> tuple[Crops, list[str]]:
-    """The slices in a file, made first if need be, and the names of the patients that were left out of them."""
+def _slices(path: Path, stacks: list[tuple[Path, Path]], recipe: Recipe, tell) -> tuple[Crops, int]:
+    """All slices, real ones first, and the number of real ones; from a file if an earlier run has written it."""
     if not path.exists():
-        crops, left_out = make()
-        weights.write_arrays(path, {**crops._asdict(), "told": np.array(left_out, dtype="U16")})
+        slices: list[Slice] = []
+        for image, mask in stacks:
+            slices += slices_with_truth(read_mha(image, np.float32), read_mha(mask, np.uint8))
+        num_real = len(slices)
+        tell(f"{num_real} slices of {len(stacks)} stacks")
+        for patient in range(recipe.phantoms):
+            drawn = phantom(recipe.seed + 7, patient)
+            inner = np.arange(2, drawn.scan.voxels.shape[2] - 2)
+            chosen = np.random.default_rng(recipe.seed + patient).choice(inner, _PHANTOM_SLICES, replace=False)
+            slices += slices_with_truth(drawn.scan, drawn.mask, sorted(chosen.tolist()))
+        tell(f"{len(slices) - num_real} slices of {recipe.phantoms} phantoms")
+        weights.write_arrays(path, {**stack(slices)._asdict(), "num_real": np.array(num_real)})
     with np.load(path, allow_pickle=False) as arrays:
-        return Crops(*(arrays[name] for name in Crops._fields)), arrays["told"].tolist()
-
-
-def _together(real: Crops | None, drawn: Crops | None, real_share: float) -> tuple[Crops, np.ndarray]:
-    """All slices as one set, and how often each is drawn."""
-    parts = [part for part in (real, drawn) if part is not None]
-    if not parts:
-        raise SpinejaxError("Nothing to train on: give --spider ROOT, --phantoms N or both.")
-    size = np.max([part.image.shape[1:] for part in parts], axis=0)
-
-    def padded(array, name):
-        if name not in ("image", "tissue"):
-            return array
-        return np.pad(array, ((0, 0), *((0, size[axis] - array.shape[axis + 1]) for axis in (0, 1))))
-
-    data = Crops(*(np.concatenate([padded(getattr(part, name), name) for part in parts]) for name in Crops._fields))
-    shares = (1.0,) if len(parts) == 1 else (real_share, 1 - real_share)
-    each = [np.full(len(part.kinds), share / len(part.kinds)) for part, share in zip(parts, shares, strict=True)]
-    return data, np.concatenate(each)
+        return Crops(*(arrays[name] for name in Crops._fields)), int(arrays["num_real"])
