@@ -6,7 +6,8 @@ Exit status: 0 done; 2 the user can fix it (the message says how); 130 interrupt
 import json
 import secrets
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from data_prep.anatomy.discs import PREPROCESSING
-from data_prep.dataset.build import build
+from data_prep.dataset.build import Settings, build
 from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
@@ -26,11 +27,12 @@ from data_prep.sources.labels import Labels, read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms
 from data_prep.sources.scan_files import Cutting, scan_jobs
 from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
-from spinejax.data.dataset import DataSet, verify
+from spinejax.data.dataset import DataSet
+from spinejax.data.dataset import verify as faults_of
 from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError, needs, status_of
 from spinejax.files.atomic import write_atomically
-from spinejax.tasks import PAPER_TASKS
+from spinejax.tasks import PAPER_TASKS, Task
 
 _PROGRESS = Console(stderr=True)
 _DataFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of the data set.")]
@@ -45,106 +47,19 @@ class _Writing:
 
     out: Path
     """Folder of the data set."""
-    shards: int = 8
-    """Number of files."""
-    workers: int = 1
-    """Number of processes. The files do not depend on it."""
-    scheduler: str | None = None
-    """Address of a Dask scheduler (`tcp://…`) whose workers do the work. All must see the same files."""
     seed: int = 0
     """Seed of the split into train, validation and test."""
-    overwrite: bool = False
-    """Replace a data set that is in the folder already."""
-    strict: bool = False
-    """Stop at the first scan that fails, instead of naming it at the end."""
-
-    def build(self, jobs: list[Job], *, found: Found | None = None, **settings) -> int:
-        """Build the data set, report what was done, left out or failed, and return the exit status."""
-        found = found or Found()
-        if self.strict and found.failures:
-            raise SpinejaxError(next(iter(found.failures.values())))
-        outcome = build(
-            jobs,
-            self.out,
-            num_shards=self.shards,
-            num_workers=self.workers,
-            scheduler=self.scheduler,
-            overwrite=self.overwrite,
-            strict=self.strict,
-            console=_PROGRESS,
-            **settings,
-        )
-        _print_notes([*(f"left out: {line}" for line in found.left_out), *found.notes, *outcome.notes])
-        _print_failures(found.failures | outcome.failures)
-        if outcome.resumed:
-            _print_notes([f"{outcome.resumed} scans were finished by an interrupted run."])
-        num_failed = len(found.failures | outcome.failures) - len(found.unreadable)
-        num_scans = len(jobs) + len(found.failures) - len(found.unreadable)
-        counts = ", ".join(f"{split} {outcome.discs[split]}" for split in SPLITS)
-        print(f"{self.out}: {outcome.discs.total()} discs ({counts}) of {num_scans - num_failed} scans")
-        if num_failed:
-            print(f"{num_failed} of {num_scans} scans failed; their reasons are above.", file=sys.stderr)
-        if found.unreadable:
-            print(f"{len(found.unreadable)} files or folders cannot be read; see above.", file=sys.stderr)
-        return 2 if found.failures or outcome.failures else 0
+    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phantom(_Writing):
-    """Draw synthetic lumbar scans with known grades and lesions, and make a data set of them."""
-
-    patients: int
-    """Number of patients, with one scan of six discs each."""
-    as_: Annotated[Literal["discs", "scans"], tyro.conf.arg(name="as")] = "discs"
-    """Write a data set of discs; or scans with masks and labels, as files for `scans` or `spider` to read."""
-    format: Literal["mha", "nifti", "dicom"] = "mha"
-    """Format of the scans. MetaImage comes in SPIDER's layout."""
-
-    def run(self) -> int:
-        if self.as_ == "scans":
-            write_phantoms(self.out, self.patients, seed=self.seed, file_format=self.format, overwrite=self.overwrite)
-            print(f"{self.out}: {self.patients} scans as {self.format}")
-            return 0
-        jobs = phantom_jobs(self.patients, seed=self.seed)
-        preprocessing = PREPROCESSING | {"source": "phantom", "seed": self.seed}
-        return self.build(jobs, tasks=PAPER_TASKS, masks=("region", "lesion"), preprocessing=preprocessing)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OfPatients(_Writing):
+class _WritingPatients(_Writing):
     """Options of the commands that make a data set of real patients."""
 
     key: Path | None = None
     """File with the secret key of the pseudonyms, made if there is none. Keep it. Default: <out>.key, beside `out`."""
     keep_doubtful: bool = False
     """Keep a labelled scan whose levels the detector doubts. Its discs could have their neighbours' labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spider(_OfPatients):
-    """Make a data set of SPIDER's scans, masks and gradings. Its validation patients become the test split."""
-
-    root: tyro.conf.Positional[Path]
-    """ROOT: the folder with images/, masks/, radiological_gradings.csv and overview.csv."""
-    series: tuple[str, ...] = ("t2_SPACE",)
-    """Series to read, one or more: the scans named <patient>_<series>.mha."""
-    detect_missing: bool = False
-    """Detect the vertebrae of scans without a mask, instead of refusing. Scans of doubtful levels are left out."""
-    subset: Literal["all", "training", "validation"] = "all"
-    """Official subset of SPIDER whose patients are used."""
-
-    def run(self) -> int:
-        jobs = spider_jobs(
-            self.root,
-            series=self.series,
-            seed=self.seed,
-            pseudonyms=load_or_make_key(self.key, self.out),
-            detect_missing=self.detect_missing,
-            keep_doubtful=self.keep_doubtful,
-            subset=self.subset,
-        )
-        preprocessing = PREPROCESSING | {"source": "SPIDER", "series": " ".join(self.series), "seed": self.seed}
-        return self.build(jobs, tasks=SPIDER_TASKS, masks=("region",), preprocessing=preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,24 +77,10 @@ class _Reading:
     """Contrast of the series to read. Series that are known to have another one are left out."""
     patients_by: Literal["name", "folder"] = "name"
     """How to tell patients apart: by PatientID or the beginning of the file name; or by the folder of the scan."""
-    convention: Literal["spider", "totalspineseg", "spineps", "totalsegmentator"] | None = None
-    """Tool that made the masks. Default: recognised by its labels."""
-    lowest_level: str | None = None
-    """Name of each scan's lowest disc, to count the levels from it. Default: the mask's own names, or the sacrum's."""
-    detect_missing: bool = False
-    """Detect the vertebrae of scans without a mask or corners, instead of failing there."""
-    normalise: Literal["slice", "disc"] = "slice"
-    """Scale each slice by the median of its vertebral bodies, as in the paper, or a disc by one median."""
+    cutting: Cutting = field(default_factory=Cutting)
 
-    def jobs(
-        self,
-        labels: Labels | None = None,
-        *,
-        seed: int = 0,
-        pseudonyms: Pseudonyms | None = None,
-        keep_doubtful: bool = False,
-    ) -> tuple[list[Job], Found]:
-        """One job per scan, and what was found. Without `pseudonyms`, nothing that is written may hold one."""
+    def jobs(self, labels: Labels | None = None, *, seed: int = 0, pseudonyms: Pseudonyms | None = None, **options):
+        """One job per scan, and what was found. Without `pseudonyms`, they are made with a key that nobody keeps."""
         exclude = [self.masks] if self.masks else []
         found = find_series(self.paths, weighting=self.weighting, patients_by=self.patients_by, exclude=exclude)
         jobs, notes = scan_jobs(
@@ -187,232 +88,289 @@ class _Reading:
             masks=self.masks,
             corners=self.corners,
             labels=labels,
-            cutting=Cutting(
-                convention=self.convention,
-                lowest_level=self.lowest_level,
-                per_disc=self.normalise == "disc",
-                detect_missing=self.detect_missing,
-                keep_doubtful=keep_doubtful,
-            ),
+            cutting=self.cutting,
             seed=seed,
             pseudonyms=pseudonyms or Pseudonyms(secrets.token_bytes(32)),
+            **options,
         )
         found.notes += notes
         return jobs, found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scans(_Reading, _OfPatients):
-    """Make a data set of any scans: DICOM, NIfTI or MetaImage, single files or whole trees."""
+def phantom(
+    writing: _Writing,
+    *,
+    patients: int,
+    as_: Annotated[Literal["discs", "scans"], tyro.conf.arg(name="as")] = "discs",
+    file_format: Annotated[Literal["mha", "nifti", "dicom"], tyro.conf.arg(name="format")] = "mha",
+) -> int:
+    """Draw synthetic lumbar scans with known grades and lesions, and make a data set of them.
 
-    labels: Path | None = None
-    """Table (CSV) with the columns patient, scan, level and one per task."""
-    tasks: Path | None = None
-    """Task table (JSON) of the labels. Default: the paper's six tasks."""
-
-    def run(self) -> int:
-        tasks = read_tasks(self.tasks)
-        labels = read_labels(self.labels, tasks) if self.labels else None
-        pseudonyms = load_or_make_key(self.key, self.out)
-        jobs, found = self.jobs(labels, seed=self.seed, pseudonyms=pseudonyms, keep_doubtful=self.keep_doubtful)
-        return self.build(
-            jobs,
-            found=found,
-            tasks=labels.tasks if labels else tasks,
-            masks=("region",) if self.masks else (),
-            preprocessing=PREPROCESSING | {"source": "scans", "normalise": self.normalise, "seed": self.seed},
-        )
+    Args:
+        patients: Number of patients, with one scan of six discs each.
+        as_: Write a data set of discs; or scans with masks and labels, as files for `scans` or `spider` to read.
+        file_format: Format of the scans. MetaImage comes in SPIDER's layout.
+    """
+    out, seed = writing.out, writing.seed
+    if as_ == "scans":
+        write_phantoms(out, patients, seed=seed, file_format=file_format, overwrite=writing.settings.overwrite)
+        print(f"{out}: {patients} scans as {file_format}")
+        return 0
+    preprocessing = {"source": "phantom", "seed": seed}
+    return _build(phantom_jobs(patients, seed=seed), writing, PAPER_TASKS, ("region", "lesion"), preprocessing)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fold:
+def spider(
+    root: tyro.conf.Positional[Path],
+    writing: _WritingPatients,
+    *,
+    series: tuple[str, ...] = ("t2_SPACE",),
+    detect_missing: bool = False,
+    subset: Literal["all", "training", "validation"] = "all",
+) -> int:
+    """Make a data set of SPIDER's scans, masks and gradings. Its validation patients become the test split.
+
+    Args:
+        root: ROOT: the folder with images/, masks/, radiological_gradings.csv and overview.csv.
+        series: Series to read, one or more: the scans named <patient>_<series>.mha.
+        detect_missing: Detect the vertebrae of scans without a mask, instead of refusing. Scans of doubtful levels are
+            left out.
+        subset: Official subset of SPIDER whose patients are used.
+    """
+    jobs = spider_jobs(
+        root,
+        series=series,
+        seed=writing.seed,
+        pseudonyms=load_or_make_key(writing.key, writing.out),
+        detect_missing=detect_missing,
+        keep_doubtful=writing.keep_doubtful,
+        subset=subset,
+    )
+    preprocessing = {"source": "SPIDER", "series": " ".join(series), "seed": writing.seed}
+    return _build(jobs, writing, SPIDER_TASKS, ("region",), preprocessing)
+
+
+def scans(
+    reading: _Reading, writing: _WritingPatients, *, labels: Path | None = None, tasks: Path | None = None
+) -> int:
+    """Make a data set of any scans: DICOM, NIfTI or MetaImage, single files or whole trees.
+
+    Args:
+        labels: Table (CSV) with the columns patient, scan, level and one per task.
+        tasks: Task table (JSON) of the labels. Default: the paper's six tasks.
+    """
+    known = read_tasks(tasks)
+    table = read_labels(labels, known) if labels else None
+    jobs, found = reading.jobs(
+        table,
+        seed=writing.seed,
+        pseudonyms=load_or_make_key(writing.key, writing.out),
+        keep_doubtful=writing.keep_doubtful,
+    )
+    preprocessing = {"source": "scans", "normalise": reading.cutting.normalise, "seed": writing.seed}
+    masks = ("region",) if reading.masks else ()
+    return _build(jobs, writing, table.tasks if table else known, masks, preprocessing, found)
+
+
+def _build(
+    jobs: list[Job],
+    writing: _Writing,
+    tasks: Sequence[Task],
+    masks: Sequence[str],
+    preprocessing: dict,
+    found: Found | None = None,
+) -> int:
+    """Build the data set, report what was done, left out or failed, and return the exit status."""
+    found = found or Found()
+    if writing.settings.strict and found.failures:
+        raise SpinejaxError(next(iter(found.failures.values())))
+    outcome = build(
+        jobs,
+        writing.out,
+        tasks=tasks,
+        masks=masks,
+        preprocessing=PREPROCESSING | preprocessing,
+        settings=writing.settings,
+        console=_PROGRESS,
+    )
+    _print_notes([*(f"left out: {line}" for line in found.left_out), *found.notes, *outcome.notes])
+    failures = found.failures | outcome.failures
+    _print_failures(failures)
+    if outcome.resumed:
+        _print_notes([f"{outcome.resumed} scans were finished by an interrupted run."])
+    num_failed = len(failures) - len(found.unreadable)
+    num_scans = len(jobs) + len(found.failures) - len(found.unreadable)
+    counts = ", ".join(f"{split} {outcome.discs[split]}" for split in SPLITS)
+    print(f"{writing.out}: {outcome.discs.total()} discs ({counts}) of {num_scans - num_failed} scans")
+    if num_failed:
+        print(f"{num_failed} of {num_scans} scans failed; their reasons are above.", file=sys.stderr)
+    if found.unreadable:
+        print(f"{len(found.unreadable)} files or folders cannot be read; see above.", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def fold(data: _DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
     """Split a data set's patients anew, for one fold of a cross-validation: test is the fold, validation an eighth of
     the rest. Over all folds every patient is in test once. A test split that must stay unseen has to be left out first.
+
+    Args:
+        out: Folder of the new data set, with copies of the discs.
+        fold: Number of the fold, and of all folds: 1/5, 2/5, …
+        seed: Seed of the split, the same for all folds.
     """
-
-    data: _DataFolder
-    out: Path
-    """Folder of the new data set, with copies of the discs."""
-    fold: str
-    """Number of the fold, and of all folds: 1/5, 2/5, …"""
-    seed: int = 0
-    """Seed of the split, the same for all folds."""
-
-    def run(self) -> int:
-        counts = write_fold(DataSet(self.data), self.out, self.fold, seed=self.seed)
-        print(f"{self.out}: fold {self.fold}, discs: {', '.join(f'{split} {n}' for split, n in counts.items())}")
-        return 0
+    counts = write_fold(DataSet(data), out, fold, seed=seed)
+    print(f"{out}: fold {fold}, discs: {', '.join(f'{split} {n}' for split, n in counts.items())}")
+    return 0
 
 
 # Commands that look at scans and data sets ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overlay(_Reading):
-    """Draw a page of whole scans with the vertebral corners and the boxes that discs are cut out of."""
+def overlay(reading: _Reading, *, out: Path, scans: int = 20, seed: int = 0) -> int:
+    """Draw a page of whole scans with the vertebral corners and the boxes that discs are cut out of.
 
-    out: Path
-    """File of the page (PNG)."""
-    scans: int = 20
-    """Number of scans, chosen at random."""
-    seed: int = 0
-    """Seed of the choice."""
-
-    def run(self) -> int:
-        jobs, found = self.jobs(seed=self.seed)
-        _print_notes([*found.left_out, *found.notes, *found.failures.values()])
-        for line in overlay_sheet(jobs, self.out, num_scans=self.scans, seed=self.seed):
-            print(line)
-        return 0
+    Args:
+        out: File of the page (PNG).
+        scans: Number of scans, chosen at random.
+        seed: Seed of the choice.
+    """
+    jobs, found = reading.jobs(seed=seed)
+    _print_notes([*found.left_out, *found.notes, *found.failures.values()])
+    for line in overlay_sheet(jobs, out, num_scans=scans, seed=seed):
+        print(line)
+    return 0
 
 
-@dataclass(frozen=True)
-class Verify:
+def verify(data: _DataFolder) -> int:
     """Read a whole data set and list every fault."""
-
-    data: _DataFolder
-
-    def run(self) -> int:
-        faults = verify(self.data)
-        for fault in faults:
-            print(fault, file=sys.stderr)
-        print(f"{self.data}: " + (f"{len(faults)} faults" if faults else f"{len(DataSet(self.data))} discs, no fault"))
-        return 2 if faults else 0
+    faults = faults_of(data)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"{data}: " + (f"{len(faults)} faults" if faults else f"{len(DataSet(data))} discs, no fault"))
+    return 2 if faults else 0
 
 
-@dataclass(frozen=True)
-class Stats:
+def stats(data: _DataFolder) -> int:
     """Count the discs of a data set by grade and split, as in the paper's Table 1."""
-
-    data: _DataFolder
-
-    def run(self) -> int:
-        Console().print(grade_table(DataSet(self.data)))
-        return 0
+    Console().print(grade_table(DataSet(data)))
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inspect:
-    """Draw a page of discs with the outlines of their regions and lesions, their levels and grades."""
+def inspect(data: _DataFolder, *, out: Path, discs: int = 20, seed: int = 0) -> int:
+    """Draw a page of discs with the outlines of their regions and lesions, their levels and grades.
 
-    data: _DataFolder
-    out: Path
-    """File of the page (PNG)."""
-    discs: int = 20
-    """Number of discs, chosen at random."""
-    seed: int = 0
-    """Seed of the choice."""
-
-    def run(self) -> int:
-        contact_sheet(DataSet(self.data), self.out, num_discs=self.discs, seed=self.seed)
-        print(self.out)
-        return 0
+    Args:
+        out: File of the page (PNG).
+        discs: Number of discs, chosen at random.
+        seed: Seed of the choice.
+    """
+    contact_sheet(DataSet(data), out, num_discs=discs, seed=seed)
+    print(out)
+    return 0
 
 
 # Results, and the detector -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """Write an evaluation's grades and hotspots as DICOM, for the archive of the series that they are of."""
+def results(evaluation: tyro.conf.Positional[Path], *, source: list[Path], key: Path, out: Path) -> int:
+    """Write an evaluation's grades and hotspots as DICOM, for the archive of the series that they are of.
 
-    evaluation: tyro.conf.Positional[Path]
-    """Folder that `evaluate.py` wrote."""
-    source: list[Path]
-    """DICOM series that the data set was made of: files and folders."""
-    key: Path
-    """File with the secret key of the data set's pseudonyms, by which scans are found again."""
-    out: Path
-    """Folder for the DICOM files. They carry patients' names, so others cannot read it."""
-
-    def run(self) -> int:
-        with needs("Writing DICOM results needs highdicom", "scans"):
-            from data_prep.output.dicom_results import results_as_dicom
-        if not self.key.is_file():
-            raise SpinejaxError(f"--key {self.key}: no such file. It was written when the data set was made.")
-        returned = results_as_dicom(self.evaluation, self.source, load_or_make_key(self.key, self.out), self.out)
-        _print_notes(returned.notes)
-        _print_failures(returned.failures)
-        print(f"{self.out}: {returned.scans} structured reports, {returned.maps} parametric maps")
-        return 2 if returned.failures else 0
+    Args:
+        evaluation: Folder that `evaluate.py` wrote.
+        source: DICOM series that the data set was made of: files and folders.
+        key: File with the secret key of the data set's pseudonyms, by which scans are found again.
+        out: Folder for the DICOM files. They carry patients' names, so others cannot read it.
+    """
+    with needs("Writing DICOM results needs highdicom", "scans"):
+        from data_prep.output.dicom_results import results_as_dicom
+    if not key.is_file():
+        raise SpinejaxError(f"--key {key}: no such file. It was written when the data set was made.")
+    returned = results_as_dicom(evaluation, source, load_or_make_key(key, out), out)
+    _print_notes(returned.notes)
+    _print_failures(returned.failures)
+    print(f"{out}: {returned.scans} structured reports, {returned.maps} parametric maps")
+    return 2 if returned.failures else 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainDetector:
-    """Train the network that finds vertebral bodies, on SPIDER's scans with masks and on phantoms."""
+def train_detector(
+    *,
+    out: Path,
+    spider: Path | None = None,
+    series: str = "t2_SPACE",
+    begin: Path | None = None,
+    steps: int = 12000,
+    learning_rate: float = 3e-3,
+    phantoms: int = 120,
+    seed: int = 0,
+) -> int:
+    """Train the network that finds vertebral bodies, on SPIDER's scans with masks and on phantoms.
 
-    out: Path
-    """File of the weights (.npz). An interrupted run continues."""
-    spider: Path | None = None
-    """ROOT: the folder with SPIDER's images/ and masks/. Without it, the network trains on phantoms alone."""
-    series: str = "t2_SPACE"
-    """Series to read: the scans named <patient>_<series>.mha."""
-    begin: Path | None = None
-    """File of weights (.npz) to start from. Default: random weights."""
-    steps: int = 12000
-    """Number of steps of the optimiser."""
-    learning_rate: float = 3e-3
-    """Highest learning rate, reached after 15 % of the steps."""
-    phantoms: int = 120
-    """Number of phantoms."""
-    seed: int = 0
-    """Seed of weights, phantoms and crops."""
+    Args:
+        out: File of the weights (.npz). An interrupted run continues.
+        spider: ROOT: the folder with SPIDER's images/ and masks/. Without it, the network trains on phantoms alone.
+        series: Series to read: the scans named <patient>_<series>.mha.
+        begin: File of weights (.npz) to start from. Default: random weights.
+        steps: Number of steps of the optimiser.
+        learning_rate: Highest learning rate, reached after 15 % of the steps.
+        phantoms: Number of phantoms.
+        seed: Seed of weights, phantoms and crops.
+    """
+    from data_prep.detector.training import run
+    from spinejax.parallel import runtime
 
-    def run(self) -> int:
-        from data_prep.detector.training.run import Recipe, train_detector
-        from spinejax.parallel import runtime
-
-        runtime.set_up()
-        recipe = Recipe(steps=self.steps, learning_rate=self.learning_rate, phantoms=self.phantoms, seed=self.seed)
-        train_detector(self.spider, self.out, recipe, begin=self.begin, series=self.series, tell=_PROGRESS.print)
-        print(self.out)
-        return 0
+    runtime.set_up()
+    recipe = run.Recipe(steps=steps, learning_rate=learning_rate, phantoms=phantoms, seed=seed)
+    run.train_detector(spider, out, recipe, begin=begin, series=series, tell=_PROGRESS.print)
+    print(out)
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectEval(_Reading):
-    """Detect vertebral bodies in scans that have masks, and measure how well."""
+def detect_eval(reading: _Reading, *, out: Path, development: bool = False, weights: Path | None = None) -> int:
+    """Detect vertebral bodies in scans that have masks, and measure how well.
 
-    out: Path
-    """File of the metrics (JSON)."""
-    development: bool = False
-    """Measure on six patients only, which never train: those with masks whose ids have the smallest SHA-256."""
-    weights: Path | None = None
-    """File of weights (.npz) of `train-detector`. Default: those that come with the package."""
+    Args:
+        out: File of the metrics (JSON).
+        development: Measure on six patients only, which never train: those with masks whose ids have the smallest
+            SHA-256.
+        weights: File of weights (.npz) of `train-detector`. Default: those that come with the package.
+    """
+    from data_prep.detector.training.truth import development_patients
+    from data_prep.detector.weights import SHIPPED
+    from data_prep.look.detector_accuracy import measure, table
 
-    def run(self) -> int:
-        from data_prep.detector.training.truth import development_patients
-        from data_prep.detector.weights import SHIPPED
-        from data_prep.look.detector_accuracy import measure, table
+    if reading.masks is None:
+        raise SpinejaxError("detect-eval compares with masks: give --masks DIR.")
+    weights = weights or SHIPPED
+    if out.resolve() == weights.with_suffix(".json").resolve():
+        raise SpinejaxError(f"--out {out}: that file belongs to the weights. Give another.")
+    jobs, found = reading.jobs()
+    pairs = zip(jobs, found.series, strict=True)
+    masked = [(job, series.patient) for job, series in pairs if len(job.sources) > len(series.files)]
+    _print_notes([*found.left_out, *found.notes, *found.failures.values()])
+    print(f"{len(masked)} of {len(jobs)} scans have a mask", file=sys.stderr)
+    chosen = development_patients(patient for _, patient in masked)
+    jobs = [job for job, patient in masked if patient in chosen or not development]
+    metrics = measure(jobs, weights=weights, report=lambda line: print(line, file=sys.stderr))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda part: part.write_text(json.dumps(metrics, indent=1) + "\n"))
+    Console(width=None if sys.stdout.isatty() else 120).print(table(metrics["summary"]))
+    return 0
 
-        if self.masks is None:
-            raise SpinejaxError("detect-eval compares with masks: give --masks DIR.")
-        weights = self.weights or SHIPPED
-        if self.out.resolve() == weights.with_suffix(".json").resolve():
-            raise SpinejaxError(f"--out {self.out}: that file belongs to the weights. Give another.")
-        jobs, found = self.jobs()
-        pairs = zip(jobs, found.series, strict=True)
-        masked = [(job, series.patient) for job, series in pairs if len(job.sources) > len(series.files)]
-        _print_notes([*found.left_out, *found.notes, *found.failures.values()])
-        print(f"{len(masked)} of {len(jobs)} scans have a mask", file=sys.stderr)
-        chosen = development_patients(patient for _, patient in masked)
-        jobs = [job for job, patient in masked if patient in chosen or not self.development]
-        metrics = measure(jobs, weights=weights, report=lambda line: print(line, file=sys.stderr))
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out, lambda part: part.write_text(json.dumps(metrics, indent=1) + "\n"))
-        Console(width=None if sys.stdout.isatty() else 120).print(table(metrics["summary"]))
-        return 0
+
+_COMMANDS = (phantom, spider, scans, overlay, results, train_detector, detect_eval, fold, verify, stats, inspect)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    command = tyro.cli(
-        Phantom | Spider | Scans | Overlay | Results | TrainDetector | DetectEval | Fold | Verify | Stats | Inspect,
-        args=arguments,
-        prog="python -m data_prep",
-        description="Make, verify and look at data sets of intervertebral discs.",
+    return status_of(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            {command.__name__.replace("_", "-"): command for command in _COMMANDS},
+            args=arguments,
+            prog="python -m data_prep",
+            description="Make, verify and look at data sets of intervertebral discs.",
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
     )
-    return status_of(command.run)
 
 
 def _print_notes(notes: list[str]) -> None:

@@ -31,6 +31,22 @@ from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import Task
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a data set is built; the options of the commands."""
+
+    shards: int = 8
+    """Number of files. There are never more than patients."""
+    workers: int = 1
+    """Number of processes. The files do not depend on it."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler (`tcp://…`), used instead of `workers`. Its workers must see the same files."""
+    overwrite: bool = False
+    """Replace a data set that is in the folder already."""
+    strict: bool = False
+    """Stop at the first scan that fails, instead of naming it at the end."""
+
+
 @dataclass
 class Outcome:
     """What a run did.
@@ -52,11 +68,7 @@ def build(
     tasks: Sequence[Task],
     masks: Sequence[str] = (),
     preprocessing: dict,
-    num_shards: int = 8,
-    num_workers: int = 1,
-    scheduler: str | None = None,
-    overwrite: bool = False,
-    strict: bool = False,
+    settings: Settings = Settings(),
     console: Console,
 ) -> Outcome:
     """Cut every job's scan into discs and write them as a data set.
@@ -66,12 +78,8 @@ def build(
         out: the data set's folder. A data set that it holds stays whole until the new one is.
         tasks: the task table.
         masks: which of "region" and "lesion" the discs have.
-        preprocessing: settings for the manifest, JSON values.
-        num_shards: number of files; there are never more than patients.
-        num_workers: number of processes; 1 works in this one.
-        scheduler: address of a Dask scheduler, used instead of `num_workers`. Its workers must see the same files.
-        overwrite: replace a data set that `out` holds.
-        strict: stop at the first scan that fails.
+        preprocessing: JSON values for the manifest.
+        settings: how to build it.
         console: for the progress.
 
     Returns:
@@ -79,18 +87,18 @@ def build(
 
     Raises:
         SpinejaxError: `out` holds a data set, or another run writes there; an option is out of range; a file cannot be
-            written; no disc was found at all; with `strict`, a scan failed.
+            written; no disc was found at all; with `settings.strict`, a scan failed.
     """
-    if num_shards < 1 or num_workers < 1:
-        raise SpinejaxError(f"--shards {num_shards}, --workers {num_workers}: expected 1 or more of each.")
+    if min(settings.shards, settings.workers) < 1:
+        raise SpinejaxError(f"--shards {settings.shards}, --workers {settings.workers}: expected 1 or more of each.")
     if out.exists() and not out.is_dir():
         raise SpinejaxError(f"--out {out}: is a file; expected a folder.")
     out.mkdir(parents=True, exist_ok=True)
-    shards = _deal(jobs, num_shards)
-    with resuming.only_writer(out), workers(num_workers, scheduler) as run:
-        made = resuming.begin(out, overwrite=overwrite)
+    shards = _deal(jobs, settings.shards)
+    with resuming.only_writer(out), workers(settings.workers, settings.scheduler) as run:
+        made = resuming.begin(out, overwrite=settings.overwrite)
         in_order = list(itertools.chain.from_iterable(shards))
-        finished = run(partial(_finish, folder=made, strict=strict), in_order)
+        finished = run(partial(_finish, folder=made, strict=settings.strict), in_order)
         outcome, files = Outcome(), []
         for job, scan in zip(in_order, _with_progress(finished, len(in_order), console), strict=True):
             files.append(scan.file)

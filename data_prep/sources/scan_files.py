@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,23 +23,18 @@ from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cutting:
-    """How discs are found in a scan and cut out.
+    """How discs are found in a scan and cut out; options of the commands."""
 
-    Args:
-        convention: the tool that made the masks, one of `CONVENTIONS`; None to recognise it by its labels.
-        lowest_level: name of each scan's lowest disc, if the levels are to be counted from it.
-        per_disc: normalise each disc by one median over all of its slices, instead of each slice by its own.
-        detect_missing: detect the bodies of a scan that has no mask, or no corners, though others have.
-        keep_doubtful: keep a labelled scan whose levels the detector doubts, and with them whose labels are whose.
-    """
-
-    convention: str | None = None
+    convention: Literal["spider", "totalspineseg", "spineps", "totalsegmentator"] | None = None
+    """Tool that made the masks. Default: recognised by its labels."""
     lowest_level: str | None = None
-    per_disc: bool = False
+    """Name of each scan's lowest disc, to count the levels from it. Default: the mask's own names, or the sacrum's."""
     detect_missing: bool = False
-    keep_doubtful: bool = False
+    """Detect the vertebrae of scans without a mask or corners, instead of failing there."""
+    normalise: Literal["slice", "disc"] = "slice"
+    """Scale each slice by the median of its vertebral bodies, as in the paper, or a disc by one median."""
 
     def __post_init__(self):
         for option, value, known in (
@@ -58,6 +54,7 @@ def scan_jobs(
     cutting: Cutting,
     seed: int,
     pseudonyms: Pseudonyms,
+    keep_doubtful: bool = False,
 ) -> tuple[list[Job], list[str]]:
     """One job for each series that was found, and notes on labels that fit none of them.
 
@@ -72,6 +69,7 @@ def scan_jobs(
         cutting: how discs are found and cut out.
         seed: of the split.
         pseudonyms: of patients and scans.
+        keep_doubtful: keep labelled scans whose levels the detector doubts.
 
     Raises:
         SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found; labels are given,
@@ -118,7 +116,7 @@ def scan_jobs(
                 labels=of_scan[one.key],
                 split=splits[one.patient],
                 pseudonyms=pseudonyms,
-                refuse_doubtful=bool(of_scan[one.key]) and not cutting.keep_doubtful,
+                refuse_doubtful=bool(of_scan[one.key]) and not keep_doubtful,
             )
         )
     return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
@@ -145,7 +143,7 @@ def job_of(
         locate=partial(locate, series, vertebrae, cutting),
         sources=(*series.files, *mask),
         recipe=f"{cutting} {'mask' if mask else json.dumps(vertebrae, sort_keys=True)} {weights_sum()}",
-        per_disc=cutting.per_disc,
+        per_disc=cutting.normalise == "disc",
         refuse_doubtful=refuse_doubtful,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.anatomy.discs import PREPROCESSING
-from data_prep.dataset.build import build
+from data_prep.dataset.build import Settings, build
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.look.overlay import overlay_sheet
 from data_prep.read.series import find_series
@@ -61,7 +61,8 @@ def ungraded_discs(
         found, masks=masks, corners=None, labels=None, cutting=cutting, seed=0, pseudonyms=pseudonyms
     )
     jobs = [dataclasses.replace(job, split=SPLIT) for job in jobs]
-    outcome = build(jobs, made, tasks=tasks, preprocessing=PREPROCESSING | SOURCE, overwrite=True, console=console)
+    settings = Settings(overwrite=True)
+    outcome = build(jobs, made, tasks=tasks, preprocessing=PREPROCESSING | SOURCE, settings=settings, console=console)
     failures = found.failures | outcome.failures
     if jobs and len(outcome.failures) == len(jobs):
         raise SpinejaxError(next(iter(failures.values())))

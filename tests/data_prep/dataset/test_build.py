@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_prep.__main__ import main
 from data_prep.anatomy.discs import DiscVolume
-from data_prep.dataset.build import build
+from data_prep.dataset.build import Settings, build
 from data_prep.dataset.job import Job
 from data_prep.phantom.phantom import phantom
 from data_prep.sources.phantoms import phantom_jobs, phantom_labels
@@ -22,6 +22,7 @@ from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import PAPER_TASKS, Task
 from tests.data_prep.sources.test_spider import write_root
 
+SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 TASKS = (Task("pfirrmann", ("1", "2", "3", "4", "5")),)
 
 
@@ -52,7 +53,8 @@ def some_jobs(seeds):
 
 def run(jobs, out, **options):
     options = {"tasks": TASKS, "preprocessing": {}, "console": Console(quiet=True)} | options
-    return build(jobs, out, **options)
+    settings = Settings(**{name: options.pop(name) for name in SETTINGS & options.keys()})
+    return build(jobs, out, settings=settings, **options)
 
 
 def contents(folder):
@@ -63,8 +65,8 @@ def contents(folder):
 
 
 def test_bytes_depend_neither_on_workers_nor_on_the_order_of_jobs(tmp_path):
-    run(some_jobs(range(5)), tmp_path / "one", num_shards=3)
-    run(some_jobs(reversed(range(5))), tmp_path / "two", num_shards=3, num_workers=2)
+    run(some_jobs(range(5)), tmp_path / "one", shards=3)
+    run(some_jobs(reversed(range(5))), tmp_path / "two", shards=3, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(contents(tmp_path / "one")) == 4
 
@@ -89,7 +91,7 @@ def test_among_scans_with_masks_one_without_has_empty_ones(tmp_path):
 
 
 def test_no_more_shards_than_patients(tmp_path):
-    run(some_jobs(range(2)), tmp_path / "set", num_shards=8)
+    run(some_jobs(range(2)), tmp_path / "set", shards=8)
     assert len(DataSet(tmp_path / "set").manifest["files"]) == 2
 
 
@@ -111,7 +113,7 @@ def test_if_all_scans_fail_their_reasons_are_told(tmp_path):
 
 
 def test_data_set_is_not_overwritten_unasked(tmp_path):
-    run(some_jobs(range(5)), tmp_path / "set", num_shards=5)
+    run(some_jobs(range(5)), tmp_path / "set", shards=5)
     before = contents(tmp_path / "set")
     with pytest.raises(SpinejaxError, match="Give --overwrite"):
         run(some_jobs([1]), tmp_path / "set")
@@ -140,7 +142,7 @@ def test_shards_without_a_manifest_are_not_overwritten_unasked(tmp_path):
     assert verify(tmp_path / "set") == []
 
 
-@pytest.mark.parametrize("options", [{"num_shards": 0}, {"num_workers": 0}])
+@pytest.mark.parametrize("options", [{"shards": 0}, {"workers": 0}])
 def test_options_out_of_range(tmp_path, options):
     with pytest.raises(SpinejaxError, match="1 or more"):
         run(some_jobs([1]), tmp_path / "set", **options)
@@ -281,7 +283,7 @@ def test_overwriting_keeps_the_old_set_until_the_new_one_is_whole(tmp_path):
     failing = [dataclasses.replace(job, locate=_fail) for job in phantom_jobs(3, seed=0)]
     settings = {"tasks": PAPER_TASKS, "masks": ("region", "lesion"), "preprocessing": {}, "console": Console()}
     with pytest.raises(SpinejaxError, match="no disc was found"):
-        build(failing, out, overwrite=True, **settings)
+        run(failing, out, overwrite=True, **settings)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main(["phantom", "--out", str(out), "--patients", "4", "--shards", "3", "--overwrite"]) == 0
     assert verify(out) == []
@@ -293,7 +295,7 @@ def test_a_run_that_makes_nothing_does_not_stand_in_the_way_of_the_next(tmp_path
     failing = [dataclasses.replace(job, locate=_fail) for job in phantom_jobs(2, seed=0)]
     settings = {"tasks": PAPER_TASKS, "masks": ("region", "lesion"), "preprocessing": {}, "console": Console()}
     with pytest.raises(SpinejaxError, match=r"(?s)no disc was found.*too dark"):
-        build(failing, tmp_path / "set", **settings)
+        run(failing, tmp_path / "set", **settings)
     assert main(["phantom", "--out", str(tmp_path / "set"), "--patients", "3"]) == 0
 
 

@@ -10,22 +10,19 @@ from functools import partial
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from data_prep.anatomy.discs import DiscVolume
 from data_prep.dataset import resuming
 from data_prep.dataset import workers as module
-from data_prep.dataset.build import build
 from data_prep.dataset.resuming import save_scan
 from data_prep.dataset.workers import workers
 from data_prep.read.scan import NotSagittalError
 from spinejax.data.manifest import MANIFEST
 from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
-from spinejax.tasks import Task
 from tests.data_prep.dataset.test_build import Cut
+from tests.data_prep.dataset.test_build import run as run_jobs
 
-TASKS = (Task("pfirrmann", ("1", "2", "3", "4", "5")),)
 SPLITS = ("train", "validation", "test")
 
 
@@ -59,8 +56,7 @@ def jobs(folder, numbers=range(6)):
 
 
 def run(folder, out, **options):
-    settings = {"tasks": TASKS, "preprocessing": {}, "num_shards": 3, "console": Console(quiet=True)} | options
-    return build(jobs(folder), out, **settings)
+    return run_jobs(jobs(folder), out, **({"shards": 3} | options))
 
 
 def contents(out):
@@ -101,21 +97,21 @@ def spoil(folder):
     (folder / "scan4").write_text("axial")
 
 
-@pytest.mark.parametrize("num_shards", [1, 3])
-def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder, num_shards):
+@pytest.mark.parametrize("shards", [1, 3])
+def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder, shards):
     """Bytes, notes, failures: those of an uninterrupted run; and no scan that was finished is cut again.
 
     A scan is finished, at the latest, when the next one is begun.
     """
     spoil(folder)
-    whole = run(folder, tmp_path / "whole", num_shards=num_shards)
+    whole = run(folder, tmp_path / "whole", shards=shards)
     assert len(whole.failures) == 1
     assert len(whole.notes) == 4
     (folder / "slow").touch()
-    out, moments, finished = tmp_path / "killed", np.random.default_rng(num_shards), []
+    out, moments, finished = tmp_path / "killed", np.random.default_rng(shards), []
     for _ in range(3):
         forget_cuts(folder)
-        process = start(folder, out, f"{RUN[:-1]}, num_shards={num_shards})")
+        process = start(folder, out, f"{RUN[:-1]}, shards={shards})")
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             if len(cuts(folder)) > 1 or cuts(folder) == ["5"]:  # it has finished a scan, or there is only the last
@@ -132,7 +128,7 @@ def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder
     assert len(finished) >= 3
     forget_cuts(folder)
     (folder / "slow").unlink()
-    outcome = run(folder, out, num_shards=num_shards)
+    outcome = run(folder, out, shards=shards)
     assert outcome.resumed >= len(finished)
     assert not set(finished) & set(cuts(folder))
     assert len(cuts(folder)) == 6 - outcome.resumed
@@ -144,13 +140,13 @@ def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder
 def test_finished_scans_of_an_unfinished_shard_are_not_cut_again(tmp_path, folder, monkeypatch):
     """Stopped in the fifth of six scans, all of one shard."""
     spoil(folder)
-    whole = run(folder, tmp_path / "whole", num_shards=1)
+    whole = run(folder, tmp_path / "whole", shards=1)
     with monkeypatch.context() as patched:
         patched.setattr("data_prep.dataset.resuming.save_scan", stop_at(3))
         with pytest.raises(KeyboardInterrupt):
-            run(folder, tmp_path / "out", num_shards=1)
+            run(folder, tmp_path / "out", shards=1)
     forget_cuts(folder)
-    outcome = run(folder, tmp_path / "out", num_shards=1)
+    outcome = run(folder, tmp_path / "out", shards=1)
     assert outcome.resumed == 3
     assert cuts(folder) == ["3", "4", "5"]
     assert reported(outcome) == reported(whole)
@@ -202,7 +198,7 @@ def test_scan_that_lacks_a_library_is_tried_again_once_it_may_be_there(tmp_path,
 def test_run_killed_while_it_replaces_a_data_set_goes_on(tmp_path, folder, monkeypatch, function):
     """The old data set is whole until the new one is, and no reader finds a mixture of both."""
     out = tmp_path / "out"
-    run(folder, out, num_shards=2)
+    run(folder, out, shards=2)
     interrupted_in(function, monkeypatch, folder, out, overwrite=True)
     assert (out / MANIFEST).exists() == function.endswith("publish")
     assert run(folder, out, overwrite=True).resumed == 6
@@ -214,7 +210,7 @@ def test_run_killed_while_it_replaces_a_data_set_goes_on(tmp_path, folder, monke
 
 def test_a_killed_run_that_replaces_keeps_its_scans_if_overwrite_is_forgotten(tmp_path, folder, monkeypatch):
     out = tmp_path / "out"
-    run(folder, out, num_shards=2)
+    run(folder, out, shards=2)
     stop_before_manifest(monkeypatch, folder, out, overwrite=True)
     with pytest.raises(SpinejaxError, match="Give --overwrite"):
         run(folder, out)
@@ -269,17 +265,17 @@ def test_finished_scan_whose_file_was_damaged_is_cut_again(tmp_path, folder, mon
     with monkeypatch.context() as patched:
         patched.setattr("data_prep.dataset.resuming.save_scan", stop_at(3))
         with pytest.raises(KeyboardInterrupt):
-            run(folder, out, num_shards=1)
+            run(folder, out, shards=1)
     kept = sorted(resuming.unfinished(out).glob("*.npz"))
     flipped = bytearray(kept[0].read_bytes())
     flipped[len(flipped) // 2] ^= 1
     kept[0].write_bytes(flipped if damage is None else damage)
-    assert run(folder, out, num_shards=1).resumed == 2
-    run(folder, tmp_path / "whole", num_shards=1)
+    assert run(folder, out, shards=1).resumed == 2
+    run(folder, tmp_path / "whole", shards=1)
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("options", [{"num_shards": 2}, {"preprocessing": {"width_px": 9}}])
+@pytest.mark.parametrize("options", [{"shards": 2}, {"preprocessing": {"width_px": 9}}])
 def test_finished_scans_serve_a_run_with_other_options(tmp_path, folder, monkeypatch, options):
     stop_before_manifest(monkeypatch, folder, tmp_path / "out")
     assert run(folder, tmp_path / "out", **options).resumed == 6
@@ -362,8 +358,7 @@ def test_scans_of_one_shard_are_cut_by_as_many_processes_as_asked_for(tmp_path):
     (tmp_path / "marks").mkdir()
     cut_together = [partial(meet, tmp_path / "marks", n) for n in range(4)]
     made = [Cut(f"scan{n}", f"p{n}", f"s{n}", SPLITS[n % 3], {}, cut_together[n]) for n in range(4)]
-    settings = {"tasks": TASKS, "preprocessing": {}, "num_shards": 1, "num_workers": 4}
-    outcome = build(made, tmp_path / "out", **settings, console=Console(quiet=True))
+    outcome = run_jobs(made, tmp_path / "out", shards=1, workers=4)
     assert outcome.failures == {}
     assert outcome.discs.total() == 4
 
