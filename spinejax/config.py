@@ -1,4 +1,4 @@
-"""Every choice of a training run: frozen dataclasses, the presets, and their JSON."""
+"""The options of a training run, the presets, and their JSON."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,14 +7,11 @@ from typing import Literal
 import pydantic
 
 from spinejax.errors import SpinejaxError, require_option
-from spinejax.files.atomic import write_atomically
+from spinejax.files.json_files import read_json, write_json
 from spinejax.network.views import ViewRanges
 
 MOST_WIDTH = 64
-"""Times the paper's features. It is beyond any machine, and short of what XLA ends the process at."""
-
-
-_KNOWN_OPTIONS_ONLY = pydantic.ConfigDict(extra="forbid")
+"""Factor on the paper's features. No machine has room for it; somewhat more makes XLA end the process."""
 
 
 @dataclass(frozen=True)
@@ -24,62 +21,66 @@ class Config:
     tasks: tuple[str, ...] = ()
     """Tasks to learn, by name; all of the data set's if none is named. One task alone: the paper's single-task net."""
     branch_point: Literal["none", "conv3", "conv4", "conv5", "fc6", "fc7"] = "conv5"
-    """The last layer that the tasks share; "none" is one network a task."""
+    """Last layer that the tasks share; "none" is one network a task."""
     width: float = 1.0
-    """Multiplies the features of every layer."""
+    """Factor by which the features of every layer are multiplied."""
     dropout: float = 0.5
-    """Fraction dropped after fc6 and fc7."""
+    """Fraction of features dropped after fc6 and fc7."""
     initialiser: Literal["glorot", "he"] = "glorot"
-    """How weights start: glorot is the paper's; he keeps the signal's scale through ReLUs, and so starts faster."""
+    """Distribution of the initial weights: glorot is the paper's; he keeps the signal's scale through ReLUs, and so
+    learns sooner."""
     fill_slices: bool = False
     """Repeat the nearest slice where a scan has none, which the paper leaves black: for scans of one or few slices."""
     init_from: Path | None = None
-    """A run, or its `export` folder: a new run starts with those of its weights that have a name and shape of this
-    network's, and draws the others."""
+    """Run, or its `export` folder, from which a new run takes initial weights: those whose name and shape are also in
+    this network. The others are drawn."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters, loss and optimiser stay float32."""
+    """Precision of the computation; parameters, loss and optimiser stay float32."""
 
     layout: Literal["auto", "data", "split"] = "auto"
-    """What each device keeps: "data" all parameters, "split" a share of fc6 and fc7; "auto": of which less travels."""
+    """Parameters on each device: "data" keeps all, "split" a share of fc6 and fc7; "auto" picks the one that
+    communicates less."""
     cache: Literal["none", "device"] = "none"
-    """"device" reads the discs once and keeps them in the devices' memory, split over them."""
+    """Memory for the discs: "device" reads them once and keeps them in the devices' memory, divided over them."""
+    deterministic: bool = False
+    """Use only GPU kernels that give the same bits in every run. They are slower; CPUs and TPUs need no such option."""
 
     batch_size: int = 256
-    """Discs a step, over all devices."""
+    """Discs in a step, over all devices."""
     epochs: int = 1000
-    """Passes over the training discs, in whole batches, at the most."""
+    """Most passes over the training discs, in whole batches."""
     learning_rate: float = 1e-3
-    """At the start."""
+    """Initial learning rate."""
     momentum: float = 0.9
-    """Of stochastic gradient descent."""
+    """Momentum of SGD."""
     weight_decay: float = 5e-4
     """L2 penalty on weights, not on biases."""
     plateau_patience: int = 10
     """Evaluations in a row without a lower validation error after which the learning rate is lowered."""
     plateau_factor: float = 0.1
-    """What the learning rate is then multiplied by."""
+    """Factor by which the learning rate is lowered."""
     num_decays: int = 2
     """Times that the learning rate is lowered; training ends at the next plateau."""
     task_weights: tuple[tuple[str, float], ...] = ()
-    """Weight of a task's loss (the paper's ω), as `NAME VALUE` pairs; 1 for a task that is not named."""
+    """Weights of the tasks' losses (the paper's ω), as `NAME VALUE` pairs; 1 for a task that is not named."""
     max_skipped: int = 5
-    """Steps in a row with a NaN or infinite gradient, which change no weight, after which training stops."""
+    """Steps in a row with a NaN or infinite gradient, each of them skipped, after which training stops."""
     views: ViewRanges = field(default_factory=ViewRanges)
-    """What each disc's random view is drawn from."""
+    """Ranges from which the random view of each disc is drawn."""
 
     seed: int = 0
-    """Decides the initial weights, the order of the discs, their views and dropout."""
+    """Seed of the initial weights, the order of the discs, their views and dropout."""
     validation_split: Literal["validation", "test"] = "validation"
-    """The split that decides the learning rate and the best step. The paper swaps validation and test for a second
-    network, to tell how far results spread."""
+    """Split that decides the learning rate and the best step. The paper swaps validation and test for a second network,
+    to show the spread of its results."""
     eval_epochs: int = 1
-    """Evaluate on that split, and save a checkpoint, every so many epochs."""
+    """Epochs between two evaluations on that split, each followed by a checkpoint."""
     workers: int = 0
     """Processes that read ahead; 0 reads in threads of this one."""
     tensorboard: bool = False
-    """Also write scalars for TensorBoard into the run folder (extra `tensorboard`)."""
+    """Also write scalars for TensorBoard into the run's folder (extra `tensorboard`)."""
 
-    __pydantic_config__ = _KNOWN_OPTIONS_ONLY
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
@@ -96,8 +97,14 @@ class Config:
             require_option(0 <= weight < float("inf"), "task_weights", f"{name} {weight}", "weights of 0 or more")
 
     def model_branch_point(self) -> str | None:
-        """The branch point as `SpineNet` has it."""
+        """The branch point as `SpineNet` takes it."""
         return None if self.branch_point == "none" else self.branch_point
+
+    def evaluation_epochs(self, done: int) -> list[int]:
+        """The epochs after which the network is evaluated and saved, when `done` epochs are over."""
+        every = self.eval_epochs
+        multiples = range(done - done % every + every, self.epochs, every)
+        return [*multiples, self.epochs] if done < self.epochs else []
 
 
 _NARROW = Config(
@@ -106,8 +113,8 @@ _NARROW = Config(
     batch_size=32,
     learning_rate=0.01,
     eval_epochs=2,
-    # Milder than the paper's, whose widest shifts take more training to learn; milder still, and a network learns a
-    # thousand discs by heart.
+    # Narrower than the paper's, whose widest shifts take more training. Narrower still, and a network memorises a
+    # thousand discs.
     views=ViewRanges(angle_deg=10, shift_rows_px=16, shift_columns_px=20, shift_slices=1),
 )
 
@@ -115,7 +122,7 @@ PRESETS = {
     "paper": ("The paper's network and training (Sect. 4), literally: full width, about 1000 epochs.", Config()),
     "quickstart": (
         "A narrow network that learns the phantoms of `make quickstart` in minutes on two cores.",
-        # Marrow is learned last, and the error wavers: a rate that falls before leaves a task behind for good.
+        # Marrow is learned last, and the error fluctuates: with a shorter patience a task may never be learned.
         replace(_NARROW, epochs=150, plateau_patience=15),
     ),
     "spider": (
@@ -132,29 +139,29 @@ PRESETS = {
 }
 """Name → (what it is for, the options)."""
 
-CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard", "layout", "cache")
+CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard", "layout", "cache", "deterministic")
 """Options that may differ when a run goes on: none of them changes what a step computes (another layout, like another
-number of devices, takes sums in another order)."""
+number of devices, only sums in another order)."""
+
+_OF_THE_LOOP = (
+    "seed",
+    "init_from",
+    "validation_split",
+    "eval_epochs",
+    "plateau_patience",
+    "plateau_factor",
+    "num_decays",
+)
 
 
 def of_a_step(config: Config) -> Config:
-    """The options with everything at its default that no step depends on, so that changing it compiles nothing anew."""
-    of_the_loop = (
-        "seed",
-        "init_from",
-        "validation_split",
-        "eval_epochs",
-        "plateau_patience",
-        "plateau_factor",
-        "num_decays",
-    )
-    return replace(config, **{name: getattr(Config(), name) for name in (*CHANGEABLE_ON_RESUME, *of_the_loop)})
+    """The options that a step depends on, with all others at their defaults: changing those recompiles nothing."""
+    return replace(config, **{name: getattr(Config(), name) for name in (*CHANGEABLE_ON_RESUME, *_OF_THE_LOOP)})
 
 
 def save(config: Config, path: Path) -> None:
     """Write a run's options as JSON."""
-    text = pydantic.TypeAdapter(Config).dump_json(config, indent=1) + b"\n"
-    write_atomically(path, lambda temporary: temporary.write_bytes(text))
+    write_json(path, pydantic.TypeAdapter(Config).dump_python(config, mode="json"))
 
 
 def load(path: Path) -> Config:
@@ -165,11 +172,4 @@ def load(path: Path) -> Config:
     """
     if not path.is_file():
         raise SpinejaxError(f"{path}: missing, so its folder is not a run. `python train.py` makes one.")
-    try:
-        return pydantic.TypeAdapter(Config).validate_json(path.read_bytes())
-    except SpinejaxError as error:
-        raise SpinejaxError(f"{path}: {error}") from error
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        option = ".".join(map(str, fault["loc"])) or "the file"
-        raise SpinejaxError(f"{path}: {option}: {fault['msg']}.") from error
+    return read_json(path, Config, "Restore it from a copy.")

@@ -1,4 +1,4 @@
-"""The one exception type for everything that a user can mend, and how a command ends."""
+"""The exception for everything that a user can fix, and the exit status of a command."""
 
 import contextlib
 import sys
@@ -10,15 +10,15 @@ _CHECKOUT = Path(__file__).parents[1]
 
 
 class SpinejaxError(Exception):
-    """A fault in an input, an option or a file that the user can put right.
+    """A fault in an input, an option or a file that the user can fix.
 
-    Its message is one sentence or two: which file or argument, what was found there, what was expected, what to do.
-    The commands print it without a traceback and exit with status 2; any other exception is a fault of ours.
+    Its message is one or two sentences: which file or argument, what was found, what was expected, what to do. The
+    commands print it without a traceback and exit with status 2; any other exception is a fault of ours.
     """
 
 
 class NotInstalledError(SpinejaxError):
-    """A library is missing: no fault of the input, which may well be in order once the library is there.
+    """A library is missing. The input itself may be in order.
 
     Args:
         need: what needs which library.
@@ -26,7 +26,7 @@ class NotInstalledError(SpinejaxError):
     """
 
     def __init__(self, need: str, extra: str):
-        super().__init__(need, extra)  # what it is pickled by, on its way from a worker
+        super().__init__(need, extra)  # pickled with these, on its way from a worker
 
     def __str__(self) -> str:
         need, extra = self.args
@@ -51,10 +51,10 @@ def require_option(condition: bool, name: str, value, expected: str) -> None:
 
 
 def status_of(command: Callable[[], int | None]) -> int:
-    """Run a command and give its exit status: 0 done, 2 the user can mend it, 130 interrupted.
+    """Run a command and give its exit status: 0 done, 2 the user can fix it, 130 interrupted.
 
-    What the user can mend, and what the system refuses (a full disk, a folder that may not be written), is one line on
-    the standard error. Anything else is a fault of ours: its traceback is shown, and the status is 1.
+    What the user can fix, and what the system refuses (a full disk, a folder without write access), is one line on the
+    standard error. Anything else is a fault of ours: its traceback is shown, and the status is 1.
     """
     try:
         return command() or 0
@@ -64,6 +64,6 @@ def status_of(command: Callable[[], int | None]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("Interrupted. Nothing half-written stands under its name.", file=sys.stderr)
+        print("Interrupted. No file is half-written.", file=sys.stderr)
         return 130
     return 2

@@ -2,7 +2,7 @@
 
 An order is a line of JSON, and so is its answer:
 
-    {"command": [...], "env": {...}, "out": FILE, "limit": BYTES or null}    the process id
+    {"command": [...], "env": {...}, "out": FILE, "limit": BYTES or null, "folder": DIR}    the process id
     {"wait": PID, "seconds": S}                                              its exit status, null if it still runs
 
 Nothing of JAX has started when it forks, so a fork is as good as a fresh process.
@@ -30,7 +30,9 @@ def run(order):
     os.environ.update(order["env"])
     if order["limit"]:  # the kernel refuses to let any file grow beyond it
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
-    sys.argv = order["command"]
+    script, *options = order["command"]
+    sys.argv = [os.path.abspath(script), *options]
+    os.chdir(order["folder"])
     status = 1
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

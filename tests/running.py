@@ -71,11 +71,12 @@ class Launcher:
             text=True,
         )
 
-    def start(self, command, *, limit=None, **env):
-        """Start a command; `limit` bytes is how large its files may grow."""
+    def start(self, command, *, limit=None, folder=ROOT, **env):
+        """Start a command in a folder; `limit` bytes is how large its files may grow."""
         self._number += 1
         out = self._folder / f"out-{self._number}"
         order = {"command": [str(word) for word in command], "env": env, "out": str(out), "limit": limit}
+        order["folder"] = str(folder)
         return Started(self, self.ask(order), out)
 
     def run(self, command, **options):
@@ -83,13 +84,13 @@ class Launcher:
         return self.start(command, **options).end()
 
     @contextlib.contextmanager
-    def together(self, *commands):
-        """Start one process a command, as processes 0, 1, … of one run. None outlives the block."""
+    def together(self, *commands, folders=None):
+        """Start one process a command, as processes 0, 1, … of one run, each in its folder. None outlives the block."""
         with free_address() as address:
             shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
             started = [
-                self.start([*command, "--distributed"], JAX_PROCESS_ID=str(place), **shared)
-                for place, command in enumerate(commands)
+                self.start([*command, "--distributed"], folder=folder, JAX_PROCESS_ID=str(place), **shared)
+                for place, (command, folder) in enumerate(zip(commands, folders or [ROOT] * len(commands), strict=True))
             ]
             try:
                 yield started

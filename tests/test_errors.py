@@ -23,7 +23,7 @@ def raising(error):
         (raising(SpinejaxError("shard.h5: truncated.")), 2, "error: shard.h5: truncated.\n"),
         (raising(OSError(28, "No space left on device", "out/x")), 2, "error: out/x: No space left on device\n"),
         (lambda: Path("README.md/x").read_text(), 2, "error: README.md/x: Not a directory\n"),
-        (raising(KeyboardInterrupt()), 130, "Interrupted. Nothing half-written stands under its name.\n"),
+        (raising(KeyboardInterrupt()), 130, "Interrupted. No file is half-written.\n"),
     ],
 )
 def test_status_and_message(command, status, said, capsys):

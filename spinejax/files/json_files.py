@@ -28,11 +28,14 @@ def read_json(path: Path, kind: type[T], advice: str, *, strict: bool = False) -
         strict: convert nothing, as a text into a number.
 
     Raises:
-        SpinejaxError: the file is not JSON of this type. The message names the first entry that differs.
+        SpinejaxError: the file is not JSON of this type, or the type itself raised it. The message names the file, and
+            the first entry that differs.
         OSError: it cannot be read.
     """
     try:
         return pydantic.TypeAdapter(kind).validate_json(path.read_bytes(), strict=strict)
+    except SpinejaxError as error:
+        raise SpinejaxError(f"{path}: {error} {advice}".strip()) from error
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the file"

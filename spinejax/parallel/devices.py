@@ -1,4 +1,8 @@
-"""Where arrays live: the mesh of devices, and how batches and parameters are laid out over it."""
+"""Where arrays are: the mesh of devices, and how batches and parameters are divided over it."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,12 +14,31 @@ from spinejax.errors import SpinejaxError
 DATA_AXIS = "data"
 
 
+def all_devices() -> list[jax.Device]:
+    """JAX's devices, those of a process side by side.
+
+    Raises:
+        SpinejaxError: `JAX_PLATFORMS` names a platform that this machine lacks.
+    """
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for cuda without its plugin
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if not platforms:
+            raise
+        reason = next(iter(str(error).splitlines()), "") or "no such device or plugin"
+        raise SpinejaxError(
+            f"JAX_PLATFORMS is {platforms}, which JAX cannot use on this machine ({reason}). Unset it, "
+            "set it to cpu, or install JAX for that platform."
+        ) from error
+    return sorted(found, key=lambda device: (device.process_index, device.id))
+
+
 def make_mesh() -> Mesh:
-    """One axis, `data`, over all devices, those of a process side by side."""
-    # `jax.make_mesh` may mix the processes' devices, on TPUs; then a disc's place in the batch, and with it its view,
-    # would hang on how many processes there are. Explicit axis types, the default, break Linen modules.
-    in_order = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(in_order), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    """One axis, `data`, over all devices."""
+    # `jax.make_mesh` may mix the processes' devices, on TPUs. Then a disc's place in the batch, and with it its view,
+    # would depend on the number of processes. Explicit axis types, the default there, break Linen modules.
+    return Mesh(np.array(all_devices()), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def check_batch(batch_size: int, mesh: Mesh, option: str) -> None:
@@ -25,22 +48,22 @@ def check_batch(batch_size: int, mesh: Mesh, option: str) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The layout of parameters: a copy on every device."""
+    """A copy on every device: parameters."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_disc(mesh: Mesh) -> NamedSharding:
-    """The layout of batches: the leading axis split over the devices."""
+    """The leading axis split over the devices: batches."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def put_replicated(tree, mesh: Mesh):
+def put_replicated(tree, mesh: Mesh) -> Any:
     """Copy every leaf to every device; every process holds all of it."""
     return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def put(tree, shardings):
-    """Lay out a tree of arrays, a sharding for each; every process holds all of it."""
+def put(tree, shardings) -> Any:
+    """Transfer a tree of arrays to the devices, by a sharding for each leaf; every process holds all of it."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     # With several processes `device_put` would first gather every array from each of them, to compare.
@@ -55,13 +78,13 @@ def _put_own(leaf, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Make one global batch of the parts that the hosts hold."""
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Make one global batch of the parts that the processes hold."""
     return {key: jax.make_array_from_process_local_data(by_disc(mesh), value) for key, value in batch.items()}
 
 
-def to_host(tree):
-    """Every leaf as a numpy array, whole and the same on each host. All processes must call it together."""
+def to_host(tree) -> Any:
+    """Every leaf as a numpy array, whole and the same on each process. All processes must call it together."""
     return jax.tree.map(_whole, tree)
 
 

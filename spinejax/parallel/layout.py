@@ -94,8 +94,8 @@ class Layout:
         """Lay a tree of arrays out; each host gives all of it."""
         return devices.put(tree, self.shardings(tree))
 
-    def keep(self, tree):
-        """Inside jit: leave the tree as `put` lays it out."""
+    def constrain(self, tree) -> Any:
+        """Inside jit: keep the tree divided as by `put`."""
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
     def by_disc(self, function: Callable) -> Callable:

@@ -1,12 +1,13 @@
 """One run on many processes: how they find each other, agree, stop together, and notice that one of them is gone.
 
-Every process runs the same program on its own devices. Only the first one touches the run's folder; what it finds
-there, or its fault, it tells the others. `jax.distributed` is used here alone.
+Every process runs the same program on its own devices. Only the first one reads and writes the run's folder, and sends
+the others what it found there, or that it failed. `jax.distributed` is used here alone.
 """
 
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,18 +22,25 @@ from jax.experimental import multihost_utils
 from spinejax.errors import SpinejaxError, status_of
 
 HEARTBEAT_SECONDS = 20
-"""A process from which nothing was heard for so long is taken for dead, and the others end."""
+"""A process that sends nothing for so long counts as dead, and the others end."""
+
+_COLLECTIVE = re.compile("Gloo|NCCL|coordination")
+_LOST = re.compile(  # local faults, such as too little memory or a small /dev/shm, say none of these
+    r"by peer|broken pipe|connection refused|timed? ?out|deadline|heartbeat|remote process|failed to send rpc"
+    r"|tasks? .*(crashed|died|unhealthy|disconnected|preempted)|(has stopped|shut(ting)? down)",
+    re.IGNORECASE,
+)
 
 
 @contextlib.contextmanager
 def started(distributed: bool, *, start_seconds: int = 300) -> Iterator[None]:
-    """Join the other processes for the length of the block. Call before anything asks for a device.
+    """Join the other processes while the block runs. Call it before anything asks for a device.
 
-    Who the others are says the environment: SLURM, Open MPI, GKE and Cloud TPU are known to JAX; anywhere else the
-    variables `JAX_COORDINATOR_ADDRESS` (host:port of the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` do.
+    The environment says who the others are. JAX knows SLURM, Open MPI, GKE and Cloud TPU; anywhere else set the
+    variables `JAX_COORDINATOR_ADDRESS` (host:port of the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
-    If the block raises, this process ends at once, without a good-bye: the others wait for it in a collective
-    operation, and only its end lets them know.
+    If the block raises, this process ends at once, without JAX's shutdown: the others wait for it in a collective
+    operation, and only its end tells them.
 
     Args:
         distributed: if not, nothing is done, and this process is alone.
@@ -56,7 +64,7 @@ def started(distributed: bool, *, start_seconds: int = 300) -> Iterator[None]:
 
 
 def _join(start_seconds: int) -> None:
-    # JAX ends a process that waits in vain with a stack trace and no word about the network. So the clock is kept here.
+    # JAX would end a process that waits in vain with a stack trace and no word about the network: hence our own timer.
     clock = threading.Timer(start_seconds, _end_waiting, [start_seconds])
     clock.daemon = True
     clock.start()
@@ -93,25 +101,24 @@ def _end_waiting(seconds: int) -> None:
     os._exit(2)
 
 
-def _named(error: BaseException) -> BaseException:
-    """What a broken collective operation says, in the words of this house; any other error as it is."""
-    if isinstance(error, (ValueError, RuntimeError)) and any(
-        word in str(error) for word in ("Gloo", "NCCL", "coordination")
-    ):
-        return SpinejaxError(
-            "Another process of this run ended, or cannot be reached any more; its own messages say why. What was "
-            f"saved stands: start all processes again to go on. ({str(error).splitlines()[0][:160]})"
-        )
-    return error
+def _translated(error: BaseException) -> BaseException:
+    """A collective operation's error that a lost process caused, as a plain message; any other error unchanged."""
+    text = str(error)
+    if not isinstance(error, (ValueError, RuntimeError)) or not _COLLECTIVE.search(text) or not _LOST.search(text):
+        return error
+    return SpinejaxError(
+        "Another process of this run ended, or cannot be reached any more; its own messages say why. What was saved "
+        f"is kept: start all processes again to go on. ({text.splitlines()[0][:160]})"
+    )
 
 
 def _status(error: BaseException) -> int:
-    """Say what went wrong, and give the exit status."""
-    if isinstance(error, SystemExit):  # the first process has said it
+    """Report what went wrong, and give the exit status."""
+    if isinstance(error, SystemExit):  # the first process has reported it
         return int(error.code or 0)
 
     def again() -> None:
-        raise _named(error)
+        raise _translated(error)
 
     try:
         return status_of(again)
@@ -126,13 +133,13 @@ def is_first() -> bool:
 
 
 def by_first(make: Callable[[], Any]) -> Any:
-    """What a function gives on the first process, on every process; it is called there alone.
+    """Call a function on the first process alone, and return its result on every process.
 
     Args:
-        make: gives something that JSON can hold.
+        make: returns something that JSON can hold.
 
     Raises:
-        SpinejaxError: raised there. The other processes then end with the same status, and leave the message to it.
+        SpinejaxError: raised there. The other processes then end with the same status and no message.
     """
     if jax.process_count() == 1:
         return make()
@@ -142,7 +149,7 @@ def by_first(make: Callable[[], Any]) -> Any:
             outcome = make()
         except (SpinejaxError, OSError) as error:
             fault = error
-    text = json.dumps([fault is None, outcome]).encode()
+    text = json.dumps([fault is None, outcome], allow_nan=False).encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     buffer = np.zeros(length, np.uint8)
     if is_first():
@@ -159,15 +166,15 @@ def from_first(tree, like):
     """The first process's tree of arrays, on every process.
 
     Args:
-        tree: it; what the other processes pass is not looked at.
+        tree: on the first process, the tree to send; the others' is ignored.
         like: numpy arrays of the same structure, shapes and dtypes.
     """
     if jax.process_count() == 1:
         return tree
     # Leaf by leaf, so that no device holds more than one of them.
     given = jax.tree.leaves(tree) if is_first() else jax.tree.leaves(like)
-    told = [multihost_utils.broadcast_one_to_all(leaf) for leaf in given]
-    return jax.tree.unflatten(jax.tree.structure(like), told)
+    received = [multihost_utils.broadcast_one_to_all(leaf) for leaf in given]
+    return jax.tree.unflatten(jax.tree.structure(like), received)
 
 
 def refuse_difference(what: str, value: str) -> None:
@@ -181,22 +188,20 @@ def refuse_difference(what: str, value: str) -> None:
 
 
 def end_on_sigterm() -> None:
-    """Have SIGTERM end this process, as it would without the others: JAX takes it for a notice, which only
-    `stop_notices` asks for.
-    """
+    """Let SIGTERM end this process, as without others: JAX catches it, for `stop_notices` to ask for."""
     if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def stop_notices() -> Iterator[Callable[[int], bool]]:
-    """Turn SIGTERM, the notice that schedulers send ahead of a preemption, into a question: `told_to_stop(step)`.
+    """Catch SIGTERM, which schedulers send ahead of a preemption, and give a function that says whether it came.
 
-    It is asked before each step, with the number of steps taken, by every process; all get yes at the same step,
-    whichever of them the notice reached.
+    Every process calls the function before each step, with the number of steps taken. All get True at the same step,
+    whichever of them received the signal.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point  # JAX has taken SIGTERM over
+        yield multihost_utils.reached_preemption_sync_point  # JAX has caught SIGTERM
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # Python gives signals to the main thread alone

@@ -29,7 +29,7 @@ from spinejax.parallel import processes
 from spinejax.parallel.devices import to_host
 from spinejax.training import saved_step
 from spinejax.training.saved_step import CHECKPOINTS, Model, Record, Unlogged, best_step, read_record, steps_of
-from spinejax.training.train_step import TrainState
+from spinejax.training.train_step import TrainState, initialise_from
 
 EXPORT = "export"
 CALIBRATION = "calibration.json"
@@ -188,29 +188,42 @@ def save(
 
 
 def resume(
-    checkpoints: Checkpoints, template: TrainState, *, model: SpineNet, data_digest: str
-) -> tuple[TrainState, Unlogged]:
-    """The latest saved state, and the metrics of the steps before it that the log lacks.
+    checkpoints: Checkpoints,
+    template: TrainState,
+    *,
+    model: SpineNet,
+    data_digest: str,
+    init_from: Path | None = None,
+) -> tuple[TrainState, Unlogged, list[str]]:
+    """The latest saved state; or, for a new run, the template, with weights of another run's network if one is named.
 
-    All processes of a run call it together; the first one reads.
+    All processes of a run call it together. The first one reads, and sends what it found: the others may have another
+    copy of the same path.
 
     Args:
-        checkpoints, template, model, data_digest: as for `restore`. A new run begins with the template.
+        checkpoints, template, model, data_digest: as for `restore`.
+        init_from: the other run, or its exported folder.
+
+    Returns:
+        The state, the metrics of the steps before it that the log lacks, and the layers that began with the other run's
+        weights.
     """
     found = template = to_host(template)
 
-    def read() -> Unlogged | None:
+    def read() -> tuple[Unlogged, list[str]] | None:
         nonlocal found
-        latest = checkpoints.latest_step()
-        if latest is None:
+        if (latest := checkpoints.latest_step()) is not None:
+            found = restore(checkpoints, template, latest, model=model, data_digest=data_digest)
+            return read_record(checkpoints.directory / str(latest)).get("unlogged", []), []
+        if init_from is None:
             return None
-        found = restore(checkpoints, template, latest, model=model, data_digest=data_digest)
-        return read_record(checkpoints.directory / str(latest)).get("unlogged", [])
+        found, layers = initialise_from(template, load(init_from)[1]["params"])
+        return [], layers
 
-    unlogged = processes.by_first(read)
-    if unlogged is None:
-        return template, []
-    return processes.from_first(found, like=template), unlogged
+    result = processes.by_first(read)
+    if result is None:
+        return template, [], []
+    return processes.from_first(found, like=template), *result
 
 
 def restore(

@@ -1,4 +1,4 @@
-"""What a run says while it trains: lines in `log.jsonl`, scalars for TensorBoard, progress on the terminal."""
+"""What a run reports while it trains: lines in `log.jsonl`, scalars for TensorBoard, progress on the terminal."""
 
 import contextlib
 import json
@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pydantic
 import rich.console
 import rich.progress
@@ -19,13 +18,13 @@ LOG = "log.jsonl"
 
 
 class _Entry(TypedDict):
-    """What the library itself reads of an entry; it holds more figures."""
+    """What the library itself reads of an entry; it holds more metrics."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]
 
     step: int
     epoch: int
-    loss: float
+    loss: float | None
     validation_error: float
     learning_rate: float
 
@@ -34,13 +33,13 @@ _ENTRY = pydantic.TypeAdapter(_Entry)
 
 
 class Log:
-    """One JSON line an evaluation, in `RUN/log.jsonl`, and the same scalars for TensorBoard if asked.
+    """One JSON line for each evaluation, in `RUN/log.jsonl`, and the same scalars for TensorBoard if asked.
 
     Args:
         run: the run's folder.
-        step: the step that the run goes on from. Later lines are cut: they tell of work that was lost and comes again.
+        step: the step that the run goes on from. Later lines are deleted: their steps were not saved, and come again.
         tensorboard: also write event files into the run's folder.
-        write: if not, keep the entries in memory alone: another process writes them.
+        write: if not, only keep the entries in memory: another process writes them.
 
     Raises:
         SpinejaxError: TensorBoard was asked for, but the extra is not installed.
@@ -51,7 +50,7 @@ class Log:
         self.entries: list[dict] = []
         if self._path:
             self.entries = [entry for entry in read_log(self._path) if entry["step"] <= step]
-            text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+            text = "".join(_line(entry) for entry in self.entries)
             write_atomically(self._path, lambda path: path.write_text(text))
         self._writer = _tensorboard_writer(run, step) if tensorboard and write else None
 
@@ -60,13 +59,17 @@ class Log:
         self.entries.append(entry)
         if self._path:
             with open(self._path, "a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(_line(entry))
                 file.flush()
                 os.fsync(file.fileno())
         if self._writer:
-            for name in entry.keys() - {"step"}:
+            for name in (name for name, value in entry.items() if name != "step" and value is not None):
                 self._writer.add_scalar(name, entry[name], entry["step"])
             self._writer.flush()
+
+
+def _line(entry: dict) -> str:
+    return json.dumps(entry, allow_nan=False) + "\n"
 
 
 def read_log(path: Path) -> list[dict]:
@@ -75,27 +78,13 @@ def read_log(path: Path) -> list[dict]:
     entries: list[dict] = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(dict(_ENTRY.validate_json(line)))
+            entry = _ENTRY.validate_json(line)
         except pydantic.ValidationError as error:
             if number < len(lines):
                 raise SpinejaxError(f"{path}: line {number} is no entry of a log. Delete that line.") from error
+        else:  # earlier versions wrote NaN, which JSON does not have
+            entries.append({name: None if value != value else value for name, value in entry.items()})
     return entries
-
-
-def entry_of(stretch: list[dict[str, float]], *, seconds: float, waited: float, discs: float) -> tuple[dict, int]:
-    """What the log says of a stretch of steps, and how many of them in a row were skipped at the most.
-
-    Args:
-        stretch: `training.train_step`'s figures, a dictionary a step. Their means leave skipped steps out.
-        seconds, waited: how long it took this process, and how long of that it waited for data.
-        discs: that it saw in that time.
-    """
-    taken = [figures for figures in stretch if not figures["skipped"]]
-    names = [name for name in stretch[0] if name != "skipped"]
-    means = {name: float(np.mean([figures[name] for figures in taken] or np.nan)) for name in names}
-    speed = {"discs_per_second": discs / seconds, "waiting_for_data": waited / seconds}
-    most = int(max(figures["skipped"] for figures in stretch))
-    return means | {"skipped_steps": len(stretch) - len(taken)} | speed, most
 
 
 class Progress:
@@ -111,9 +100,10 @@ class Progress:
         self._bar.update(self._task, speed=f"{speed * self.batch_size:.0f} discs/s" if speed else "")
 
     def evaluated(self, entry: dict) -> None:
-        """Say how an evaluation came out."""
+        """Print an evaluation's result."""
+        loss = "none" if entry["loss"] is None else f"{entry['loss']:.3f}"
         self._bar.console.print(
-            f"epoch {entry['epoch']:4d}  step {entry['step']:6d}  loss {entry['loss']:.3f}  "
+            f"epoch {entry['epoch']:4d}  step {entry['step']:6d}  loss {loss}  "
             f"validation error {entry['validation_error']:.3f}  learning rate {entry['learning_rate']:.1e}  "
             f"{entry['discs_per_second']:.0f} discs/s",
             highlight=False,

@@ -29,11 +29,12 @@ from typing_extensions import TypedDict
 from spinejax.config import MOST_WIDTH
 from spinejax.errors import SpinejaxError
 from spinejax.files import checksums
+from spinejax.files.json_files import read_json
 
 CHECKPOINTS = "checkpoints"
 
-Unlogged = list[dict[str, float]]
-"""Metrics of the steps since the last line of the log, a dictionary a step."""
+Unlogged = list[dict[str, float | None]]
+"""Metrics of the steps since the last line of the log, a dictionary for each step; None for one that is not finite."""
 
 
 class Model(TypedDict):
@@ -90,7 +91,7 @@ def write(folder: Path, variables: Mapping, optimiser: Mapping, record: Record) 
                 writer.save(folder / item, tree)
                 writer.wait_until_finished()
         (folder / "record").mkdir()
-        (folder / "record" / "metadata").write_text(json.dumps(record))
+        (folder / "record" / "metadata").write_text(json.dumps(record, allow_nan=False))
         checksums.seal(folder)
     except OSError:
         raise
@@ -131,15 +132,11 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / "record" / "metadata"
     try:
-        return pydantic.TypeAdapter(Record).validate_json(path.read_bytes())
+        return read_json(path, Record, advice="")
     except OSError as error:
         raise SpinejaxError(f"{path}: missing ({error.strerror}). {way_back(folder)}") from error
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise SpinejaxError(
-            f"{path}: damaged, or of another version of spinejax: {where}: {fault['msg']}. {way_back(folder)}"
-        ) from error
+    except SpinejaxError as error:
+        raise SpinejaxError(f"{error}{way_back(folder)}") from error
 
 
 def weights_digest(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import flax.struct
 import flax.traverse_util
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Int, UInt16
 
 from spinejax.config import Config
 from spinejax.errors import SpinejaxError
@@ -20,13 +21,16 @@ from spinejax.network.views import View, ViewRanges
 from spinejax.parallel.layout import Layout
 from spinejax.tasks import UNLABELLED, Task
 
+ClassWeights = Mapping[str, jax.Array]
+Metrics = dict[str, Float[Array, ""]]
+
 DISCS_AT_ONCE = 64
-"""Whose windows a device draws together. XLA for TPUs makes the matrices of 64 discs inside the product; those of 128
-it writes to memory first, all 15 GB of them."""
+"""Discs whose windows a device draws together. XLA for TPUs makes the matrices of 64 discs inside the product; those of
+128 it first writes to memory, all 15 GB of them."""
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a run remembers between steps; arrays only.
+    """Everything that changes from step to step; arrays only.
 
     Args:
         step: int32[]. Steps taken.
@@ -37,12 +41,12 @@ class TrainState(flax.struct.PyTreeNode):
         skipped: int32[]. Steps in a row, up to the last one, whose gradient was NaN or infinite.
     """
 
-    step: jax.Array
+    step: Any
     params: dict
     constants: dict
     momentum: optax.OptState
-    plateau: optax.contrib.ReduceLROnPlateauState
-    skipped: jax.Array
+    plateau: Any
+    skipped: Any
 
 
 def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
@@ -58,15 +62,8 @@ def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
     )
 
 
-def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: np.ndarray) -> TrainState:
-    """A fresh state.
-
-    Args:
-        key: decides the initial weights.
-        model: the network.
-        config: the run's options.
-        slice_mean: float32[9]. The training set's mean of each slice.
-    """
+def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: Float[Array | np.ndarray, "9"]) -> TrainState:
+    """A new run's state. The key decides the initial weights; `slice_mean` is the training set's mean of each slice."""
     variables = jax.jit(model.init)(key, jnp.zeros((1, *WINDOW_SHAPE)))
     return TrainState(
         step=jnp.int32(0),
@@ -78,15 +75,15 @@ def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: np.ndarray
     )
 
 
-def take_over(state: TrainState, params: Mapping) -> tuple[TrainState, list[str]]:
-    """A fresh state that starts with another network's weights, wherever name and shape are the same.
+def initialise_from(state: TrainState, params: Mapping) -> tuple[TrainState, list[str]]:
+    """A new run's state, with another network's weights wherever name and shape are the same.
 
     Args:
         state: from `init`.
-        params: the other network's. Its `slice_mean` plays no part: that is the data set's.
+        params: of the other network. Its `slice_mean` is not taken: that is the data set's.
 
     Returns:
-        The state, and the layers that were taken over, `trunk/conv1` and so on.
+        The state, and the layers with the other network's weights, `trunk/conv1` and so on.
 
     Raises:
         SpinejaxError: not one weight fits.
@@ -97,18 +94,18 @@ def take_over(state: TrainState, params: Mapping) -> tuple[TrainState, list[str]
         raise SpinejaxError(
             "--init-from: no weight there has a name and shape of this network's. Is its --width another?"
         )
-    taken = {path: jnp.asarray(leaf, own[path].dtype) for path, leaf in fitting.items()}
+    taken = {path: np.asarray(leaf, own[path].dtype) for path, leaf in fitting.items()}
     state = state.replace(params=flax.traverse_util.unflatten_dict(own | taken))
     return state, sorted({"/".join(path[:-1]) for path in taken})
 
 
 def make_optimiser(config: Config) -> optax.GradientTransformation:
-    """What weights move against: SGD's momentum, with weight decay on weights, v ← µv + (g + λw); then w ← w − ηv."""
+    """SGD's velocity with momentum, and weight decay on weights: v ← µv + (g + λw). A step is then w ← w − ηv."""
     return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_is_weight), optax.trace(config.momentum))
 
 
 def make_plateau(config: Config) -> optax.GradientTransformationExtraArgs:
-    """The rule that lowers the learning rate: it is fed the validation error once an evaluation, not once a step."""
+    """The rule that lowers the learning rate. It gets the validation error once an evaluation, not once a step."""
     return optax.contrib.reduce_on_plateau(factor=config.plateau_factor, patience=config.plateau_patience)
 
 
@@ -122,31 +119,33 @@ def train_step(
     key: jax.Array,
     state: TrainState,
     batch: Mapping[str, jax.Array],
-    class_weights: Mapping[str, jax.Array],
+    class_weights: ClassWeights,
     *,
     model: SpineNet,
     config: Config,
     layout: Layout | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of SGD on one global batch, views included.
+) -> tuple[TrainState, Metrics]:
+    """One step of SGD on one global batch, with a random view of each disc.
 
-    If the loss or a gradient is NaN or infinite, the step is skipped: it counts, but leaves weights and momentum alone.
+    If the loss or a gradient is NaN or infinite, the step is skipped: it counts, but leaves weights and momentum
+    unchanged.
 
     Args:
         key: the run's key. A step's randomness is derived from it and `state.step`.
-        state: given up to the new state.
-        batch: as `pipeline.Batch`.
+        state: donated to the new state.
+        batch: from `data.batches`.
         class_weights: by task name, from `losses.class_weights`.
         model, config: the network and the run's options.
-        layout: where the new state lies; `layout.on(model)` is the network to go with it. None leaves both to JAX.
+        layout: how the new state is divided over the devices, with the network from `layout.on(model)`; None leaves it
+            to JAX.
 
     Returns:
-        The new state, and float32[] figures of the step: `loss`, `loss/<task>`, `gradient_norm` and `skipped`, the
-        number of skipped steps in a row up to this one.
+        The new state, and the step's metrics: `loss`, `loss/<task>`, `gradient_norm` and `skipped`, the number of
+        skipped steps in a row up to this one.
     """
     # Two programs, because XLA for CPUs would fuse the resampling into the convolutions that read its result, and
-    # compute it several times over: one program takes 1.7 times as long as these two. Elsewhere one program spares the
-    # windows' way through memory.
+    # compute it several times over: one program takes 1.7 times as long as these two. Elsewhere one program saves
+    # writing the windows to memory.
     step = _in_two_programs if jax.default_backend() == "cpu" else whole_step
     return step(key, state, batch, class_weights, model=model, config=config, layout=layout)
 
@@ -164,25 +163,22 @@ whole_step = jax.jit(_in_two_programs, static_argnames=("model", "config", "layo
 @functools.partial(jax.jit, static_argnames=("ranges", "dtype", "layout"))
 def draw_windows(
     key: jax.Array,
-    step: jax.Array,
-    volumes: jax.Array,
+    step: Int[Array, ""],
+    volumes: UInt16[Array, "N 192 320 15"],
     *,
     ranges: ViewRanges,
     dtype: str = "float32",
     layout: Layout | None = None,
-) -> jax.Array:
-    """A window of each disc through a random view of its own, which (key, step, its place in the batch) decide.
+) -> Float[Array, "N 112 224 9"]:
+    """A window of each disc through its own random view, which the key, the step and its place in the batch decide.
 
     Args:
         key: the run's key.
-        step: int32[].
-        volumes: uint16[N, 192, 320, 15].
+        step: steps taken.
+        volumes: the discs.
         ranges: what views are drawn from.
         dtype: of the network that the windows are for, as for `views.take`.
         layout: the devices that share the discs; None if one has them all.
-
-    Returns:
-        float32[N, 112, 224, 9].
     """
     view_key, _ = _keys(key, step)
     view_keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(jnp.arange(volumes.shape[0]))
@@ -205,19 +201,19 @@ def _take_each(volumes: jax.Array, chosen: View, *, dtype) -> jax.Array:
 def update(
     key: jax.Array,
     state: TrainState,
-    windows: jax.Array,
-    labels: jax.Array,
-    class_weights: Mapping[str, jax.Array],
+    windows: Float[Array, "N 112 224 9"],
+    labels: Int[Array, "N T"],
+    class_weights: ClassWeights,
     *,
     model: SpineNet,
     config: Config,
     layout: Layout | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Metrics]:
     """One step of SGD on windows: `train_step` without the views.
 
     Args:
-        windows: float32[N, 112, 224, 9].
-        labels: int32[N, T], `UNLABELLED` where missing.
+        windows: the discs as the network sees them.
+        labels: grades by task, `UNLABELLED` where missing.
         key, state, class_weights, model, config, layout: as for `train_step`.
     """
     _, dropout_key = _keys(key, state.step)
@@ -238,18 +234,17 @@ def update(
     rate = config.learning_rate * state.plateau.scale
     params = if_good(jax.tree.map(lambda weight, v: weight - rate * v, state.params, velocity), state.params)
     skipped = jnp.where(good, 0, state.skipped + 1)
-    figures = {"loss": total, "gradient_norm": norm, "skipped": skipped.astype(jnp.float32)}
-    figures |= {f"loss/{name}": value for name, value in by_task.items()}
+    metrics = {"loss": total, "gradient_norm": norm, "skipped": skipped.astype(jnp.float32)}
+    metrics |= {f"loss/{name}": value for name, value in by_task.items()}
     state = state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped)
-    return layout.keep(state) if layout else state, figures
+    return layout.constrain(state) if layout else state, metrics
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def eval_step(variables: Mapping, batch: Mapping[str, jax.Array], *, model: SpineNet) -> dict[str, jax.Array]:
-    """Confusion counts of one batch on the identity view. Counts of batches add up.
+def eval_step(variables: Mapping, batch: Mapping[str, jax.Array], *, model: SpineNet) -> dict[str, Int[Array, "_ _"]]:
+    """Task name → confusion counts of one batch on the identity view, of its valid and labelled discs.
 
-    Returns:
-        task name → int32[C, C], labels by rows and predicted grades by columns, of valid and labelled discs.
+    Rows are labels, columns predicted grades. Counts of batches add up.
     """
     windows = jax.vmap(lambda volume: views.crop(volume, views.identity()))(batch["volume"])
     logits = cast(dict, model.apply(variables, windows))
@@ -276,9 +271,9 @@ def _keys(key: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def _written_first(tree):
-    """The tree, on CPUs ready in memory before anything reads it.
+    """The tree, on CPUs written to memory before anything reads it.
 
-    XLA for CPUs would else work the velocity out twice, for itself and for the weights, and copy both beforehand.
+    XLA for CPUs would otherwise compute the velocity twice, for itself and for the weights, and copy both beforehand.
     """
     return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree)
 

@@ -1,6 +1,7 @@
 """Nothing is lost: kills, notices, full disks, poisoned gradients, and what a killed trainer leaves behind."""
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from spinejax.commands import train
 from spinejax.config import Config
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, runtime
-from spinejax.training import checkpoint, train_step
+from spinejax.training import checkpoint, epoch, train_step
 from tests.running import ROOT, Launcher, digests, environment, figures, train_command
 
 OPTIONS = Config(width=0.02, batch_size=8, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1))
@@ -34,7 +35,7 @@ def launcher(tmp_path_factory):
 @pytest.fixture
 def no_compilation_cache(monkeypatch):
     # Within one process the cache of compiled programs would warn that it was set up too late.
-    monkeypatch.setattr(runtime, "set_up", lambda: None)
+    monkeypatch.setattr(runtime, "set_up", lambda **_: None)
 
 
 def latest(run):
@@ -185,13 +186,13 @@ def test_the_loop_moves_nothing_by_accident_and_compiles_each_program_once(
     programs = (train_step.draw_windows, train_step.update, train_step.eval_step)
     for program in programs:
         program.clear_cache()
-    loop = train.train
+    loop = epoch.take_steps
 
     def guarded(*args):
         with jax.transfer_guard("disallow"):
             return loop(*args)
 
-    monkeypatch.setattr(train, "train", guarded)
+    monkeypatch.setattr(epoch, "take_steps", guarded)
     main(tiny, tmp_path / "run", epochs=3, plateau_patience=1)
     main(tiny, tmp_path / "run", epochs=5, plateau_patience=1)  # neither does another number of epochs
     assert [program._cache_size() for program in programs] == [1, 1, 1]
@@ -199,13 +200,13 @@ def test_the_loop_moves_nothing_by_accident_and_compiles_each_program_once(
 
 def test_the_guard_would_have_noticed(tiny, tmp_path, monkeypatch, no_compilation_cache):
     monkeypatch.setattr(devices, "put_batch", lambda batch, mesh: batch)  # numpy straight into a compiled step
-    loop = train.train
+    loop = epoch.take_steps
 
     def guarded(*args):
         with jax.transfer_guard("disallow"):
             return loop(*args)
 
-    monkeypatch.setattr(train, "train", guarded)
+    monkeypatch.setattr(epoch, "take_steps", guarded)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         main(tiny, tmp_path / "run", epochs=1)
 
@@ -223,3 +224,25 @@ def test_poisoned_steps_are_skipped_counted_and_learned_around(tiny, tmp_path, m
     main(tiny, tmp_path / "run", epochs=3, max_skipped=3)
     assert [entry["skipped_steps"] for entry in figures(tmp_path / "run")] == [0, 2, 0]
     assert all(np.isfinite(entry["loss"]) for entry in figures(tmp_path / "run"))
+
+
+def test_a_stretch_of_skipped_steps_is_null_in_the_log_which_stays_json(
+    tiny, tmp_path, monkeypatch, no_compilation_cache
+):
+    """All three steps of the second epoch are skipped; then the log is read again, with a NaN of earlier versions."""
+    step = train_step.train_step
+
+    def poisoned(key, state, batch, class_weights, **kwargs):
+        factor = np.float32("nan") if int(state.step) in (3, 4, 5) else np.float32(1)
+        return step(key, state, batch, jax.tree.map(lambda leaf: leaf * factor, class_weights), **kwargs)
+
+    monkeypatch.setattr(train_step, "train_step", poisoned)
+    main(tiny, tmp_path / "run", epochs=2)
+    log = tmp_path / "run" / "log.jsonl"
+    for _ in range(2):
+        second = json.loads(log.read_text().splitlines()[1], parse_constant=pytest.fail)
+        assert (second["skipped_steps"], second["loss"], second["gradient_norm"]) == (3, None, None)
+        log.write_text(log.read_text().replace("null", "NaN"))
+        main(tiny, tmp_path / "run", epochs=3)
+    assert np.isfinite(figures(tmp_path / "run")[2]["loss"])
+    assert (tmp_path / "run" / "curves.png").is_file()

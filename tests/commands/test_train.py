@@ -29,7 +29,7 @@ OPTIONS = Config(
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
     # Within one process the cache of compiled programs would warn that it was set up too late.
-    monkeypatch.setattr(runtime, "set_up", lambda: None)
+    monkeypatch.setattr(runtime, "set_up", lambda **_: None)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, mo
     assert checkpoint.best_step(run) == 3
     assert len(read_log(run / "log.jsonl")) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(runtime, "set_up", lambda: None)
+    monkeypatch.setattr(runtime, "set_up", lambda **_: None)
     main(tiny, run)
     checkpoints = checkpoint.Checkpoints(run, read_only=True)
     assert checkpoints.latest_step() == 6
@@ -205,10 +205,10 @@ def test_one_task_alone_and_tensorboard(tiny, tmp_path):
 def test_epochs_of_evaluation_end_with_the_last_and_go_on_where_they_were():
     for every, epochs in itertools.product((1, 2, 3), (1, 5, 6)):
         options = dataclasses.replace(OPTIONS, eval_epochs=every, epochs=epochs)
-        whole = train.next_epochs(0, options)
+        whole = options.evaluation_epochs(0)
         assert whole[-1] == epochs
-        assert train.next_epochs(epochs, options) == []
+        assert options.evaluation_epochs(epochs) == []
         for place, done in enumerate(whole):
-            assert train.next_epochs(done, options) == whole[place + 1 :]
+            assert options.evaluation_epochs(done) == whole[place + 1 :]
         longer = dataclasses.replace(options, epochs=12)
-        assert train.next_epochs(epochs, longer) == [n for n in train.next_epochs(0, longer) if n > epochs]
+        assert longer.evaluation_epochs(epochs) == [n for n in longer.evaluation_epochs(0) if n > epochs]

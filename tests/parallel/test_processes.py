@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import spinejax
+from spinejax.parallel import processes
 from spinejax.training import checkpoint
 from tests.conftest import write_tiny
 from tests.running import Launcher, environment, figures, free_address, read_line, train_command
@@ -193,10 +194,54 @@ def test_without_a_network_between_them_each_process_says_so_and_ends(tiny, laun
     assert address in end.said[0]
 
 
+def test_initial_weights_are_those_that_the_first_process_reads(alone, tiny, launcher, tmp_path):
+    """The processes have different copies at the same path."""
+    commands = []
+    for place, seed in enumerate((0, 1)):
+        folder = tmp_path / str(place)
+        if place == 0:
+            shutil.copytree(alone / "export", folder / "start")
+        else:
+            other = train_command(tiny, tmp_path / "other", "--epochs", 1, "--seed", seed)
+            assert launcher.run(other).status == 0
+            shutil.copytree(tmp_path / "other" / "export", folder / "start")
+        commands.append(train_command(tiny, tmp_path / "run", *GENTLY, 1, "--init-from", "start"))
+    with launcher.together(*commands, folders=[tmp_path / "0", tmp_path / "1"]) as started:
+        ends = [process.end() for process in started]
+    assert [end.status for end in ends] == [0, 0], ends
+    end = launcher.run(train_command(tiny, tmp_path / "one", *GENTLY, 1, "--init-from", alone / "export"))
+    assert end.status == 0, end
+    same_curve(tmp_path / "run", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:43210", True),
+        ("INTERNAL: Gloo AllGather failed: Read error [127.0.0.1]:2: Connection reset by peer", True),
+        ("NCCL operation failed: remote process exited or there was a network error", True),
+        ("UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted", True),
+        ("coordination: the following tasks are unhealthy (stopped sending heartbeats): task 1", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12884901888 bytes for the NCCL buffers", False),
+        ("NCCL operation failed: unhandled system error. Error while creating shared memory segment /dev/shm/nccl-1 "
+         "(size 9637888): No space left on device", False),
+        ("INTERNAL: NCCL operation ncclCommInitRank failed: unhandled cuda error", False),
+        ("Gloo context initialization failed: no interface with a usable address", False),
+        ("coordination_agent: invalid argument", False),
+        ("Connection reset by peer", False),
+    ],
+)  # fmt: skip
+def test_only_a_lost_process_is_reported_as_one(text, lost, capsys):
+    assert processes._status(RuntimeError(text)) == (2 if lost else 1)
+    said = capsys.readouterr().err
+    assert text in said
+    assert ("Another process of this run ended" in said) == lost
+
+
 def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
     """JAX would take it for a notice, and the scheduler would have to kill the process."""
     program = (
-        "import time; from spinejax import processes\n"
+        "import time; from spinejax.parallel import processes\n"
         "with processes.started(True):\n    processes.end_on_sigterm(); print('ready', flush=True); time.sleep(120)"
     )
     with free_address() as address:

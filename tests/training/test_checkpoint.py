@@ -196,7 +196,7 @@ def test_a_step_of_a_run_told_to_stop_is_the_best_only_if_there_is_no_other(run,
     checkpoint.save(checkpoints, states[10], model, data_digest="abc", error=None, unlogged=[{"loss": 1 / 3}])
     checkpoints.wait()
     assert checkpoint.best_step(tmp_path) == 10
-    _, unlogged = checkpoint.resume(checkpoints, states[10], model=model, data_digest="abc")
+    _, unlogged, _ = checkpoint.resume(checkpoints, states[10], model=model, data_digest="abc")
     assert unlogged == [{"loss": 1 / 3}]
     checkpoint.save(checkpoints, states[20], model, data_digest="abc", error=0.9)
     checkpoint.save(checkpoints, states[30], model, data_digest="abc", error=None)
@@ -293,7 +293,7 @@ def test_records_of_the_version_before_are_read_and_of_the_first_refused(run, tm
         checksums.seal(copy)
         if version == 2:
             same(spinejax.load(copy)[1]["params"], run[2][20].params)
-    with pytest.raises(SpinejaxError, match="of another version of spinejax: version: Input should be 2 or 3"):
+    with pytest.raises(SpinejaxError, match="of another version: version: Input should be 2 or 3"):
         spinejax.load(copy)
 
 

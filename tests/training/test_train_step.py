@@ -64,7 +64,7 @@ def test_weights_of_another_network_are_taken_over_where_they_fit():
     other = train_step.make_model(CONFIG, [TASKS[1], Task("brightness", ("dark", "bright"))])
     before = jax.tree.map(np.array, state)
     theirs = train_step.init(jax.random.key(1), other, CONFIG, np.zeros(9, np.float32)).params
-    state, taken = train_step.take_over(state, theirs)
+    state, taken = train_step.initialise_from(state, theirs)
     assert {"trunk/conv1", "trunk/conv5", "head_side/fc6", "head_side/fc8", "head_brightness/fc7"} <= set(taken)
     assert "head_brightness/fc8" not in taken
     jax.tree.map(np.testing.assert_array_equal, state.params["trunk"], theirs["trunk"])
@@ -75,13 +75,13 @@ def test_weights_of_another_network_are_taken_over_where_they_fit():
     jax.tree.map(np.testing.assert_array_equal, state.momentum, before.momentum)
 
 
-def test_a_network_of_another_width_has_nothing_to_take_over():
+def test_a_network_of_another_width_has_no_weight_to_start_with():
     _, state = fresh()
     wide = dataclasses.replace(CONFIG, width=0.05)
     theirs = initial(wide)[1].params
     kept = {name: {k: v for k, v in theirs[name].items() if k != "fc8"} for name in theirs}
     with pytest.raises(SpinejaxError, match="--init-from: no weight there"):
-        train_step.take_over(state, jax.tree.map(lambda leaf: leaf[None], kept))
+        train_step.initialise_from(state, jax.tree.map(lambda leaf: leaf[None], kept))
 
 
 def test_a_step_is_the_papers_rule_written_out(batch, weights):
