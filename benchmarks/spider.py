@@ -37,7 +37,7 @@ from spinejax.metrics import grading, pointing
 from spinejax.metrics.grading import Estimate, TaskResult
 from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.parallel import devices, runtime
-from spinejax.report.tables import BESIDE_NOT_AGAINST, percent
+from spinejax.report.tables import OTHER_DATA, percent
 from spinejax.tasks import Task, select
 from spinejax.training import checkpoint
 
@@ -291,7 +291,7 @@ def markdown(found: Mapping[str, Mapping[str, list[TaskResult]]]) -> str:
             published = theirs[result.task.name][0] if same and name == "mean_per_class_accuracy" else None
             cells += [chance, "–" if published is None else f"{published:.1f}"]
             lines.append(f"| {result.task.name} | {result.n} | {words} | {' | '.join(cells)} |")
-    lines += ["", BESIDE_NOT_AGAINST, "", "| discs | task | n | mean per-class accuracy, % |", "|---" * 4 + "|"]
+    lines += ["", OTHER_DATA, "", "| discs | task | n | mean per-class accuracy, % |", "|---" * 4 + "|"]
     for group in ("one slice", "stacks"):
         for result in found[group][NETWORK]:
             accuracy = percent(result.estimates["mean_per_class_accuracy"])

@@ -294,9 +294,6 @@ def conclude(job: Job, graded: Graded) -> None:
     pointing: Mapping[str, Pointing] = {}
     if arguments.hotspots:
         pointing = explain(job, graded, traced, page)
-    elif page:
-        for row in graded.rows:
-            page.add(row)
     same_data = job.record["data"] == job.data.digest
     chosen_on = job.record.get("validation_split")  # older runs did not record it
     about = {

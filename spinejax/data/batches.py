@@ -1,7 +1,7 @@
-"""From shards to batches: which discs a step sees is a function of (seed, step), and of nothing else.
+"""From shards to batches: which discs a step sees is a function of (seed, step) alone.
 
 Training order is an endless sequence of reshuffled passes over the split, cut into global batches; each host reads its
-own stretch of every batch. So neither the discs of a batch nor their places in it depend on hosts, workers or restarts.
+own part of every batch. So neither the discs of a batch nor their places in it depend on hosts, workers or restarts.
 Evaluation order is the split's own, padded to whole batches with discs marked as not valid, so that every host takes
 the same number of steps.
 """
@@ -11,10 +11,12 @@ import ctypes
 import math
 import signal
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import absl.flags
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -24,15 +26,16 @@ Batch = dict[str, np.ndarray]
 """volume uint16[B, 192, 320, 15], labels int32[B, T], row int32[B] (place in the data set), valid bool[B]."""
 
 NUM_BATCHES_AHEAD = 2  # each read by a thread of its own
+_PADDING = -1
 
 
 def num_steps(num_discs: int, batch_size: int) -> int:
-    """Steps that make up an epoch of training: whole batches, at least one."""
+    """Steps in an epoch of training: whole batches, at least one."""
     return max(1, num_discs // batch_size)
 
 
 def refuse_unlabelled(data: DataSet, chosen: Sequence[Task], splits: Sequence[str]) -> None:
-    """Raises SpinejaxError if a task cannot be learned or validated: a split has no disc with a label for it."""
+    """Raises SpinejaxError if a split has no label for a task, which then cannot be learned or validated."""
     for split in splits:
         labels = data.labels[data.rows(split)]
         for task in chosen:
@@ -57,14 +60,14 @@ def train_batches(
     """This host's part of every global batch from `step` on, without end.
 
     Args:
-        data: the data set; its training split is used.
-        columns: which columns of its task table become `labels`, in this order.
+        data: the data set, whose training split is used.
+        columns: the columns of its task table that become `labels`, in this order.
         batch_size: discs in a global batch.
-        seed: of the shuffling.
-        step: the first batch to give. Going on is going on from here: there is no other state.
+        seed: seed of the shuffling.
+        step: the first batch to give. To resume a run takes no other state.
         host, num_hosts: which part.
         workers: processes that read ahead; 0 reads in threads.
-        volumes: without them batches have everything but `volume`, for `device_cache`.
+        volumes: if false, batches lack `volume`, as `device_cache` needs them.
 
     Raises:
         SpinejaxError: there is no training disc, or the batch does not divide by the hosts.
@@ -76,7 +79,7 @@ def train_batches(
 
 def eval_batches(
     data: DataSet,
-    rows: np.ndarray,
+    rows: Int[np.ndarray, "M"],
     columns: list[int],
     *,
     batch_size: int,
@@ -87,8 +90,8 @@ def eval_batches(
     """This host's part of the given rows in order, each once, padded with discs that are not `valid`.
 
     Args:
+        rows: positions in the data set.
         data, columns, batch_size, host, num_hosts, volumes: as for `train_batches`.
-        rows: int[M]. Positions in the data set.
     """
     padded = np.full(math.ceil(len(rows) / batch_size) * batch_size, _PADDING)
     padded[: len(rows)] = rows
@@ -96,35 +99,30 @@ def eval_batches(
     return _read(order.map(_Reader(data, padded, columns, host, num_hosts, batch_size, volumes)), workers=0)
 
 
-_PADDING = -1
-
-
+@dataclass(frozen=True, eq=False)
 class _Reader:
-    """Reads this host's share of a global batch: positions in a list of rows → the discs there."""
+    """Reads a host's part of a global batch: positions in a list of rows → the discs there."""
 
-    def __init__(
-        self,
-        data: DataSet,
-        rows: np.ndarray,
-        columns: list[int],
-        host: int,
-        num_hosts: int,
-        batch_size: int,
-        volumes: bool,
-    ):
-        if batch_size % num_hosts:
-            raise SpinejaxError(f"The batch size is {batch_size}: expected a multiple of the {num_hosts} hosts.")
-        self._data, self._rows, self._columns, self._volumes = data, rows, columns, volumes
-        share = batch_size // num_hosts
-        self._share = slice(host * share, (host + 1) * share)
+    data: DataSet
+    rows: np.ndarray
+    columns: list[int]
+    host: int
+    num_hosts: int
+    batch_size: int
+    volumes: bool
+
+    def __post_init__(self):
+        if self.batch_size % self.num_hosts:
+            raise SpinejaxError(f"Batch size {self.batch_size}: expected a multiple of the {self.num_hosts} hosts.")
 
     def __call__(self, positions: np.ndarray) -> Batch:
-        rows = self._rows[positions[self._share]]
+        share = self.batch_size // self.num_hosts
+        rows = self.rows[positions[self.host * share : (self.host + 1) * share]]
         valid = rows != _PADDING
-        stored = np.where(valid, rows, 0)  # padding repeats a disc, so that it takes the same way through the network
-        read = {"volume": self._data.volumes(stored)} if self._volumes else {}
+        stored = np.where(valid, rows, 0)  # the first disc stands in for padding, so that the network sees a real one
+        read = {"volume": self.data.volumes(stored)} if self.volumes else {}
         return read | {
-            "labels": self._data.labels[stored][:, self._columns].astype(np.int32),
+            "labels": self.data.labels[stored][:, self.columns].astype(np.int32),
             "row": rows.astype(np.int32),
             "valid": valid,
         }
@@ -134,18 +132,17 @@ def _read(batches: grain.MapDataset, workers: int) -> Generator[Batch]:
     options = grain.ReadOptions(num_threads=NUM_BATCHES_AHEAD, prefetch_buffer_size=NUM_BATCHES_AHEAD)
     ahead = batches.to_iter_dataset(options)
     if workers:
-        # Grain's workers parse absl's flags, which nobody did in a program that has none.
-        absl.flags.FLAGS.mark_as_parsed()
+        absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which this program does not parse
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_live_with_parent)
     with contextlib.closing(iter(ahead)) as batches_ahead:  # ends threads and processes with the generator
         yield from batches_ahead
 
 
 def _live_with_parent(worker: int, num_workers: int) -> None:
-    """Have this worker end with the trainer, and not before it.
+    """Let this worker end with the trainer, and not before it.
 
-    Schedulers send SIGTERM, and terminals SIGINT, to all processes of a job: the trainer still needs batches then, to
-    come to its next save. Linux ends the worker when the trainer dies, even by SIGKILL; elsewhere it may outlive it.
+    Schedulers send SIGTERM, and terminals SIGINT, to all processes of a job, but the trainer still needs batches until
+    its next save. Linux ends the worker when the trainer dies, even by SIGKILL; elsewhere it may outlive the trainer.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

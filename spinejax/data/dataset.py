@@ -1,7 +1,7 @@
-"""A data set opened for reading. Nothing in its files is trusted: what the schema does not say is refused.
+"""Reading a data set. Nothing in its files is trusted: what the schema does not allow is refused.
 
-HDF5 follows links into other files, reads external storage and virtual data sets, and gives zeros for chunks that were
-never written, all without a word. So there is one function that opens a shard, and it makes each of them a fault.
+HDF5 silently follows links into other files, reads external storage and virtual data sets, and gives zeros for chunks
+that were never written. So one function opens shards, and it refuses each of these.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from jaxtyping import Float, Float32, Int, Integer, Shaped, UInt8, UInt16
 
 from spinejax import tasks as task_tables
 from spinejax.data.manifest import mean_of_slices, read_manifest
@@ -23,6 +24,7 @@ from spinejax.data.shards import (
     check_labels,
     checksum_of,
     columns,
+    image_digest,
     refuse_shared_patients,
 )
 from spinejax.errors import SpinejaxError
@@ -33,7 +35,7 @@ from spinejax.tasks import LEVELS
 
 @contextlib.contextmanager
 def _faults_named(path: Path) -> Iterator[None]:
-    """Turn what HDF5 says of a damaged file into one message that names it."""
+    """Turn HDF5's errors about a damaged file into one message that names it."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError) as error:
@@ -44,7 +46,7 @@ def _faults_named(path: Path) -> Iterator[None]:
 
 
 def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str], version: int) -> h5py.File:
-    """Open a shard for reading, and refuse one that is not exactly what `shards.write_shard` writes, or once wrote.
+    """Open a shard, and refuse one that is not exactly what `shards.write_shard` writes, or wrote in version 1.
 
     Raises:
         SpinejaxError: the file is missing, damaged, or differs from the schema or from the manifest's counts.
@@ -68,51 +70,56 @@ def _check_layout(
     if set(file) != set(expected):
         raise SpinejaxError(f"{path}: holds {', '.join(sorted(file))}; expected {', '.join(sorted(expected))}.")
     for name, (dtype, shape) in expected.items():
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise SpinejaxError(f"{path}: {name} is a link to elsewhere; a shard holds its own data. Refused.")
-        column = file[name]
-        if not isinstance(column, h5py.Dataset) or column.is_virtual or column.external:
-            raise SpinejaxError(f"{path}: {name} keeps its data in other files or is no data set. Refused.")
-        if column.dtype != dtype or column.shape != (num_discs, *shape):
-            raise SpinejaxError(
-                f"{path}: {name} is {column.dtype}{list(column.shape)}, expected {dtype}{[num_discs, *shape]}."
-            )
-        if not column.chunks or column.chunks[1:] != shape:
-            raise SpinejaxError(f"{path}: {name} is not stored in whole rows. Make the data set again.")
-        if name == "volume" and version > 1:
-            if column.chunks[0] != 1 or column.id.get_create_plist().get_nfilters():
-                raise SpinejaxError(f"{path}: {name} is not stored as it is, disc by disc. Make the data set again.")
-        elif not column.fletcher32:
-            raise SpinejaxError(f"{path}: {name} is stored without checksums. Make the data set again.")
-        if column.id.get_num_chunks() != -(-num_discs // column.chunks[0]):
-            raise SpinejaxError(f"{path}: {name} has rows that were never written. Make the data set again.")
+        if fault := _fault_of(file, name, dtype, (num_discs, *shape), version):
+            raise SpinejaxError(f"{path}: {name} {fault}. Make the data set again.")
+
+
+def _fault_of(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], version: int) -> str | None:
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return "is a link to elsewhere; a shard holds its own data"
+    column = file[name]
+    if not isinstance(column, h5py.Dataset) or column.is_virtual or column.external:
+        return "keeps its data in other files or is no data set"
+    if column.dtype != dtype or column.shape != shape:
+        return f"is {column.dtype}{list(column.shape)}, expected {dtype}{list(shape)}"
+    if not column.chunks or column.chunks[1:] != shape[1:]:
+        return "is not stored in whole rows"
+    if name == "volume" and version > 1:
+        if column.chunks[0] != 1 or column.id.get_create_plist().get_nfilters():
+            return "is not stored unchanged, disc by disc"
+    elif not column.fletcher32:
+        return "is stored without checksums"
+    if column.id.get_num_chunks() != -(-shape[0] // column.chunks[0]):
+        return "has rows that were never written"
+    return None
 
 
 class DataSet:
-    """A data set opened for reading: the small columns in memory, the volumes on disk, each one read away.
+    """A data set opened for reading: the small columns in memory, the volumes on disk, one read each.
 
     Attributes:
-        folder: where it lies.
-        manifest: `manifest.json` as it stands there.
+        folder: its folder.
+        manifest: the content of `manifest.json`.
         tasks: its task table.
-        slice_mean: float32[9]. Mean intensity of each slice of the training windows.
+        slice_mean: mean intensity of each slice of the training windows.
         affine, slices, labels, checksum: the columns, over all shards in order. Version 1 of the schema has no
             `checksum`.
-        level, patient, scan, split: str[N].
+        level, patient, scan, split: the text columns.
 
     Raises:
         SpinejaxError: on opening, if the manifest or a shard is missing, damaged or of another schema; if a label is
             out of range; if a patient is in two splits.
     """
 
-    affine: np.ndarray
-    checksum: np.ndarray
-    slices: np.ndarray
-    labels: np.ndarray
-    level: np.ndarray
-    patient: np.ndarray
-    scan: np.ndarray
-    split: np.ndarray
+    slice_mean: Float32[np.ndarray, "9"]
+    affine: Float[np.ndarray, "N 4 4"]
+    checksum: Integer[np.ndarray, "N"]
+    slices: Int[np.ndarray, "N 2"]
+    labels: Int[np.ndarray, "N T"]
+    level: Shaped[np.ndarray, "N"]
+    patient: Shaped[np.ndarray, "N"]
+    scan: Shaped[np.ndarray, "N"]
+    split: Shaped[np.ndarray, "N"]
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -123,7 +130,7 @@ class DataSet:
         self.slice_mean = np.asarray(self.manifest["slice_mean"], np.float32)
         self._stops = np.cumsum([entry["discs"] for entry in self.manifest["files"]])
         self._files: dict[int, h5py.File] = {}
-        self._volumes: dict[int, h5py.Dataset] = {}  # of each file; to look one up takes a third of a disc's read
+        self._volumes: dict[int, h5py.Dataset] = {}  # of each file; looking one up takes a third of a disc's read
         shards = [self._read_columns(index) for index in range(len(self._stops))]
         for name in columns(0, self._version):
             column = np.concatenate([shard[name] for shard in shards])
@@ -140,21 +147,20 @@ class DataSet:
 
     @property
     def digest(self) -> str:
-        """What tells this data set from any other: one sha256 over its task table and its files' digests."""
+        """A sha256 that identifies this data set: over its task table and its files' digests."""
         content = [self.manifest["tasks"], [entry["sha256"] for entry in self.manifest["files"]]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def mean_of_filled_slices(self) -> np.ndarray:
-        """float32[9]. `slice_mean` over those training windows alone that have the slice inside their scan."""
+    def mean_of_filled_slices(self) -> Float32[np.ndarray, "9"]:
+        """`slice_mean` over only those training windows that have the slice inside their scan."""
         place = np.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
         first, stop = self.slices[self.rows("train")].T[:, :, None]
         inside = ((first <= place) & (place < stop)).mean(0)
-        return np.where(inside > 0, self.slice_mean / np.maximum(inside, 1e-9), self.slice_mean.max()).astype(
-            np.float32
-        )
+        filled = np.where(inside > 0, self.slice_mean / np.maximum(inside, 1e-9), self.slice_mean.max())
+        return filled.astype(np.float32)
 
-    def rows(self, split: str) -> np.ndarray:
-        """int[M]. Positions of a split's discs.
+    def rows(self, split: str) -> Int[np.ndarray, "M"]:
+        """Positions of a split's discs.
 
         Raises:
             SpinejaxError: the split is empty or unknown.
@@ -165,22 +171,24 @@ class DataSet:
             raise SpinejaxError(f"{self.folder}: no disc in split {split!r} ({counts}).")
         return rows
 
-    def volume(self, row: int) -> np.ndarray:
-        """uint16[192, 320, 15]. Raises SpinejaxError if its checksum does not fit."""
-        return self._read_volume(row, np.empty(VOLUME_SHAPE, VOLUME_DTYPES["volume"]))
+    def volume(self, row: int | np.integer) -> UInt16[np.ndarray, "192 320 15"]:
+        """A disc volume as stored. Raises SpinejaxError if its checksum does not fit."""
+        return self._read_volume(int(row), np.empty(VOLUME_SHAPE, VOLUME_DTYPES["volume"]))
 
-    def volumes(self, rows: np.ndarray) -> np.ndarray:
-        """uint16[M, 192, 320, 15]. The discs at `rows`, read straight into one array."""
+    def volumes(self, rows: Integer[np.ndarray, "M"]) -> UInt16[np.ndarray, "M 192 320 15"]:
+        """The disc volumes at `rows`, read straight into one array."""
         batch = _aligned((len(rows), *VOLUME_SHAPE), VOLUME_DTYPES["volume"])
         for place, row in enumerate(rows):
             self._read_volume(int(row), batch[place])
         return batch
 
-    def mask(self, name: str, row: int) -> np.ndarray:
-        """The "region" or "lesion" mask of a disc, [192, 320, 15]. Raises SpinejaxError if the set stores none."""
+    def mask(
+        self, name: str, row: int | np.integer
+    ) -> UInt8[np.ndarray, "192 320 15"] | UInt16[np.ndarray, "192 320 15"]:
+        """The "region" or "lesion" mask of a disc. Raises SpinejaxError if the data set stores none."""
         if name not in self.masks:
             raise SpinejaxError(f"{self.folder}: this data set stores no {name} masks.")
-        index, place = self._locate(row)
+        index, place = self._locate(int(row))
         with _faults_named(self._path(index)):
             return self._file(index)[name][place]
 
@@ -189,7 +197,7 @@ class DataSet:
         with _faults_named(self._path(index)):
             self._file(index)
             column = self._volumes[index]
-            if self._version == 1:  # HDF5 checks what it reads
+            if self._version == 1:  # HDF5 verifies what it reads
                 column.read_direct(into, source_sel=np.s_[place])
                 return into
             column.id.read_direct_chunk((place, 0, 0, 0), out=into.reshape(-1).view(np.uint8))
@@ -198,7 +206,7 @@ class DataSet:
         return into
 
     def _locate(self, row: int) -> tuple[int, int]:
-        """Which file a disc is in, and its place there."""
+        """The file of a disc, and its place there."""
         index = int(np.searchsorted(self._stops, row, side="right"))
         return index, int(row - self._stops[index] + self.manifest["files"][index]["discs"])
 
@@ -226,7 +234,7 @@ class DataSet:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that starts on a 64-byte boundary, as XLA wants it: on CPUs such a batch needs no copy."""
+    """An empty array that starts on a 64-byte boundary: on CPUs, XLA uses such a batch without a copy."""
     size = int(np.prod(shape)) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -237,23 +245,24 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Read a whole data set and list every fault; an empty list means that all is well.
+    """Read a whole data set and list every fault; the list is empty if there is none.
 
-    Beyond what opening checks: each file's sha256, each checksum, zeros outside the valid slices, a level twice
-    in one scan, the manifest's counts, and one image in two splits (a patient who came under two names).
+    Beyond what opening checks: each file's sha256, each checksum, zeros outside the valid slices, a level twice in one
+    scan, the manifest's counts, and one image in two splits (a patient who came under two names).
 
     Raises:
-        SpinejaxError: the data set cannot even be opened.
+        SpinejaxError: the data set cannot be opened.
     """
     data = DataSet(folder)
-    faults = []
-    for entry in data.manifest["files"]:
-        if sha256_of(data.folder / entry["name"]) != entry["sha256"]:
-            faults.append(f"{entry['name']}: its sha256 is not the manifest's: the file was changed after it was made.")
-    for key, count in Counter(zip(data.scan, data.level, strict=True)).items():
+    faults = [
+        f"{entry['name']}: its sha256 is not the manifest's: the file was changed after it was made."
+        for entry in data.manifest["files"]
+        if sha256_of(data.folder / entry["name"]) != entry["sha256"]
+    ]
+    for (scan, level), count in Counter(zip(data.scan, data.level, strict=True)).items():
         if count > 1:
-            faults.append(f"scan {key[0]}: level {key[1]} is there {count} times.")
-    splits_of_image: dict[bytes, str] = {}
+            faults.append(f"scan {scan}: level {level} is there {count} times.")
+    splits_of_image: dict[str, str] = {}
     slice_sum, all_read = np.zeros(WINDOW_SHAPE[2], np.int64), True
     for row in range(len(data)):
         where = f"row {row} (scan {data.scan[row]}, {data.level[row]})"
@@ -268,13 +277,12 @@ def verify(folder: str | Path) -> list[str]:
         first, stop = data.slices[row]
         if volume[:, :, :first].any() or volume[:, :, stop:].any():
             faults.append(f"{where}: voxels outside the valid slices.")
-        digest = hashlib.blake2b(volume.tobytes(), digest_size=16).digest()
-        if splits_of_image.setdefault(digest, data.split[row]) != data.split[row]:
+        if splits_of_image.setdefault(image_digest(volume), data.split[row]) != data.split[row]:
             faults.append(f"{where}: the same image is in another split.")
         if data.split[row] == "train":
             slice_sum += central_window(volume).sum((0, 1), dtype=np.int64)
-    for split in SPLITS:
-        if data.manifest["splits"][split] != _count(data, split):
+    for split, listed in data.manifest["splits"].items():
+        if listed != _count(data, split):
             faults.append(f"split {split}: the manifest's counts are not those of the shards.")
     slice_mean = mean_of_slices(slice_sum, int(np.sum(data.split == "train")))
     if all_read and not np.allclose(data.slice_mean, slice_mean, atol=1e-6):

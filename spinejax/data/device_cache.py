@@ -1,12 +1,11 @@
-"""A data set in the devices' memory: read once, then only numbers travel from the host.
+"""A data set in the devices' memory: read once, after which only row numbers travel from the host.
 
-Which discs a batch has is decided where it is without a cache, by Grain's order in `pipeline`: its shuffle maps a place
-to a row with a cipher of its own, and taking the row numbers over, four bytes a disc, is what keeps both paths on the
-same discs. The discs themselves are picked by these numbers inside jit.
+The row numbers of each batch come from Grain's order in `batches`, as without a cache, so that both see the same discs.
+The discs themselves are gathered inside jit.
 
 Each device keeps a stretch of every disc's voxels, not some of the discs. So every device has an equal share of any
-shuffled batch, and picking is local; then one all-to-all, in which each device sends and receives its share of the
-batch and no more, makes the stretches whole discs, split over the devices as batches are.
+shuffled batch, and gathering is local. One all-to-all then turns the stretches into whole discs, split over the devices
+as batches are; in it each device sends and receives its share of the batch and no more.
 """
 
 import functools
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from spinejax.data.batches import Batch
 from spinejax.data.dataset import DataSet
@@ -27,7 +27,7 @@ from spinejax.geometry import VOLUME_SHAPE
 from spinejax.parallel.devices import DATA_AXIS, by_disc, put_batch, replicated
 
 NUM_READ_AT_ONCE = 64
-SHARE = 0.8  # of the free memory: the rest is for a step's own arrays
+SHARE = 0.8  # of the free memory: the remainder is for a step's own arrays
 
 
 class DeviceCache:
@@ -35,14 +35,14 @@ class DeviceCache:
 
     Args:
         data: the data set.
-        rows: int[M]. Which of its discs.
-        mesh: the devices. Each host reads all the rows, and keeps its devices' stretches.
+        rows: which of its discs.
+        mesh: the devices. Each host reads all rows and keeps its devices' stretches.
 
     Raises:
         SpinejaxError: they do not fit.
     """
 
-    def __init__(self, data: DataSet, rows: np.ndarray, mesh: Mesh):
+    def __init__(self, data: DataSet, rows: Int[np.ndarray, "M"], mesh: Mesh):
         self._rows, self._mesh = np.unique(np.append(rows, 0)), mesh  # padded batches repeat the data set's first disc
         num_voxels = math.prod(VOLUME_SHAPE)
         shape = (len(self._rows), -(-num_voxels // mesh.size) * mesh.size)
@@ -58,10 +58,10 @@ class DeviceCache:
             self._voxels = _write(self._voxels, on_devices, jax.device_put(np.int32(start), replicated(mesh)))
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
-        """`devices.put_batch` of a batch that comes without its volumes: they are here.
+        """As `devices.put_batch`, for a batch without its volumes, which are added from the cache.
 
         Raises:
-            SpinejaxError: a row is not.
+            SpinejaxError: a row is not in the cache.
         """
         rows = np.where(batch["valid"], batch["row"], 0)
         place = np.searchsorted(self._rows, rows)
@@ -78,15 +78,15 @@ def _write(voxels: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _take(voxels: jax.Array, place: jax.Array, *, mesh: Mesh) -> jax.Array:
-    lie = jax.lax.with_sharding_constraint
-    place = lie(place, replicated(mesh))
-    stretches = lie(jnp.take(voxels, place, axis=0), NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
-    discs = lie(stretches, by_disc(mesh))
+    constrain = jax.lax.with_sharding_constraint
+    place = constrain(place, replicated(mesh))
+    stretches = constrain(jnp.take(voxels, place, axis=0), NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
+    discs = constrain(stretches, by_disc(mesh))
     return discs[:, : math.prod(VOLUME_SHAPE)].reshape(-1, *VOLUME_SHAPE)
 
 
 def free_bytes(mesh: Mesh) -> int:
-    """Free memory of this host's fullest device; of a CPU that plays devices, its share of the machine's."""
+    """Free memory of this host's fullest device; for CPU devices, their share of the machine's free memory."""
     here = mesh.local_devices
     stats = [device.memory_stats() for device in here]
     if all(stats):
@@ -95,16 +95,16 @@ def free_bytes(mesh: Mesh) -> int:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that this process can have: of this machine's, and of what its container leaves.
+    """Memory that this process can have: the machine's, within its container's limit.
 
-    The page cache counts as free in both, since the system gives it up when memory is asked for.
+    The page cache counts as free in both, since the system gives it up when memory is needed.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: the folder of `proc` and `sys`.
     """
 
     def number(name: str, field: str = "") -> int:
-        """A file's first number, or the sum of a field's; 0 if it has none, as where it says "max" for no limit."""
+        """A file's first number, or the sum of a field's; 0 if there is none, as where the limit is "max"."""
         path = root / name
         return sum(map(int, re.findall(rf"^{field}(\d+)", path.read_text(), re.MULTILINE))) if path.is_file() else 0
 
@@ -121,10 +121,10 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def check_fits(num_discs: int, needed_bytes: int, free_bytes: int, num_devices: int) -> None:
-    """Raises SpinejaxError unless a device has room for its share and for a step."""
+    """Raises SpinejaxError unless a device has memory for its share and for a step."""
     if needed_bytes > SHARE * free_bytes:
         raise SpinejaxError(
             f"--cache device: {num_discs:,} discs are {num_devices * needed_bytes / 1e9:.1f} GB, "
             f"{needed_bytes / 1e9:.2f} GB on each of {num_devices} devices; {SHARE * free_bytes / 1e9:.2f} GB can be "
-            "used there. Use more devices, or leave --cache out, which reads them as they are needed."
+            "used there. Use more devices, or leave --cache out, which reads discs when they are needed."
         )

@@ -1,4 +1,4 @@
-"""`manifest.json`, which makes a folder of shards a data set: written last, and read without trust."""
+"""`manifest.json`, which makes a folder of shards a data set. It is written last, and validated when it is read."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
+from jaxtyping import Float, Num
 from typing_extensions import TypedDict
 
 from spinejax import tasks as task_tables
@@ -18,6 +19,42 @@ from spinejax.tasks import LEVELS, Task
 
 MANIFEST = "manifest.json"
 
+_Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
+# A manifest names files of its own folder only: a path in it could lead a reader anywhere.
+_FileName = Annotated[str, pydantic.Field(pattern=r"^discs-\d{5}-of-\d{5}\.h5$")]
+_Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class _File(TypedDict):
+    name: _FileName
+    discs: _Count
+    bytes: _Count
+    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Split(TypedDict):
+    patients: _Count
+    discs: _Count
+    grades: dict[str, list[_Count]]
+
+
+class _Task(TypedDict):
+    name: str
+    grades: list[str]
+
+
+class Manifest(TypedDict):
+    """The content of `manifest.json`. Schema version 1 had no column `checksum` in its shards."""
+
+    schema_version: Literal[1, 2]
+    tasks: Annotated[list[_Task], pydantic.Field(min_length=1)]
+    levels: list[str]
+    masks: list[Literal["region", "lesion"]]
+    preprocessing: dict[str, Any]
+    splits: Annotated[dict[Literal["train", "validation", "test"], _Split], pydantic.Field(min_length=3)]
+    slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
+    files: Annotated[list[_File], pydantic.Field(min_length=1)]
+
 
 def write_manifest(
     folder: Path, summaries: Sequence[ShardSummary], tasks: Sequence[Task], preprocessing: dict, masks: Sequence[str]
@@ -25,7 +62,7 @@ def write_manifest(
     """Write `manifest.json`, which makes the folder a data set, and return its contents.
 
     Raises:
-        SpinejaxError: no disc at all; a patient, or one and the same image, in two splits.
+        SpinejaxError: there is no disc; or a patient, or one and the same image, is in two splits.
     """
     discs = sum((s.discs for s in summaries), Counter())
     grades = sum((s.grades for s in summaries), Counter())
@@ -58,79 +95,35 @@ def write_manifest(
     return manifest
 
 
-def mean_of_slices(slice_sum: np.ndarray, num_discs: int) -> np.ndarray:
-    """float64[9]. The mean intensity of each slice, from the sums over that many discs' stored windows."""
+def mean_of_slices(slice_sum: Num[np.ndarray, "9"], num_discs: int) -> Float[np.ndarray, "9"]:
+    """The mean intensity of each slice, from the sums over the stored windows of that many discs."""
     return slice_sum / (max(num_discs, 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1] * INTENSITY_ONE)
 
 
 def _refuse_shared_images(summaries: Sequence[ShardSummary], folder: Path) -> None:
-    """A patient who came under two names is in two splits by his image."""
+    """A patient who came under two names is in two splits by the image."""
     split_of: dict[str, str] = {}
-    for summary in summaries:
-        for image, split in sorted(summary.images):
-            if split_of.setdefault(image, split) != split:
-                raise SpinejaxError(
-                    f"{folder}: one and the same image is in the splits {split_of[image]} and {split}: a patient or "
-                    "scan is there under two names. Leave one out."
-                )
+    for image, split in sorted(each for summary in summaries for each in summary.images):
+        if split_of.setdefault(image, split) != split:
+            raise SpinejaxError(
+                f"{folder}: one and the same image is in the splits {split_of[image]} and {split}: a patient or scan "
+                "is there under two names. Leave one out."
+            )
 
 
-def read_manifest(folder: Path) -> dict:
-    """`manifest.json` as it stands in a data set's folder.
+def read_manifest(folder: Path) -> Manifest:
+    """`manifest.json` of a data set's folder, unchanged.
 
     Raises:
-        SpinejaxError: it is missing, or is not what `write_manifest` writes.
+        SpinejaxError: it is missing or damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise SpinejaxError(
             f"{folder}: no {MANIFEST} there, so this is not a data set. `python -m data_prep` makes one."
         )
-    manifest = read_json(path, _Manifest, "Make the data set again.", strict=True)
+    manifest = read_json(path, Manifest, "Make the data set again.", strict=True)
     names = [entry["name"] for entry in manifest["files"]]
     if len(set(names)) < len(names):
         raise SpinejaxError(f"{path}: damaged: it lists a file twice. Make the data set again.")
-    return dict(manifest)
-
-
-_Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
-# A manifest names files of its own folder only: a path in it could lead a reader anywhere.
-_FileName = Annotated[str, pydantic.Field(pattern=r"^discs-\d{5}-of-\d{5}\.h5$")]
-_Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-
-
-class _File(TypedDict):
-    name: _FileName
-    discs: _Count
-    bytes: _Count
-    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Split(TypedDict):
-    patients: _Count
-    discs: _Count
-    grades: dict[str, list[_Count]]
-
-
-class _Splits(TypedDict):
-    train: _Split
-    validation: _Split
-    test: _Split
-
-
-class _Task(TypedDict):
-    name: str
-    grades: list[str]
-
-
-class _Manifest(TypedDict):
-    """`manifest.json`, as `write_manifest` writes it."""
-
-    schema_version: Literal[1, 2]
-    tasks: Annotated[list[_Task], pydantic.Field(min_length=1)]
-    levels: list[str]
-    masks: list[Literal["region", "lesion"]]
-    preprocessing: dict[str, Any]
-    splits: _Splits
-    slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
-    files: Annotated[list[_File], pydantic.Field(min_length=1)]
+    return manifest

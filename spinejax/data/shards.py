@@ -1,20 +1,20 @@
 """The shard format, the one place where `data_prep` and the network meet.
 
-A data set is a folder of HDF5 files and a manifest that lists them. Each file holds the same table, a row a disc:
+A data set is a folder of HDF5 files and a manifest that lists them. Each file holds the same table, one row per disc:
 
     volume    uint16[N, 192, 320, 15]   the disc volume; 65535 is intensity 1
-    checksum  uint64[N]                 XXH3-64 of the volume's bytes, as they lie in the file
+    checksum  uint64[N]                 XXH3-64 of the volume's bytes, as stored
     affine    float64[N, 4, 4]          (row, column, slice, 1) of the volume → patient space, LPS, mm
-    slices    int16[N, 2]               first and one past the last slice that lie inside the scan
+    slices    int16[N, 2]               first and one past the last slice inside the scan
     labels    int8[N, T]                a column per task of the manifest's task table; -1 where missing
     level, patient, scan, split         fixed-width ASCII; patient and scan are pseudonyms
     region    uint8[N, 192, 320, 15]    optional: 1 upper vertebral body, 2 disc, 3 lower vertebral body
-    lesion    uint16[N, 192, 320, 15]   optional: bit t is set where the evidence for task t lies
+    lesion    uint16[N, 192, 320, 15]   optional: bit t is set where the evidence for task t is
 
-One disc is one chunk, so that a disc is one read wherever it lies. A volume lies there as it does in memory, and its
-checksum in a column: HDF5's own, Fletcher-32, which every other chunk carries, takes six times as long as the read
-(docs/performance.md). Version 1 of the schema had it for volumes too, and no column `checksum`. This file holds the
-schema and its writer; `manifest.py` what ties the shards together; `dataset.py` reads.
+One disc is one chunk, so that a disc is one read. A volume is stored uncompressed, and its checksum in a column: HDF5's
+own, Fletcher-32, which every other chunk carries, takes six times as long as the read (docs/performance.md). Version 1
+of the schema had it for volumes too, and no column `checksum`. This file has the schema and the writer; `manifest.py`
+lists the shards; `dataset.py` reads them.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from jaxtyping import Float, Int, UInt16
 
 from spinejax.errors import SpinejaxError
 from spinejax.files.checksums import sha256_of
@@ -42,7 +43,7 @@ VOLUME_DTYPES: dict[str, np.dtype] = {"volume": np.dtype("<u2")} | MASK_DTYPES
 
 @dataclass(frozen=True, eq=False)
 class Disc:
-    """One row of a shard; the module's docstring gives shapes and units."""
+    """One row of a shard; the module's docstring gives units. `write_shard` checks it."""
 
     volume: np.ndarray
     affine: np.ndarray
@@ -58,7 +59,7 @@ class Disc:
 
 @dataclass
 class ShardSummary:
-    """What one shard adds to the manifest. Summaries of several shards add up."""
+    """What one shard adds to the manifest."""
 
     file: str
     bytes: int
@@ -67,12 +68,12 @@ class ShardSummary:
     discs: Counter = field(default_factory=Counter)
     patients: dict[str, set] = field(default_factory=lambda: {split: set() for split in SPLITS})
     grades: Counter = field(default_factory=Counter)
-    images: set[tuple[str, str]] = field(default_factory=set)  # digest of a volume, and its split
+    images: set[tuple[str, str]] = field(default_factory=set)  # `image_digest` of a volume, and its split
     slice_sum: np.ndarray = field(default_factory=lambda: np.zeros(WINDOW_SHAPE[2], np.int64))
 
 
 def columns(num_tasks: int, version: int = SCHEMA_VERSION) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Column → dtype and shape of a row, of every column but the volumes and masks, in a version of the schema."""
+    """Column → dtype and shape of a row, for all columns but volumes and masks, in a version of the schema."""
     since_version_2 = {"checksum": (np.dtype("<u8"), ())} if version > 1 else {}
     return since_version_2 | {
         "affine": (np.dtype("<f8"), (4, 4)),
@@ -85,20 +86,20 @@ def columns(num_tasks: int, version: int = SCHEMA_VERSION) -> dict[str, tuple[np
     }
 
 
-# What every disc must keep to, whoever wrote it -----------------------------------------------------------------------
+# What holds for every disc, when it is written and when it is read ----------------------------------------------------
 
 
-def check_labels(labels: np.ndarray, tasks: Sequence[Task], where: str) -> None:
-    """Raises SpinejaxError if one of int[N, T] is neither a grade of its task nor `UNLABELLED`."""
-    # A cross-entropy takes -1 for the last grade and a label past the end for NaN: neither may get that far.
+def check_labels(labels: Int[np.ndarray, "N T"], tasks: Sequence[Task], where: str) -> None:
+    """Raises SpinejaxError if a label is neither a grade of its task nor `UNLABELLED`."""
+    # A cross-entropy takes -1 for the last grade, and gives NaN for a label past the end.
     for task, column in zip(tasks, labels.T, strict=True):
         wrong = column[(column < UNLABELLED) | (column >= task.num_grades)]
         if len(wrong):
             raise SpinejaxError(f"{where}: label {wrong[0]} for {task.name}, expected -1 to {task.num_grades - 1}.")
 
 
-def check_geometry(affine: np.ndarray, slices: np.ndarray, where: str) -> None:
-    """Raises SpinejaxError if one of float[N, 4, 4] is no affine, or one of int[N, 2] no range of slices."""
+def check_geometry(affine: Float[np.ndarray, "N 4 4"], slices: Int[np.ndarray, "N 2"], where: str) -> None:
+    """Raises SpinejaxError if an affine cannot be inverted, or a range of slices is empty or outside the volume."""
     if not np.isfinite(affine).all() or (np.abs(np.linalg.det(affine[:, :3, :3])) < 1e-9).any():
         raise SpinejaxError(f"{where}: an affine is not finite or not invertible.")
     first, stop = slices.T
@@ -154,9 +155,14 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
     return summary
 
 
-def checksum_of(volume: np.ndarray) -> int:
-    """XXH3-64 of a volume's bytes, rows first: what is not told apart by chance is one change in 2⁶⁴."""
+def checksum_of(volume: UInt16[np.ndarray, "192 320 15"]) -> int:
+    """XXH3-64 of a volume's bytes, rows first. It misses one change in 2⁶⁴."""
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(volume).data)
+
+
+def image_digest(volume: UInt16[np.ndarray, "192 320 15"]) -> str:
+    """A cryptographic digest that identifies an image, whatever names its patient and scan have."""
+    return hashlib.blake2b(volume.tobytes(), digest_size=16).hexdigest()
 
 
 def _row(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> dict:
@@ -191,7 +197,7 @@ def _check_disc(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> None
 
 def _count(summary: ShardSummary, disc: Disc) -> None:
     summary.num_discs += 1
-    summary.images.add((hashlib.blake2b(disc.volume.tobytes(), digest_size=16).hexdigest(), disc.split))
+    summary.images.add((image_digest(disc.volume), disc.split))
     summary.discs[disc.split] += 1
     summary.patients[disc.split].add(disc.patient)
     summary.grades.update((disc.split, task, label) for task, label in disc.labels.items() if label != UNLABELLED)

@@ -1,4 +1,4 @@
-"""Discs and the grades that a network gave them: what tables, reports and maps are made of."""
+"""Graded discs: what tables, reports and maps are made of."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -20,10 +21,10 @@ from spinejax.tasks import UNLABELLED, Task
 class Labelled(NamedTuple):
     """The discs that have a label for one task, in the order of `Graded.rows`; the columns are as in `Graded`."""
 
-    labels: np.ndarray
-    probabilities: np.ndarray
-    spread: np.ndarray
-    patients: np.ndarray
+    labels: Int[np.ndarray, "N"]
+    probabilities: Float[np.ndarray, "N C"]
+    spread: Float[np.ndarray, "N"]
+    patients: Shaped[np.ndarray, "N"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,23 +33,23 @@ class Graded:
 
     Args:
         data: the data set.
-        rows: int[M]. Its discs that were graded, in this order.
+        rows: the discs that were graded, in this order.
         tasks: the network's.
-        labels: task name → int[M], `UNLABELLED` where missing; from `labels_of`.
-        probabilities: task name → float32[M, C].
-        spread: task name → float32[M]. How far the views disagree (`predict.predict_step`); 0 for a single view.
+        labels: for each task, from `labels_of`.
+        probabilities: for each task and grade.
+        spread: for each task, how far the views disagree (`predict.predict_step`); 0 for a single view.
     """
 
     data: DataSet
-    rows: np.ndarray
+    rows: Int[np.ndarray, "M"]
     tasks: Sequence[Task]
-    labels: Mapping[str, np.ndarray]
-    probabilities: Mapping[str, np.ndarray]
-    spread: Mapping[str, np.ndarray]
+    labels: Mapping[str, Int[np.ndarray, "M"]]
+    probabilities: Mapping[str, Float[np.ndarray, "M _"]]
+    spread: Mapping[str, Float[np.ndarray, "M"]]
 
     @property
-    def patients(self) -> np.ndarray:
-        """str[M]. Whose disc it is, by pseudonym."""
+    def patients(self) -> Shaped[np.ndarray, "M"]:
+        """The patient of each disc, by pseudonym."""
         return self.data.patient[self.rows]
 
     def labelled(self, task: Task) -> "Labelled":
@@ -71,10 +72,10 @@ class Graded:
         return [calibration.doubt(task, *discs) for task, discs in labelled if len(discs.labels)]
 
     def write(self, path: Path) -> None:
-        """Write `predictions.csv`, one row a disc.
+        """Write `predictions.csv`, one row for each disc.
 
         Columns: patient, scan, level, and for each task `<task>_label` (empty where missing), `<task>_grade`,
-        `<task>_p_<grade>`, the grade's probability, and `<task>_spread`.
+        the probability `<task>_p_<grade>` of each grade, and `<task>_spread`.
         """
         header = ["patient", "scan", "level"]
         for task in self.tasks:
@@ -99,8 +100,8 @@ class Graded:
         return line
 
 
-def labels_of(data: DataSet, rows: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-    """Task name → int[M]: the data set's labels for the network's tasks; `UNLABELLED` for a task that it lacks.
+def labels_of(data: DataSet, rows: Int[np.ndarray, "M"], tasks: Sequence[Task]) -> dict[str, Int[np.ndarray, "M"]]:
+    """Task name → the data set's labels; `UNLABELLED` where missing, and for a task that the data set lacks.
 
     Raises:
         SpinejaxError: a task of the same name has other grades there.

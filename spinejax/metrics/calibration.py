@@ -1,14 +1,15 @@
-"""How far a probability can be trusted: its calibration, and one temperature per task that mends it.
+"""How far a probability can be trusted: its calibration, and one temperature for each task that improves it.
 
-A network trained to the end is too sure of itself. Dividing its scores by one number, fitted on the validation split,
-changes no grade and makes the probabilities honest (Guo et al., 2017). And what doubt is good for: if the most doubtful
-discs are referred to a rater, how often are the grades of the others right?
+A network trained to the end is overconfident. Dividing its scores by one number, fitted on the validation split,
+changes no grade and calibrates the probabilities (Guo et al., 2017). The use of doubt is measured too: if the most
+doubtful discs are referred to a rater, how often are the grades of the others right?
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
@@ -17,23 +18,23 @@ from spinejax.tasks import Task
 
 NUM_BINS = 15
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
-"""Fractions of the discs that are kept, at which accuracy is told."""
+"""Fractions of the discs that are kept, at which accuracy is reported."""
 
 _TEMPERATURES = (0.05, 20.0)
 
 
-def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least log-loss, held to 1 as far as one disc or two would hold it.
+def fit_temperature(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> float:
+    """The temperature of least log-loss, with a standard normal prior on its logarithm.
 
-    Without that hold (a standard normal prior on its logarithm), a validation set without a mistake would make the
-    network certain of everything.
+    The prior weighs as much as one disc or two. Without it, a validation set without a mistake would make the network
+    certain of everything.
 
     Args:
-        probabilities: float[N, C]; averages over views too.
-        labels: int[N], all labelled.
+        probabilities: those of one view, or averages over views.
+        labels: all labelled.
 
     Returns:
-        Above 1 where the network is too sure; 1 if there is no disc to fit it on.
+        Above 1 where the network is overconfident; 1 if there is no disc to fit it on.
     """
     if not len(labels):
         return 1.0
@@ -46,66 +47,66 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def at_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """float[N, C]. The probabilities with their logarithms divided by the temperature."""
+def at_temperature(probabilities: Float[np.ndarray, "N C"], temperature: float) -> Float[np.ndarray, "N C"]:
+    """The probabilities with their logarithms divided by the temperature."""
     return np.exp(log_softmax(_log(probabilities) / temperature, axis=1))
 
 
-def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float[N]. Each disc's squared distance from certainty of the true grade, summed over grades (Brier, 1950)."""
+def brier(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Each disc's squared distance from certainty of the true grade, summed over grades (Brier, 1950)."""
     return np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(1)
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """How far confidence is from accuracy, over bins of equal width, weighed by their discs (Naeini et al., 2015).
+def expected_calibration_error(
+    probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"], num_bins: int = NUM_BINS
+) -> float:
+    """The distance of confidence from accuracy, averaged over bins weighted by their discs (Naeini et al., 2015).
 
     Args:
-        probabilities: float[N, C].
-        labels: int[N], all labelled, at least one.
-        num_bins: bins of confidence from 0 to 1.
+        probabilities: of each grade.
+        labels: all labelled, at least one.
+        num_bins: bins of equal width, of confidence from 0 to 1.
     """
     confidence, accuracy, count = reliability(probabilities, labels, num_bins)
     filled = count > 0
     return float((count * np.abs(confidence - accuracy))[filled].sum() / count.sum())
 
 
-def before_and_after(probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, float]:
+def before_and_after(
+    probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"], temperature: float
+) -> dict[str, float]:
     """The temperature, and the calibration error and mean Brier score without and with it."""
-    mended = at_temperature(probabilities, temperature)
-    return {
-        "temperature": temperature,
-        "calibration_error_before": expected_calibration_error(probabilities, labels),
-        "calibration_error_after": expected_calibration_error(mended, labels),
-        "brier_before": float(brier(probabilities, labels).mean()),
-        "brier_after": float(brier(mended, labels).mean()),
-    }
+    found = {"temperature": temperature}
+    for when, each in (("before", probabilities), ("after", at_temperature(probabilities, temperature))):
+        found[f"calibration_error_{when}"] = expected_calibration_error(each, labels)
+        found[f"brier_{when}"] = float(brier(each, labels).mean())
+    return found
 
 
 def reliability(
-    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"], num_bins: int = NUM_BINS
+) -> tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B"], Int[np.ndarray, "B"]]:
     """Mean confidence, accuracy and number of discs in each bin of confidence; NaN where a bin is empty."""
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == labels
     place = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     count = np.bincount(place, minlength=num_bins)
-    empty = np.full(num_bins, np.nan)
-    means = (
-        np.divide(np.bincount(place, values, num_bins), count, out=empty.copy(), where=count > 0)
-        for values in (confidence, right)
+    mean_confidence, accuracy = (
+        np.divide(np.bincount(place, each, num_bins), count, out=np.full(num_bins, np.nan), where=count > 0)
+        for each in (confidence, right)
     )
-    return *means, count
+    return mean_confidence, accuracy, count
 
 
-def accuracy_when_referring(doubt: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """float[N]. Accuracy of the discs that are kept if the most doubtful are referred to a rater.
+def accuracy_when_referring(doubt: Num[np.ndarray, "N"], right: Bool[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """The accuracy of the discs that are kept if the most doubtful are referred to a rater.
 
     Args:
-        doubt: float[N]. Any measure of it, such as the spread of a grade's probability over views.
-        right: bool[N].
+        doubt: any measure of it, such as the spread of a grade's probability over views.
+        right: whether the grade is right.
 
     Returns:
-        At place k, the accuracy of the k + 1 least doubtful discs.
+        At position k, the accuracy of the k + 1 least doubtful discs.
     """
     order = np.argsort(doubt, kind="stable")
     return np.cumsum(right[order]) / np.arange(1, len(right) + 1)
@@ -117,12 +118,12 @@ class Doubt:
 
     Args:
         task: the task.
-        n: labelled discs.
-        calibration_error: as `expected_calibration_error`.
-        brier: mean Brier score.
-        bins: confidence, accuracy and number of discs in each bin, as `reliability`.
-        kept: measure of doubt ("confidence": one minus the grade's probability; "spread": over the views) → float[N],
-            as `accuracy_when_referring`.
+        n: number of labelled discs.
+        calibration_error: from `expected_calibration_error`.
+        brier: the mean Brier score.
+        bins: from `reliability`.
+        kept: measure of doubt → `accuracy_when_referring`. The measures are "confidence", one minus the grade's
+            probability, and "spread", over the views.
         accuracy_at: measure of doubt → fraction of the discs kept → their accuracy.
     """
 
@@ -130,17 +131,17 @@ class Doubt:
     n: int
     calibration_error: float
     brier: Estimate
-    bins: tuple[np.ndarray, np.ndarray, np.ndarray]
-    kept: Mapping[str, np.ndarray]
+    bins: tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B"], Int[np.ndarray, "B"]]
+    kept: Mapping[str, Float[np.ndarray, "N"]]
     accuracy_at: Mapping[str, Mapping[float, Estimate]]
 
-    def curve(self, measure: str, num_points: int = 100) -> np.ndarray:
-        """float[P, 2]. Fraction of the discs that is kept, and their accuracy, at no more than so many points."""
+    def curve(self, measure: str, num_points: int = 100) -> Float[np.ndarray, "P 2"]:
+        """Fraction of the discs that is kept, and their accuracy, at `num_points` points or fewer."""
         counts = np.unique(np.linspace(1, self.n, min(self.n, num_points)).round().astype(int))
         return np.stack([counts / self.n, self.kept[measure][counts - 1]], axis=1)
 
     def to_json(self) -> dict:
-        """The `results.json` entry of one task; fractions in [0, 1]."""
+        """The entry of one task in `results.json`; fractions in [0, 1]."""
         return {
             "n": self.n,
             "calibration_error": self.calibration_error,
@@ -156,18 +157,21 @@ class Doubt:
         }
 
 
-def doubt(task: Task, labels: np.ndarray, probabilities: np.ndarray, spread: np.ndarray, patients: np.ndarray) -> Doubt:
-    """All that tells how far to trust one task's probabilities.
+def doubt(
+    task: Task,
+    labels: Int[np.ndarray, "N"],
+    probabilities: Float[np.ndarray, "N C"],
+    spread: Float[np.ndarray, "N"],
+    patients: Shaped[np.ndarray, "N"],
+) -> Doubt:
+    """How far one task's probabilities can be trusted, with intervals over patients.
 
     Args:
         task: the task.
-        labels: int[N], all labelled, at least one.
-        probabilities: float[N, C].
-        spread: float[N]. Over the views; a single view has none, all zeros, and refers nothing.
-        patients: str[N]. Whose disc it is.
-
-    Returns:
-        The metrics, with intervals over patients.
+        labels: all labelled, at least one.
+        probabilities: of each grade.
+        spread: of the given grade's probability, over the views; all zeros for a single view, and then not used.
+        patients: the patient of each disc.
     """
     right = probabilities.argmax(1) == labels
     measures = {"confidence": 1 - probabilities.max(1)}

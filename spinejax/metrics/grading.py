@@ -1,14 +1,14 @@
-"""How well grades are predicted: the paper's measure and its usual companions, with intervals over patients.
+"""How well grades are predicted: the paper's measure and the usual ones beside it, with intervals over patients.
 
-Everything but the area under the ROC curve is a function of a confusion matrix, labels by rows and predictions by
-columns, so a set of discs is summed up by one count matrix per patient. Counts merge by addition. A 95 % interval comes
-from drawing patients, not discs, with replacement: discs of one spine resemble each other.
+All statistics but the area under the ROC curve are functions of a confusion matrix. A 95 % interval is a bootstrap over
+patients, not discs, because discs of one spine resemble each other.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int, Num, Shaped
+from numpy.typing import ArrayLike
 
 from spinejax.tasks import UNLABELLED, Task
 
@@ -24,23 +24,22 @@ class Estimate:
     high: float
 
     def to_json(self) -> dict[str, float | None]:
-        """The three numbers, None for NaN, which JSON does not have."""
-        fields = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if np.isnan(number) else float(number) for name, number in fields.items()}
+        """The three numbers, with None for NaN, which JSON does not have."""
+        return {name: None if np.isnan(number) else float(number) for name, number in vars(self).items()}
 
 
 @dataclass(frozen=True, eq=False)
 class TaskResult:
-    """One task's figures.
+    """The metrics of one task.
 
     Args:
         task: the task.
-        n: labelled discs.
-        estimates: statistic's name → estimate. `mean_per_class_accuracy`, `kappa`, `matthews`, `auc`,
+        n: number of labelled discs.
+        estimates: statistic → estimate. `mean_per_class_accuracy`, `kappa`, `matthews`, `auc`,
             `normal_abnormal_accuracy`; for more than two grades also `within_one`.
-        recalls: a grade's accuracy, one Estimate a grade.
-        grade_n: labelled discs of each grade.
-        confusion: int64[C, C].
+        recalls: the accuracy of each grade.
+        grade_n: number of labelled discs of each grade.
+        confusion: labels in rows, predictions in columns.
     """
 
     task: Task
@@ -48,10 +47,10 @@ class TaskResult:
     estimates: dict[str, Estimate]
     recalls: list[Estimate]
     grade_n: list[int]
-    confusion: np.ndarray
+    confusion: Int[np.ndarray, "C C"]
 
     def to_json(self) -> dict:
-        """The `results.json` entry of one task; fractions in [0, 1]."""
+        """The entry of one task in `results.json`; fractions in [0, 1]."""
         per_grade = zip(self.task.grades, self.recalls, self.grade_n, strict=True)
         return {
             "n": self.n,
@@ -62,44 +61,41 @@ class TaskResult:
         }
 
 
-# Confusion counts ----------------------------------------------------------------------------------------------------
-
-
-def patient_confusions(labels: np.ndarray, grades: np.ndarray, patients: np.ndarray, num_grades: int) -> np.ndarray:
-    """Confusion counts of each patient, int64[P, C, C], patients in sorted order. Every disc must be labelled."""
+def patient_confusions(
+    labels: Int[np.ndarray, "N"], grades: Int[np.ndarray, "N"], patients: Shaped[np.ndarray, "N"], num_grades: int
+) -> Int[np.ndarray, "P C C"]:
+    """The confusion counts of each patient, in sorted order of the patients. Every disc must be labelled."""
     names, patient = np.unique(patients, return_inverse=True)
     counts = np.zeros((len(names), num_grades, num_grades), np.int64)
     np.add.at(counts, (patient, labels, grades), 1)
     return counts
 
 
-# Statistics of confusion counts [..., C, C]; each gives one number per matrix -----------------------------------------
+# Statistics of confusion counts: one number for each matrix -----------------------------------------------------------
 
 
-def recalls(confusion: np.ndarray) -> np.ndarray:
-    """Each grade's accuracy, [..., C]; NaN for a grade that has no disc."""
+def recalls(confusion: Num[np.ndarray, "*any C C"]) -> Float[np.ndarray, "*any C"]:
+    """The accuracy of each grade; NaN for a grade without discs."""
     return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1))
 
 
-def mean_per_class_accuracy(confusion: np.ndarray) -> np.ndarray:
+def mean_per_class_accuracy(confusion: Num[np.ndarray, "*any C C"]) -> Float[np.ndarray, "*any"]:
     """The mean of `recalls` over the grades that occur: the paper's measure (Sect. 5)."""
-    each = recalls(confusion)
-    occurs = ~np.isnan(each)
-    return _ratio(np.where(occurs, each, 0).sum(-1), occurs.sum(-1))
+    return _mean_where_defined(recalls(confusion), axis=-1)
 
 
-def kappa(confusion: np.ndarray) -> np.ndarray:
+def kappa(confusion: Num[np.ndarray, "*any C C"]) -> Float[np.ndarray, "*any"]:
     """Cohen's κ with quadratic weights, as `sklearn.metrics.cohen_kappa_score(weights="quadratic")`."""
     grade = np.arange(confusion.shape[-1])
     penalty = (grade[:, None] - grade) ** 2
     observed = (penalty * confusion).sum((-2, -1))
     chance = confusion.sum(-1)[..., :, None] * confusion.sum(-2)[..., None, :]
-    return 1 - _ratio(observed * confusion.sum((-2, -1)), (penalty * chance).sum((-2, -1)))
+    return np.asarray(1 - _ratio(observed * confusion.sum((-2, -1)), (penalty * chance).sum((-2, -1))))
 
 
-def matthews(confusion: np.ndarray) -> np.ndarray:
+def matthews(confusion: Num[np.ndarray, "*any C C"]) -> Float[np.ndarray, "*any"]:
     """Matthews' correlation for any number of grades (Gorodkin, 2004), as `sklearn.metrics.matthews_corrcoef`."""
-    confusion = np.asarray(confusion, np.float64)  # products of four counts pass 2⁶³ from some 50,000 discs on
+    confusion = np.asarray(confusion, np.float64)  # products of four counts exceed 2⁶³ from some 50,000 discs on
     labelled, predicted = confusion.sum(-1), confusion.sum(-2)
     total = confusion.sum((-2, -1))
     right = np.trace(confusion, axis1=-2, axis2=-1)
@@ -108,47 +104,52 @@ def matthews(confusion: np.ndarray) -> np.ndarray:
     return _ratio(covariance, np.sqrt(spread))
 
 
-def within_one(confusion: np.ndarray) -> np.ndarray:
+def within_one(confusion: Num[np.ndarray, "*any C C"]) -> Float[np.ndarray, "*any"]:
     """The fraction of discs graded within ±1: the protocol of Lootus for Pfirrmann (paper, Sect. 5)."""
     grade = np.arange(confusion.shape[-1])
     near = np.abs(grade[:, None] - grade) <= 1
     return _ratio((near * confusion).sum((-2, -1)), confusion.sum((-2, -1)))
 
 
-def normal_abnormal_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """The fraction of discs whose grade is rightly the first or not: the protocol of Lootus for narrowing."""
-    both_normal = confusion[..., 0, 0]
-    both_abnormal = confusion[..., 1:, 1:].sum((-2, -1))
-    return _ratio(both_normal + both_abnormal, confusion.sum((-2, -1)))
+def normal_abnormal_accuracy(confusion: Num[np.ndarray, "*any C C"]) -> Float[np.ndarray, "*any"]:
+    """The fraction of discs rightly given the first grade or rightly not: the protocol of Lootus for narrowing."""
+    right = confusion[..., 0, 0] + confusion[..., 1:, 1:].sum((-2, -1))
+    return _ratio(right, confusion.sum((-2, -1)))
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
     denominator = np.asarray(denominator, np.float64)
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)
+
+
+def _mean_where_defined(values: np.ndarray, axis: int) -> np.ndarray:
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0).sum(axis), defined.sum(axis))
 
 
 # Area under the ROC curve ---------------------------------------------------------------------------------------------
 
 
-def auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def auc(
+    labels: Int[np.ndarray, "N"], probabilities: Float[np.ndarray, "N C"], weights: Num[np.ndarray, "R N"]
+) -> Float[np.ndarray, "R"]:
     """Area under the ROC curve: each grade against the rest, averaged over the grades that occur (for two: the second).
 
     Args:
-        labels: int[N], all labelled.
-        probabilities: float[N, C].
-        weights: float[R, N]. How often each disc counts, in each of R resamples.
+        labels: all labelled.
+        probabilities: of each grade.
+        weights: how often each disc counts, in each of R resamples.
 
     Returns:
-        float64[R]; `sklearn.metrics.roc_auc_score(…, sample_weight=…)` of each.
+        For each resample, `sklearn.metrics.roc_auc_score(…, sample_weight=…)`.
     """
     grades = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     each = np.stack([_binary_auc(labels == grade, probabilities[:, grade], weights) for grade in grades])
-    occurs = ~np.isnan(each)
-    return _ratio(np.where(occurs, each, 0).sum(0), occurs.sum(0))
+    return _mean_where_defined(each, axis=0)
 
 
 def _binary_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The chance that a positive outscores a negative, ties counting half (Mann and Whitney)."""
+    """The chance that a positive outscores a negative, with ties counting half (Mann and Whitney)."""
     _, tie = np.unique(score, return_inverse=True)
     order = np.argsort(tie, kind="stable")
     starts = np.flatnonzero(np.diff(tie[order], prepend=-1))
@@ -159,30 +160,30 @@ def _binary_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) ->
     return _ratio((positives * (below + negatives / 2)).sum(1), positives.sum(1) * negatives.sum(1))
 
 
-# Putting it together --------------------------------------------------------------------------------------------------
+# All statistics of a task ---------------------------------------------------------------------------------------------
 
 
 def evaluate_task(
     task: Task,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    patients: np.ndarray,
+    labels: Int[np.ndarray, "N"],
+    probabilities: Float[np.ndarray, "N C"],
+    patients: Shaped[np.ndarray, "N"],
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> TaskResult | None:
-    """All figures of one task; a disc's predicted grade is the most probable one.
+    """The metrics of one task. A disc's predicted grade is the most probable one.
 
     Args:
         task: the task.
-        labels: int[N]. Grade or `UNLABELLED`; discs without a label are left out.
-        probabilities: float[N, C].
-        patients: str[N]. Whose disc it is.
-        num_resamples: draws behind each 95 % interval (percentile bootstrap over patients).
-        seed: of the draws.
+        labels: grade or `UNLABELLED`; discs without a label are left out.
+        probabilities: of each grade.
+        patients: the patient of each disc.
+        num_resamples: draws for each 95 % interval (percentile bootstrap over patients).
+        seed: seed of the draws.
 
     Returns:
-        The figures, or None if no disc is labelled.
+        None if no disc is labelled.
     """
     labelled = labels != UNLABELLED
     if not labelled.any():
@@ -191,25 +192,16 @@ def evaluate_task(
     by_patient = patient_confusions(labels, probabilities.argmax(1), patients, task.num_grades)
     draws = _draws(len(by_patient), num_resamples, seed)
     confusions = np.einsum("rp,pij->rij", draws, by_patient)
-
-    statistics: dict[str, Callable] = {
-        "mean_per_class_accuracy": mean_per_class_accuracy,
-        "kappa": kappa,
-        "matthews": matthews,
-        "normal_abnormal_accuracy": normal_abnormal_accuracy,
-    }
-    if task.num_grades > 2:
-        statistics["within_one"] = within_one
-    estimates = {name: _estimate(statistic(confusions)) for name, statistic in statistics.items()}
+    statistics = [mean_per_class_accuracy, kappa, matthews, normal_abnormal_accuracy]
+    statistics += [within_one] if task.num_grades > 2 else []
+    estimates = {statistic.__name__: _estimate(statistic(confusions)) for statistic in statistics}
     patient_of_disc = np.unique(patients, return_inverse=True)[1]
     chunks = np.array_split(draws, max(1, draws.shape[0] * len(labels) // 10_000_000))  # bounds the memory
-    estimates["auc"] = _estimate(
-        np.concatenate([auc(labels, probabilities, chunk[:, patient_of_disc]) for chunk in chunks])
-    )
+    aucs = [auc(labels, probabilities, chunk[:, patient_of_disc]) for chunk in chunks]
     return TaskResult(
         task=task,
         n=len(labels),
-        estimates=estimates,
+        estimates=estimates | {"auc": _estimate(np.concatenate(aucs))},
         recalls=[_estimate(column) for column in recalls(confusions).T],
         grade_n=confusions[0].sum(1).tolist(),
         confusion=confusions[0],
@@ -217,14 +209,17 @@ def evaluate_task(
 
 
 def mean_over_patients(
-    values: np.ndarray, patients: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    values: Float[np.ndarray, "N"],
+    patients: Shaped[np.ndarray, "N"],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
 ) -> Estimate:
-    """The mean of one number a disc, with a 95 % interval over patients.
+    """The mean of one number for each disc, with a 95 % interval over patients.
 
     Args:
-        values: float[N]. NaN where a disc has none; such discs are left out.
-        patients: str[N]. Whose disc it is.
-        num_resamples, seed: as for `evaluate_task`.
+        values: NaN where a disc has none; such discs are left out.
+        patients, num_resamples, seed: as for `evaluate_task`.
     """
     has_one = ~np.isnan(values)
     if not has_one.any():
@@ -236,9 +231,8 @@ def mean_over_patients(
 
 
 def _draws(num_patients: int, num_resamples: int, seed: int) -> np.ndarray:
-    """int[1 + R, P]: how often each patient counts in each resample; the first "resample" is the set itself.
-
-    So every statistic is computed once, for the value and for the interval.
+    """int[1 + R, P]: how often each patient counts in each resample. The first row is the set itself, so that one
+    call of a statistic gives both the value and the interval.
     """
     draws = np.random.default_rng(seed).multinomial(num_patients, [1 / num_patients] * num_patients, num_resamples)
     return np.concatenate([np.ones((1, num_patients), draws.dtype), draws])

@@ -1,38 +1,41 @@
-"""How well hotspots point: maps against the masks of the lesions that a grade was given for.
+"""How well hotspots point: maps against masks of the lesions that a grade was given for.
 
-Every measure is one number a disc and task, so that means come with intervals over patients. Beside each stands what
-chance would give: a map that knows nothing hits a large lesion often.
+Each measure is one number for each disc and task, so that means come with intervals over patients. Beside it stands
+what chance would give: a map without information often hits a large lesion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer, Real
 from scipy import ndimage
 
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.metrics.grading import Estimate, mean_over_patients
 
 TOLERANCE_MM = 3.0
-"""How far from the lesion a peak may lie: about a tenth of a disc's width, and less than the next slice."""
+"""A peak this far from the lesion still hits: about a tenth of a disc's width, and less than the next slice."""
 
 UPPER_BODY, LOWER_BODY = 1, 3
 SIDES = {"upper": UPPER_BODY, "lower": LOWER_BODY}
-"""A task's prefix → the vertebral body that it speaks of, as numbered in the region mask."""
+"""A task's prefix → its vertebral body, as numbered in the region mask."""
+
+MEASURES = ("hit", "hit_by_chance", "energy_inside", "lesion_share", "average_precision")
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """One task's figures.
+    """The metrics of one task.
 
     Args:
-        n: discs with a lesion in the window.
-        estimates: `hit`, `hit_by_chance`, `energy_inside`, `lesion_share` (what an even map would have inside),
-            `average_precision`, and `own_side` for tasks of one vertebral body.
+        n: number of discs with a lesion in the window.
+        estimates: measure → estimate, for `MEASURES` (`lesion_share` is what an even map would have inside), and
+            `own_side` for tasks of one vertebral body.
     """
 
     n: int
-    estimates: dict[str, Estimate]
+    estimates: Mapping[str, Estimate]
 
     def to_json(self) -> dict:
         """Fractions in [0, 1]; None where a measure is not defined."""
@@ -40,28 +43,32 @@ class Pointing:
 
 
 def point(
-    map: np.ndarray, lesion: np.ndarray, affine: np.ndarray, slices: np.ndarray, *, tolerance_mm: float = TOLERANCE_MM
+    map: Float[np.ndarray, "112 224 9"],
+    lesion: Bool[np.ndarray, "112 224 9"],
+    affine: Float[np.ndarray, "4 4"],
+    slices: Integer[np.ndarray, "2"],
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[str, float]:
-    """How one map points at one lesion.
+    """How one map points at one lesion (the pointing game, Zhang et al., 2016).
 
     Args:
-        map: float[112, 224, 9], ≥ 0.
-        lesion: bool[112, 224, 9].
-        affine: float[4, 4]. The disc's, whose columns are as long as its voxels.
-        slices: int[2]. The volume's slices inside the scan: chance draws from these alone.
-        tolerance_mm: a peak this far from the lesion still hits (the pointing game, Zhang et al., 2016).
+        map: the hotspot, ≥ 0.
+        lesion: true inside the lesion.
+        affine: the disc's; its columns are as long as its voxels, in mm.
+        slices: the volume's slices inside the scan, first and one past the last: chance draws from these alone.
+        tolerance_mm: a peak this far from the lesion still hits.
 
     Returns:
-        `hit` (0 or 1), `hit_by_chance`, `energy_inside`, `lesion_share`, `average_precision`; all NaN if there is no
-        lesion in the window or nothing in the map.
+        Measure → value, for `MEASURES`; all NaN if the window has no lesion or the map is empty.
     """
-    names = ("hit", "hit_by_chance", "energy_inside", "lesion_share", "average_precision")
     if not lesion.any() or not map.any():
-        return dict.fromkeys(names, np.nan)
+        return dict.fromkeys(MEASURES, np.nan)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     near = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm) <= tolerance_mm
     peak = np.unravel_index(np.argmax(map), map.shape)
-    valid = _in_scan(slices)
+    place = np.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
+    valid = (place >= slices[0]) & (place < slices[1])
     return {
         "hit": float(near[peak]),
         "hit_by_chance": float(near[:, :, valid].mean()),
@@ -71,10 +78,10 @@ def point(
     }
 
 
-def average_precision(map: np.ndarray, lesion: np.ndarray) -> float:
+def average_precision(map: Float[np.ndarray, "*shape"], lesion: Bool[np.ndarray, "*shape"]) -> float:
     """Mean precision over the lesion's voxels, taken from the map's brightest down; ties share one threshold.
 
-    `sklearn.metrics.average_precision_score`, without its checks. A map that knows nothing gets the lesion's share.
+    `sklearn.metrics.average_precision_score`, without its checks. A map without information gets the lesion's share.
     """
     order = np.argsort(-map, axis=None, kind="stable")
     found = np.cumsum(lesion.ravel()[order])
@@ -84,16 +91,16 @@ def average_precision(map: np.ndarray, lesion: np.ndarray) -> float:
     return float((new * found_at / (last_of_tie + 1)).sum() / found[-1]) if found[-1] else np.nan
 
 
-def own_side(task_name: str, map: np.ndarray, region: np.ndarray) -> float:
-    """The share of a map's energy in the two vertebral bodies that lies in the one that the task speaks of.
+def own_side(task_name: str, map: Float[np.ndarray, "*shape"], region: Real[np.ndarray, "*shape"]) -> float:
+    """The share of a map's energy in the two vertebral bodies that is in the task's own one.
 
-    It asks what the paper claims (Fig. 3), that the hotspots of a lower endplate appear in the lower endplate only, and
-    needs a mask of the vertebral bodies but none of the lesions. Chance is about a half.
+    It measures what the paper claims (Fig. 3), that the hotspots of a lower endplate appear in the lower endplate only.
+    It needs a mask of the vertebral bodies but none of lesions. Chance is about a half.
 
     Args:
         task_name: "upper_…" or "lower_…".
-        map: float[112, 224, 9].
-        region: uint8[112, 224, 9]. 1 in the upper body, 3 in the lower.
+        map: the hotspot, ≥ 0.
+        region: 1 in the upper body, 3 in the lower.
 
     Returns:
         From 0 to 1; NaN for a task of no side, or where the map is empty in both bodies.
@@ -106,19 +113,13 @@ def own_side(task_name: str, map: np.ndarray, region: np.ndarray) -> float:
     return float(energy[own] / both) if both > 0 else np.nan
 
 
-def lesion_of(mask: np.ndarray, bit: int) -> np.ndarray:
-    """bool[112, 224, 9]: a task's lesion in the identity window, from a disc's mask; `bit` is the task's column."""
+def lesion_of(mask: Integer[np.ndarray, "192 320 15"], bit: int) -> Bool[np.ndarray, "112 224 9"]:
+    """A task's lesion in the identity window, from a disc's lesion mask; `bit` is the task's column."""
     return (central_window(mask) >> np.array(bit, mask.dtype) & 1).astype(bool)
 
 
-def summarise(measures: Sequence[dict[str, float]], patients: Sequence[str]) -> Pointing:
-    """One task's figures over discs: means and 95 % intervals over patients."""
+def summarise(measures: Sequence[Mapping[str, float]], patients: Sequence[str]) -> Pointing:
+    """One task's measures over discs: means and 95 % intervals over patients."""
     columns = {name: np.array([each[name] for each in measures]) for name in measures[0]} if measures else {}
     estimates = {name: mean_over_patients(column, np.asarray(patients)) for name, column in columns.items()}
-    n = int((~np.isnan(columns["hit"])).sum()) if "hit" in columns else 0
-    return Pointing(n=n, estimates=estimates)
-
-
-def _in_scan(slices: np.ndarray) -> np.ndarray:
-    place = np.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
-    return (place >= slices[0]) & (place < slices[1])
+    return Pointing(n=int((~np.isnan(columns.get("hit", np.empty(0)))).sum()), estimates=estimates)

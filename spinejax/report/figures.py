@@ -1,4 +1,4 @@
-"""Pictures of a run and of an evaluation, as PNG files."""
+"""Plots of a run and of an evaluation, as PNG files."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -41,19 +42,14 @@ def learning_curves(entries: Sequence[dict], path: Path) -> None:
 
 
 def confusion_matrices(results: Sequence[TaskResult], path: Path) -> None:
-    """A confusion matrix per task: counts, coloured by each row's fractions.
+    """A confusion matrix for each task: counts, coloured by each row's fractions.
 
     Args:
-        results: the tasks' figures.
+        results: the tasks' metrics.
         path: the PNG to write.
     """
-    columns = min(3, len(results))
-    rows = -(-len(results) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.5 * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes[len(results) :]:
-        axis.set_axis_off()
-    for axis, result in zip(axes, results, strict=False):
+    figure, axes = _grid(len(results), 3.6, 3.5)
+    for axis, result in zip(axes, results, strict=True):
         counts = result.confusion
         fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         axis.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
@@ -68,7 +64,7 @@ def confusion_matrices(results: Sequence[TaskResult], path: Path) -> None:
 
 
 def trust(doubts: Sequence[Doubt], path: Path) -> None:
-    """Above, accuracy against confidence in bins of it; below, accuracy against how many of the discs are kept.
+    """Above, accuracy against confidence; below, accuracy against the fraction of the discs that is kept.
 
     Args:
         doubts: the tasks'.
@@ -92,12 +88,12 @@ def trust(doubts: Sequence[Doubt], path: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One disc and its map, both float32[112, 224, 9]; `lesion`, bool of that shape, is outlined if it is known."""
+    """A disc and its map; the lesion is outlined if it is known."""
 
     title: str
-    window: np.ndarray
-    map: np.ndarray
-    lesion: np.ndarray | None = None
+    window: Float[np.ndarray, "112 224 9"]
+    map: Float[np.ndarray, "112 224 9"]
+    lesion: Bool[np.ndarray, "112 224 9"] | None = None
 
 
 def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
@@ -113,7 +109,8 @@ def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
     for rows, example in zip(figure.subfigures(len(examples), 1, squeeze=False)[:, 0], examples, strict=True):
         rows.suptitle(example.title, x=0.005, ha="left", fontsize="medium")
         axes = rows.subplots(2, len(slices))
-        brightest = _brightest(example.map)
+        # A percentile: one pixel far above all others would leave the remainder of a map black.
+        brightest = float(np.percentile(example.map, 99.9)) or 1.0
         for column, s in enumerate(slices):
             axes[0, column].imshow(example.window[:, :, s], vmin=0, vmax=1, cmap="gray")
             axes[1, column].imshow(example.map[:, :, s], vmin=0, vmax=brightest, cmap="inferno")
@@ -126,33 +123,31 @@ def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
 
 
 def mean_maps(means: Sequence[Example], path: Path) -> None:
-    """Where each task looks: the mean map, over the mean disc, both averaged through the slices.
+    """Where each task looks: the mean map over the mean disc, both averaged over the slices.
 
     Args:
-        means: a task's mean window and mean map each.
+        means: the mean window and mean map of each task.
         path: the PNG to write.
     """
-    columns = min(3, len(means))
-    rows = -(-len(means) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.45 * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, mean in zip(axes, means, strict=False):
+    figure, axes = _grid(len(means), 4.2, 2.45)
+    for axis, mean in zip(axes, means, strict=True):
         map = mean.map.mean(2)
         axis.imshow(mean.window.mean(2), vmin=0, vmax=0.8, cmap="gray")
         axis.imshow(map, vmin=0, vmax=np.max(map), cmap="inferno", alpha=np.clip(map / (np.max(map) or 1), 0, 1) ** 0.7)
         axis.set_title(mean.title, fontsize="medium")
+        axis.set_axis_off()
     _save(figure, path)
 
 
-def _brightest(map: np.ndarray) -> float:
-    # One pixel far above all others would leave the rest of a map black.
-    return float(np.percentile(map, 99.9)) or 1.0
+def _grid(number: int, width: float, height: float) -> tuple[Figure, list]:
+    """A figure with so many axes of a size in inches, at most three in a row."""
+    columns = min(3, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(number)]
 
 
 def _save(figure: Figure, path: Path) -> None:
     # Without the date and version in its metadata, the same numbers give the same file.
-    write_atomically(
-        path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    )
+    about = {"Software": None}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, metadata=about))

@@ -1,9 +1,10 @@
-"""What an evaluation shows of its hotspots: maps go by once, as a stream, and leave figures and measures behind."""
+"""What an evaluation keeps of its hotspots: files, plots and metrics, made from one pass over a stream of maps."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from spinejax.data.dataset import DataSet
 from spinejax.geometry import INTENSITY_STEP, WINDOW_SHAPE, central_window
@@ -17,10 +18,10 @@ from spinejax.tasks import Task
 
 
 def write_hotspots(
-    stream: Iterable[tuple[np.ndarray, np.ndarray]],
+    stream: Iterable[tuple[Int[np.ndarray, "M"], Float32[np.ndarray, "M T 112 224 9"]]],
     folder: Path,
     graded: Graded,
-    grades: np.ndarray,
+    grades: Int[np.ndarray, "D T"],
     method: Method,
     *,
     seed: int = 0,
@@ -34,7 +35,7 @@ def write_hotspots(
         graded: the discs.
         grades, seed: as for `Gallery`.
         method: how the maps are computed.
-        also: called with each disc's row and maps, float32[T, 112, 224, 9].
+        also: called with each disc's row and maps.
 
     Returns:
         As `Gallery.pointing`.
@@ -58,31 +59,38 @@ def write_hotspots(
 
 
 class Gallery:
-    """Looks at every disc's maps once, and keeps a few of them, sums, and how well each points.
+    """Examples, mean maps and measures of hotspots, collected disc by disc.
 
     Args:
         data: the data set.
         tasks: the network's.
-        grades: int[D, T]. Whose score was traced back, for every row of the data set.
-        rows: int[M]. The discs that will come.
-        seed: of the choice of examples.
+        grades: the grade whose evidence was traced, for every row of the data set.
+        rows: the discs that will be added.
+        seed: seed of the choice of examples.
     """
 
-    def __init__(self, data: DataSet, tasks: Sequence[Task], grades: np.ndarray, rows: np.ndarray, *, seed: int = 0):
+    def __init__(
+        self,
+        data: DataSet,
+        tasks: Sequence[Task],
+        grades: Int[np.ndarray, "D T"],
+        rows: Int[np.ndarray, "M"],
+        *,
+        seed: int = 0,
+    ):
         self._data, self._tasks, self._grades = data, tasks, grades
         self._column = {task.name: data.tasks.index(task) for task in tasks if task in data.tasks}
-        self._chosen: dict[str, int | None] = {}
-        for t, task in enumerate(tasks):
-            self._chosen[task.name] = self._choose(t, rows, np.random.default_rng([seed, t]))
-        self._examples: dict[str, Example] = {}
-        self._count = {task.name: 0 for task in tasks}
-        self._windows = np.zeros((len(tasks), *WINDOW_SHAPE))
-        self._maps = np.zeros((len(tasks), *WINDOW_SHAPE))
+        self._chosen: list[int | None] = []
+        for t in range(len(tasks)):
+            self._chosen.append(self._choose(t, rows, np.random.default_rng([seed, t])))
+        self._examples: dict[int, Example] = {}
+        self._count = [0] * len(tasks)
+        self._windows, self._maps = np.zeros((2, len(tasks), *WINDOW_SHAPE))
         self._measures: dict[str, list[dict[str, float]]] = {task.name: [] for task in tasks}
         self._patients: list[str] = []
 
-    def add(self, row: int, maps: np.ndarray) -> None:
-        """Take in one disc: its row in the data set and its maps, float32[T, 112, 224, 9]."""
+    def add(self, row: int | np.integer, maps: Float[np.ndarray, "T 112 224 9"]) -> None:
+        """Add one disc: its row in the data set, and its maps, ≥ 0."""
         data = self._data
         window = central_window(data.volume(row)) * INTENSITY_STEP
         lesions = data.mask("lesion", row) if "lesion" in data.masks else None
@@ -97,45 +105,39 @@ class Gallery:
             measures = pointing.point(map, lesion, data.affine[row], data.slices[row])
             self._measures[task.name].append(measures | {"own_side": side})
             if abnormal and map.any():
-                self._count[task.name] += 1
+                self._count[t] += 1
                 self._windows[t] += window
-                self._maps[t] += map / map.sum()  # every disc counts alike, however steep the network is there
-            if row == self._chosen[task.name]:
+                self._maps[t] += map / map.sum()  # every disc counts alike, whatever its gradients' size
+            if row == self._chosen[t]:
                 title = f"{task.name}: {task.grades[self._grades[row, t]]}   ({data.scan[row]}, {data.level[row]})"
-                self._examples[task.name] = Example(title, window, map, lesion if lesion.any() else None)
+                self._examples[t] = Example(title, window, map, lesion if lesion.any() else None)
 
     def write_figures(self, folder: Path) -> None:
-        """Write `examples.png`, the paper's Fig. 3, and `mean-maps.png`, of discs graded worse than a task's first."""
-        examples = [self._examples[task.name] for task in self._tasks if task.name in self._examples]
-        if examples:
-            figures.hotspot_examples(examples, folder / "examples.png")
+        """Write `examples.png`, the paper's Fig. 3, and `mean-maps.png`; both of discs graded above the first grade."""
+        if self._examples:
+            figures.hotspot_examples([self._examples[t] for t in sorted(self._examples)], folder / "examples.png")
         means = [
-            Example(f"{task.name} (n = {count})", self._windows[t] / count, self._maps[t] / count)
-            for t, task in enumerate(self._tasks)
-            if (count := self._count[task.name])
+            Example(f"{task.name} (n = {count})", window / count, map / count)
+            for task, count, window, map in zip(self._tasks, self._count, self._windows, self._maps, strict=True)
+            if count
         ]
         if means:
             figures.mean_maps(means, folder / "mean-maps.png")
 
     def pointing(self) -> Mapping[str, Pointing]:
         """Task name → how well its maps point, for tasks that have a lesion mask or a side."""
-        found = {
-            task.name: pointing.summarise(self._measures[task.name], self._patients)
-            for task in self._tasks
-            if self._patients
-        }
+        if not self._patients:
+            return {}
+        found = {name: pointing.summarise(each, self._patients) for name, each in self._measures.items()}
         return {name: each for name, each in found.items() if each.n or not np.isnan(each.estimates["own_side"].value)}
 
     def _choose(self, t: int, rows: np.ndarray, rng: np.random.Generator) -> int | None:
-        """A random disc that the network graded worse than the first grade.
-
-        Rightly so, if there is one; and one that stands for no other task yet, if there is one.
-        """
+        """A random disc graded above the first grade; if possible rightly, and no other task's example."""
         worse = rows[self._grades[rows, t] > 0]
         column = self._column.get(self._tasks[t].name)
         if column is not None:
             right = worse[self._data.labels[worse, column] == self._grades[worse, t]]
             worse = right if len(right) else worse
-        others = np.setdiff1d(worse, [row for row in self._chosen.values() if row is not None])
+        others = np.setdiff1d(worse, [row for row in self._chosen if row is not None])
         worse = others if len(others) else worse
         return int(rng.choice(worse)) if len(worse) else None

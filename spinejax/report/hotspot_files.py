@@ -1,14 +1,14 @@
 """Hotspots on disk: all maps of an evaluation in one HDF5 file, and single maps as NIfTI in the scan's own space.
 
-`hotspots.h5`, a row a disc and a column a task of the attribute `tasks`:
+`hotspots.h5` has one row per disc, and one column per task of the attribute `tasks`:
 
-    map      uint8[N, T, 112, 224, 9]   the map in steps of `step`; int8 if the maps are signed
-    step     float32[N, T]              score per intensity and step: map · step is the map as it was made
-    grade    int8[N, T]                 whose score was traced back
+    map      uint8[N, T, 112, 224, 9]   the map in units of `step`; int8 if the maps are signed
+    step     float32[N, T]              map · step is the map in score per intensity
+    grade    int8[N, T]                 the grade whose evidence was traced
     affine   float64[N, 4, 4]           (row, column, slice, 1) of the map → patient space, LPS, mm
     level, patient, scan                fixed-width ASCII; patient and scan are pseudonyms
 
-A map of 8 bits is what an eye or a rank can use, and a quarter of the size.
+Eight bits suffice for viewing and ranking, and take a quarter of the space.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Float32, Int, Integer
 
 from spinejax import tasks as task_tables
 from spinejax.data.dataset import DataSet
@@ -33,8 +34,8 @@ _NOTE = "Research use only: a hotspot shows what moved the network, not proven p
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def window_affine(affine: np.ndarray) -> np.ndarray:
-    """float64[4, 4]. (row, column, slice, 1) of the identity window → LPS mm, from the same of the disc volume."""
+def window_affine(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """(row, column, slice, 1) of the identity window → LPS mm, from the affine of the disc volume."""
     into_volume = np.eye(4)
     into_volume[:3, 3] = (np.array(VOLUME_SHAPE) - WINDOW_SHAPE) // 2
     return affine @ into_volume
@@ -42,32 +43,28 @@ def window_affine(affine: np.ndarray) -> np.ndarray:
 
 def write_maps(
     path: Path,
-    discs: Iterable[tuple[int, np.ndarray]],
+    discs: Iterable[tuple[int | np.integer, Float32[np.ndarray, "T 112 224 9"]]],
     data: DataSet,
     tasks: Sequence[Task],
-    grades: np.ndarray,
+    grades: Int[np.ndarray, "D T"],
     method: Method,
 ) -> None:
-    """Stream maps into one HDF5 file; one disc's are in memory.
+    """Stream maps into one HDF5 file; only one disc's maps are in memory.
 
     Args:
-        path: the file; nothing stands there until it is whole.
-        discs: each disc's row in the data set, and its maps, float32[T, 112, 224, 9].
+        path: the file. It appears once it is complete.
+        discs: each disc's row in the data set, and its maps.
         data: the data set.
         tasks: the network's.
-        grades: int[D, T]. Whose score was traced back, for every row of the data set.
-        method: how the maps were made.
+        grades: the grade whose evidence was traced, for every row of the data set.
+        method: how the maps were computed.
     """
     dtype, top = (np.int8, 127) if method.signed else (np.uint8, 255)
     names = {name: Column(f"S{getattr(data, name).dtype.itemsize // 4}") for name in ("level", "patient", "scan")}
+    one_map = (1, 1, *WINDOW_SHAPE)  # the chunk: a viewer reads one disc's map of one task
+    packed = {"compression": "gzip", "fletcher32": True}
     columns = {
-        # One map is one chunk: a viewer reads one disc's map of one task.
-        "map": Column(
-            dtype,
-            (len(tasks), *WINDOW_SHAPE),
-            (1, 1, *WINDOW_SHAPE),
-            {"compression": "gzip", "fletcher32": True},
-        ),
+        "map": Column(dtype, (len(tasks), *WINDOW_SHAPE), one_map, packed),
         "step": Column(np.float32, (len(tasks),)),
         "grade": Column(np.int8, (len(tasks),)),
         "affine": Column(np.float64, (4, 4)),
@@ -90,17 +87,16 @@ def write_maps(
     write_table(path, columns, rows(), texts | {"note": _NOTE})
 
 
-def write_nifti(folder: Path, data: DataSet, row: int, tasks: Sequence[Task], maps: np.ndarray) -> None:
-    """Write one disc's maps as `<scan>_<level>_<task>.nii.gz`: laid over the scan, they lie where the disc is.
+def write_nifti(
+    folder: Path,
+    data: DataSet,
+    row: int | np.integer,
+    tasks: Sequence[Task],
+    maps: Float32[np.ndarray, "T 112 224 9"],
+) -> None:
+    """Write one disc's maps as `<scan>_<level>_<task>.nii.gz`, whose affine places them in the scan.
 
-    NIfTI counts patient space as RAS, the data set as LPS; the file's affine says so to any viewer.
-
-    Args:
-        folder: where to.
-        data: the data set.
-        row: the disc's.
-        tasks: the network's.
-        maps: float32[T, 112, 224, 9].
+    NIfTI's patient space is RAS, the data set's LPS; the affine is converted.
 
     Raises:
         SpinejaxError: as `check_nifti`.
@@ -109,24 +105,20 @@ def write_nifti(folder: Path, data: DataSet, row: int, tasks: Sequence[Task], ma
     nibabel = _nibabel()
     for task, map in zip(tasks, maps, strict=True):
         image = nibabel.Nifti1Image(map, _LPS_TO_RAS @ window_affine(data.affine[row]))
-        image.set_data_dtype(
-            np.int8 if map.min() < 0 else np.uint8
-        )  # nibabel scales, and keeps the scale in the header
+        image.set_data_dtype(np.int8 if map.min() < 0 else np.uint8)  # nibabel keeps the scale in the header
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = f"spinejax hotspot, {task.name}; research use only"[:79].encode()
-        content = gzip.compress(image.to_bytes(), mtime=0)  # without the hour, the same map gives the same bytes
+        content = gzip.compress(image.to_bytes(), mtime=0)  # without the time, the same map gives the same bytes
         path = folder / f"{data.scan[row]}_{data.level[row]}_{task.name}.nii.gz"
         write_atomically(path, lambda temporary, content=content: temporary.write_bytes(content))
 
 
-def check_nifti(data: DataSet, rows: Sequence[int] | np.ndarray) -> None:
-    """Raises SpinejaxError if nibabel is not installed, or a scan's name would lead a file elsewhere."""
+def check_nifti(data: DataSet, rows: Sequence[int | np.integer] | Integer[np.ndarray, "M"]) -> None:
+    """Raises SpinejaxError if nibabel is not installed, or a scan's name would lead to a file in another folder."""
     _nibabel()
-    for scan in np.unique(data.scan[rows]).tolist():
+    for scan in np.unique(data.scan[np.asarray(rows)]).tolist():
         if not re.fullmatch(r"[\w-][\w.-]*", scan, re.ASCII):
-            raise SpinejaxError(
-                f"{data.folder}: scan {scan!r} cannot be part of a file's name. Make the data set again."
-            )
+            raise SpinejaxError(f"{data.folder}: scan {scan!r} cannot be part of a file name. Make the data set again.")
 
 
 def _nibabel():

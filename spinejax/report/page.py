@@ -1,9 +1,9 @@
-"""The report: one HTML page that holds everything it shows, and asks the network for nothing.
+"""The report: an HTML page that contains everything it shows, and makes no request.
 
-`index.html` has the tables, the charts and a browser of the discs. Of more discs than one page can carry, the browser
-moves to pages of its own, `discs-001.html` …, each whole by itself. Pictures, style and script are inside the page, and
-its content policy allows that one style and that one script, by their digests, and no request at all. Patients and
-scans appear by their pseudonyms; no path of a file enters.
+`index.html` has the tables, the charts and a browser of the discs. If the discs are too many for one page, the browser
+moves to pages of its own, `discs-001.html` …, each complete. Pictures, style and script are inside the page, and its
+content policy allows that one style and that one script, by their digests, and no request. Patients and scans appear
+by their pseudonyms, and paths of files do not appear.
 """
 
 import base64
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int, UInt16
 from PIL import Image
 
 from spinejax import paper
@@ -40,20 +41,25 @@ _BRIGHTEST = 99.9  # percentile: one pixel far above all others would leave the 
 
 
 class Report:
-    """Takes in discs one by one, in the order of `graded.rows`; one page of them is in memory.
+    """Adds discs one by one, in the order of `graded.rows`; only one page of them is in memory.
 
     Args:
-        folder: where the pages go, made if need be. Pages of an earlier report are removed from it.
-        graded: the discs, and all that was found of each.
-        traced: int[M, T]. Whose score the hotspots trace back; None without hotspots.
-        discs_per_page: at most; a scan's discs stay together, even if they are more.
+        folder: for the pages; made if missing. Pages of an earlier report are removed from it.
+        graded: the discs and their grades.
+        traced: the grades whose evidence the hotspots trace; None without hotspots.
+        discs_per_page: the most; but a scan's discs stay together.
 
     Raises:
         SpinejaxError: the folder cannot be made.
     """
 
     def __init__(
-        self, folder: Path, graded: Graded, traced: np.ndarray | None = None, *, discs_per_page: int | None = None
+        self,
+        folder: Path,
+        graded: Graded,
+        traced: Int[np.ndarray, "M T"] | None = None,
+        *,
+        discs_per_page: int | None = None,
     ):
         prepare_folder(folder)
         self._folder, self._graded, self._traced = folder, graded, traced
@@ -62,8 +68,8 @@ class Report:
         self._place, self._page = 0, 0
         self._sheets: list[tuple[str, str]] = []
 
-    def add(self, row: int, maps: np.ndarray | None = None) -> None:
-        """Take in one disc: its row in the data set, and its maps, float32[T, 112, 224, 9], if there are any."""
+    def add(self, row: int | np.integer, maps: Float[np.ndarray, "T 112 224 9"] | None = None) -> None:
+        """Add one disc: its row in the data set, and its maps if there are any."""
         if row != self._graded.rows[self._place]:
             raise ValueError(f"row {row} is not the next disc, {self._graded.rows[self._place]}")
         window = window_sheet(central_window(self._graded.data.volume(row)))
@@ -74,13 +80,15 @@ class Report:
             self._page += 1
 
     def close(self, findings: Findings) -> Path:
-        """Write `index.html`, when every disc was looked at. Returns its path."""
+        """Write `index.html`, and return its path. Discs that were not added are shown without maps."""
+        for row in self._graded.rows[self._place :]:
+            self.add(row)
         browser = self._browser() if len(self._pages) == 1 else None
         self._write(INDEX, browser, findings=findings)
         return self._folder / INDEX
 
     def _browser(self) -> dict:
-        """What the page's script needs of the discs that were looked at, and their pictures; they are let go."""
+        """What the page's script needs of the current page's discs, and their pictures, which are then forgotten."""
         places = self._pages[self._page]
         sheets, self._sheets = self._sheets, []
         facts = {
@@ -123,9 +131,7 @@ class Report:
             browser=browser,
             findings=findings,
             about=None if findings is None else findings.about,
-            cautions=[] if findings is None else tables.cautions(findings.about),
             comparison=[] if findings is None else _comparison(findings),
-            means=[] if findings is None else _means(findings),
             graded=self._graded,
             num_patients=len(set(self._graded.patients)),
             num_scans=len(set(scans)),
@@ -149,7 +155,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def _by_scan(scans: Sequence[str] | np.ndarray, limit: int) -> Iterator[slice]:
-    """Stretches of at most `limit` discs that do not part a scan's."""
+    """Stretches of at most `limit` discs that do not split a scan's."""
     starts = [0, *(np.flatnonzero(scans[1:] != scans[:-1]) + 1).tolist(), len(scans)] if len(scans) else [0]
     first = 0
     for stop, following in zip(starts[1:], [*starts[2:], None], strict=True):
@@ -181,11 +187,6 @@ def _comparison(findings: Findings) -> list[dict]:
     ]
 
 
-def _means(findings: Findings) -> list[float]:
-    values = [100 * result.estimates["mean_per_class_accuracy"].value for result in findings.results]
-    return [float(np.mean(values))] if len(values) > 1 else []
-
-
 @functools.cache
 def _environment():
     try:
@@ -201,6 +202,7 @@ def _environment():
     )
     environment.filters |= {
         "title_of": title,
+        "mean_over_tasks": tables.mean_over_tasks,
         "percent": tables.percent,
         "number": tables.number,
         "bins": _filled_bins,
@@ -251,26 +253,15 @@ def _json(value):
     return Markup(text.replace("<", "\\u003c"))  # noqa: S704
 
 
-def window_sheet(window: np.ndarray) -> str:
-    """A disc's slices below one another, from the patient's right to the left, 1008×224 pixels.
-
-    Args:
-        window: uint16[112, 224, 9].
-
-    Returns:
-        A WebP file, base64.
-    """
+def window_sheet(window: UInt16[np.ndarray, "112 224 9"]) -> str:
+    """A disc's slices below one another, from the patient's right to the left, as a WebP file of 1008×224, base64."""
     return _webp(np.concatenate(np.moveaxis(window >> 8, 2, 0)).astype(np.uint8), _WINDOW_QUALITIES, WINDOW_BYTES)
 
 
-def map_sheet(maps: np.ndarray) -> str:
-    """A disc's maps: a row of pictures a task, a column a slice, 56×112 pixels each, each map by its own brightest.
+def map_sheet(maps: Float[np.ndarray, "T 112 224 9"]) -> str:
+    """A disc's maps without their sign, as a WebP file, base64.
 
-    Args:
-        maps: float32[T, 112, 224, 9]; the size of a value counts, not its sign.
-
-    Returns:
-        A WebP file, base64.
+    It has a row for each task and a column for each slice, of 56×112 pixels each. Each map is scaled to its brightest.
     """
     num_tasks, (rows, columns, num_slices) = len(maps), WINDOW_SHAPE
     small = np.abs(maps).reshape(num_tasks, rows // MAP_SHRINK, MAP_SHRINK, columns // MAP_SHRINK, MAP_SHRINK, -1)

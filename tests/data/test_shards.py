@@ -380,7 +380,7 @@ def test_volumes_that_are_not_stored_as_they_are_are_refused(folder, options):
         del file["volume"]
         options = {"chunks": (1, *VOLUME_SHAPE), "maxshape": (None, *VOLUME_SHAPE)} | options
         file.create_dataset("volume", data=volume, **options)
-    with pytest.raises(SpinejaxError, match="not stored as it is, disc by disc"):
+    with pytest.raises(SpinejaxError, match="not stored unchanged, disc by disc"):
         DataSet(folder)
 
 

@@ -93,7 +93,7 @@ def test_window_affine_is_that_of_the_central_window(data):
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_hdf5_gives_the_maps_back_to_eight_bits(data, maps, tmp_path, signed):
-    written = maps[0] * (np.where(np.arange(9) % 2, -1, 1) if signed else 1)
+    written = maps[0] * np.where(signed & (np.arange(9) % 2), -1, 1).astype(np.float32)
     written[1] = 0
     path = tmp_path / "hotspots.h5"
     hotspot_files.write_maps(path, [(0, written)], data, TASKS, np.array([[2, 1]]), Method(signed=signed))
@@ -111,5 +111,5 @@ def test_a_scans_name_leads_to_no_other_folder(maps, tmp_path):
     folder.mkdir()
     disc = a_disc(np.random.default_rng(0), "p1", LEVEL, "test", scan="../p1")
     write_manifest(folder, [write_shard(folder / "discs-00000-of-00001.h5", [disc], TASKS)], TASKS, {}, ())
-    with pytest.raises(SpinejaxError, match=r"scan '\.\./p1' cannot be part of a file's name"):
+    with pytest.raises(SpinejaxError, match=r"scan '\.\./p1' cannot be part of a file name"):
         hotspot_files.write_nifti(tmp_path / "out", DataSet(folder), 0, TASKS, maps[0])
