@@ -1,5 +1,6 @@
 """Cross-validation: the patients of a data set dealt to folds, and the data set written anew for one of them."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -13,7 +14,6 @@ from spinejax.data.dataset import DataSet
 from spinejax.data.manifest import MANIFEST, write_manifest
 from spinejax.data.shards import SPLITS, Disc, shard_name, write_shard
 from spinejax.errors import SpinejaxError
-from spinejax.tasks import UNLABELLED
 
 VALIDATION_SHARE = Fraction(1, 8)
 """Of the patients that are not in the test fold: with five folds 70:10:20."""
@@ -40,12 +40,16 @@ def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, i
     with only_writer(out):
         if (out / MANIFEST).exists():
             raise SpinejaxError(f"--out {out}: holds a data set already. Give another folder.")
+
+        def disc_in_fold(row: int) -> Disc:
+            return dataclasses.replace(data.disc(row), split=splits[str(data.patient[row])])
+
         stops = np.cumsum([entry["discs"] for entry in data.manifest["files"]])
         rows_of_file = np.split(np.arange(len(data)), stops[:-1])
         summaries = [
             write_shard(
                 out / shard_name(index, len(rows_of_file)),
-                (_disc(data, int(row), splits) for row in rows),
+                (disc_in_fold(int(row)) for row in rows),
                 data.tasks,
                 data.masks,
             )
@@ -101,25 +105,5 @@ def labels_by_patient(data: DataSet) -> dict[str, list[dict[str, int]]]:
     """Patient → the labels, task → grade, of each of his discs."""
     found: dict[str, list[dict[str, int]]] = {}
     for row, patient in enumerate(data.patient):
-        found.setdefault(str(patient), []).append(_labels(data, row))
+        found.setdefault(str(patient), []).append(data.labels_of(row))
     return found
-
-
-def _labels(data: DataSet, row: int) -> dict[str, int]:
-    labelled = zip(data.tasks, data.labels[row].tolist(), strict=True)
-    return {task.name: label for task, label in labelled if label != UNLABELLED}
-
-
-def _disc(data: DataSet, row: int, splits: Mapping[str, str]) -> Disc:
-    first, stop = data.slices[row].tolist()
-    return Disc(
-        volume=data.volume(row),
-        affine=data.affine[row],
-        slices=(first, stop),
-        labels=_labels(data, row),
-        level=str(data.level[row]),
-        patient=str(data.patient[row]),
-        scan=str(data.scan[row]),
-        split=splits[str(data.patient[row])],
-        **{name: data.mask(name, row) for name in data.masks},
-    )

@@ -223,15 +223,14 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
 
 def grade(job: Job, split: str) -> Graded:
     """The discs of a split with their grades."""
-    rows, by_logits = job.data.rows(split), job.arguments.average == "logits"
+    rows, tasks = job.data.rows(split), job.model.tasks
     hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
     batches = eval_batches(job.data, rows, [], batch_size=job.arguments.batch_size, **hosts)
-    stream = predict.predict(
-        job.model, job.variables, batches, job.mesh, tta=job.arguments.tta, average_logits=by_logits
-    )
+    how = {"tta": job.arguments.tta, "average_logits": job.arguments.average == "logits"}
+    stream = predict.predict(job.model, job.variables, batches, job.mesh, **how)
     parts = [found for _, *found in with_progress(stream, "grading", len(rows))]
     probabilities, spread = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    return Graded(job.data, rows, job.model.tasks, labels_of(job.data, rows, job.model.tasks), probabilities, spread)
+    return Graded(job.data, rows, tasks, labels_of(job.data, rows, tasks), probabilities, spread)
 
 
 def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
@@ -247,12 +246,10 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
     if found is None:
         found = temperatures.fit(grade(job, "validation"), way)
         try:
-            where = temperatures.store(job.step, job.weights, found)
-            new_console().print(f"Temperatures are stored in {where}.", soft_wrap=True)
+            said = f"Temperatures are stored in {temperatures.store(job.step, job.weights, found)}."
         except OSError as error:
-            new_console().print(
-                f"The temperatures cannot be stored with the checkpoint: {error.strerror}.", soft_wrap=True
-            )
+            said = f"The temperatures cannot be stored with the checkpoint: {error.strerror}."
+        new_console().print(said, soft_wrap=True)
     return temperatures.apply(graded, found["temperatures"]), temperatures.effect(graded, found["temperatures"])
 
 
@@ -267,15 +264,9 @@ def explain(job: Job, graded: Graded, traced: np.ndarray, page: Report | None) -
     batches = eval_batches(job.data, graded.rows, [], batch_size=job.mesh.size)
     key = jax.random.key(job.arguments.seed)
     stream = hotspots.stream(key, job.model, job.variables, batches, job.data.slices, grades, job.mesh, method=method)
-    return write_hotspots(
-        with_progress(stream, "hotspots", len(graded.rows)),
-        job.out / "hotspots",
-        graded,
-        grades,
-        method,
-        seed=job.arguments.seed,
-        also=[page.add] if page else [],
-    )
+    stream = with_progress(stream, "hotspots", len(graded.rows))
+    also = [page.add] if page else []
+    return write_hotspots(stream, job.out / "hotspots", graded, grades, method, seed=job.arguments.seed, also=also)
 
 
 # Results --------------------------------------------------------------------------------------------------------------

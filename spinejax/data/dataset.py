@@ -16,21 +16,22 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, Shaped, UInt8, UInt16
 
 from spinejax import tasks as task_tables
-from spinejax.data.manifest import mean_of_slices, read_manifest
+from spinejax.data.manifest import read_manifest, totals
 from spinejax.data.shards import (
     SPLITS,
     VOLUME_DTYPES,
+    Disc,
+    ShardSummary,
     check_geometry,
     check_labels,
     checksum_of,
     columns,
-    image_digest,
     refuse_shared_patients,
 )
 from spinejax.errors import SpinejaxError
 from spinejax.files.checksums import sha256_of
-from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
-from spinejax.tasks import LEVELS
+from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
+from spinejax.tasks import LEVELS, UNLABELLED
 
 
 @contextlib.contextmanager
@@ -97,21 +98,14 @@ def _fault_of(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...
 class DataSet:
     """A data set opened for reading: the small columns in memory, the volumes on disk, one read each.
 
-    Attributes:
-        folder: its folder.
-        manifest: the content of `manifest.json`.
-        tasks: its task table.
-        slice_mean: mean intensity of each slice of the training windows.
-        affine, slices, labels, checksum: the columns, over all shards in order. Version 1 of the schema has no
-            `checksum`.
-        level, patient, scan, split: the text columns.
-
     Raises:
         SpinejaxError: on opening, if the manifest or a shard is missing, damaged or of another schema; if a label is
             out of range; if a patient is in two splits.
     """
 
     slice_mean: Float32[np.ndarray, "9"]
+    """Mean intensity of each slice of the training windows."""
+    # The columns, over all shards in order, as in `shards`. Version 1 of the schema has no `checksum`.
     affine: Float[np.ndarray, "N 4 4"]
     checksum: Integer[np.ndarray, "N"]
     slices: Int[np.ndarray, "N 2"]
@@ -192,6 +186,26 @@ class DataSet:
         with _faults_named(self._path(index)):
             return self._file(index)[name][place]
 
+    def labels_of(self, row: int) -> dict[str, int]:
+        """Task → grade, for the tasks that have a label for one disc."""
+        labels = zip(self.tasks, self.labels[row].tolist(), strict=True)
+        return {task.name: label for task, label in labels if label != UNLABELLED}
+
+    def disc(self, row: int) -> Disc:
+        """One row as `shards.write_shard` takes it."""
+        first, stop = self.slices[row].tolist()
+        return Disc(
+            volume=self.volume(row),
+            affine=self.affine[row],
+            slices=(first, stop),
+            labels=self.labels_of(row),
+            level=str(self.level[row]),
+            patient=str(self.patient[row]),
+            scan=str(self.scan[row]),
+            split=str(self.split[row]),
+            **{name: self.mask(name, row) for name in self.masks},
+        )
+
     def _read_volume(self, row: int, into: np.ndarray) -> np.ndarray:
         index, place = self._locate(row)
         with _faults_named(self._path(index)):
@@ -262,38 +276,25 @@ def verify(folder: str | Path) -> list[str]:
     for (scan, level), count in Counter(zip(data.scan, data.level, strict=True)).items():
         if count > 1:
             faults.append(f"scan {scan}: level {level} is there {count} times.")
-    splits_of_image: dict[str, str] = {}
-    slice_sum, all_read = np.zeros(WINDOW_SHAPE[2], np.int64), True
+    summary = ShardSummary()
+    split_of_image: dict[str, str] = {}
     for row in range(len(data)):
         where = f"row {row} (scan {data.scan[row]}, {data.level[row]})"
         try:
-            volume = data.volume(row)
-            for name in data.masks:
-                data.mask(name, row)
+            disc = data.disc(row)
         except SpinejaxError as error:
             faults.append(f"{where}: {error}")
-            all_read = False
             continue
-        first, stop = data.slices[row]
-        if volume[:, :, :first].any() or volume[:, :, stop:].any():
+        first, stop = disc.slices
+        if disc.volume[:, :, :first].any() or disc.volume[:, :, stop:].any():
             faults.append(f"{where}: voxels outside the valid slices.")
-        if splits_of_image.setdefault(image_digest(volume), data.split[row]) != data.split[row]:
+        if split_of_image.setdefault(summary.add(disc), disc.split) != disc.split:
             faults.append(f"{where}: the same image is in another split.")
-        if data.split[row] == "train":
-            slice_sum += central_window(volume).sum((0, 1), dtype=np.int64)
-    for split, listed in data.manifest["splits"].items():
-        if listed != _count(data, split):
-            faults.append(f"split {split}: the manifest's counts are not those of the shards.")
-    slice_mean = mean_of_slices(slice_sum, int(np.sum(data.split == "train")))
-    if all_read and not np.allclose(data.slice_mean, slice_mean, atol=1e-6):
-        faults.append("the manifest's slice means are not those of the training discs.")
+    if summary.num_discs == len(data):  # all could be read
+        found = totals([summary], data.tasks)
+        for split, listed in data.manifest["splits"].items():
+            if listed != found["splits"][split]:
+                faults.append(f"split {split}: the manifest's counts are not those of the shards.")
+        if not np.allclose(data.slice_mean, found["slice_mean"], atol=1e-6):
+            faults.append("the manifest's slice means are not those of the training discs.")
     return faults
-
-
-def _count(data: DataSet, split: str) -> dict:
-    inside = data.split == split
-    grades = {
-        task.name: [int(np.sum(data.labels[inside, column] == grade)) for grade in range(task.num_grades)]
-        for column, task in enumerate(data.tasks)
-    }
-    return {"patients": len(set(data.patient[inside])), "discs": int(inside.sum()), "grades": grades}

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
-from jaxtyping import Float, Num
 from typing_extensions import TypedDict
 
 from spinejax import tasks as task_tables
@@ -64,12 +63,9 @@ def write_manifest(
     Raises:
         SpinejaxError: there is no disc; or a patient, or one and the same image, is in two splits.
     """
-    discs = sum((s.discs for s in summaries), Counter())
-    grades = sum((s.grades for s in summaries), Counter())
-    patients = {split: set().union(*(s.patients[split] for s in summaries)) for split in SPLITS}
-    if not discs:
+    if not any(summary.num_discs for summary in summaries):
         raise SpinejaxError(f"{folder}: no disc was found in any scan, so there is no data set to write.")
-    refuse_shared_patients(patients, folder)
+    refuse_shared_patients({split: set().union(*(s.patients[split] for s in summaries)) for split in SPLITS}, folder)
     _refuse_shared_images(summaries, folder)
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -77,15 +73,7 @@ def write_manifest(
         "levels": list(LEVELS),
         "masks": list(masks),
         "preprocessing": preprocessing,
-        "splits": {
-            split: {
-                "patients": len(patients[split]),
-                "discs": discs[split],
-                "grades": {t.name: [grades[split, t.name, g] for g in range(t.num_grades)] for t in tasks},
-            }
-            for split in SPLITS
-        },
-        "slice_mean": mean_of_slices(np.sum([s.slice_sum for s in summaries], axis=0), discs["train"]).tolist(),
+        **totals(summaries, tasks),
         "files": [
             {"name": s.file, "discs": s.num_discs, "bytes": s.bytes, "sha256": s.sha256}
             for s in sorted(summaries, key=lambda s: s.file)
@@ -95,9 +83,21 @@ def write_manifest(
     return manifest
 
 
-def mean_of_slices(slice_sum: Num[np.ndarray, "9"], num_discs: int) -> Float[np.ndarray, "9"]:
-    """The mean intensity of each slice, from the sums over the stored windows of that many discs."""
-    return slice_sum / (max(num_discs, 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1] * INTENSITY_ONE)
+def totals(summaries: Sequence[ShardSummary], tasks: Sequence[Task]) -> dict:
+    """The manifest's `splits` and `slice_mean`, the mean intensity of each slice of the training windows."""
+    discs = sum((s.discs for s in summaries), Counter())
+    grades = sum((s.grades for s in summaries), Counter())
+    num_pixels = max(discs["train"], 1) * WINDOW_SHAPE[0] * WINDOW_SHAPE[1]
+    splits = {
+        split: {
+            "patients": len(set().union(*(s.patients[split] for s in summaries))),
+            "discs": discs[split],
+            "grades": {t.name: [grades[split, t.name, g] for g in range(t.num_grades)] for t in tasks},
+        }
+        for split in SPLITS
+    }
+    slice_mean = np.sum([s.slice_sum for s in summaries], axis=0) / (num_pixels * INTENSITY_ONE)
+    return {"splits": splits, "slice_mean": slice_mean.tolist()}
 
 
 def _refuse_shared_images(summaries: Sequence[ShardSummary], folder: Path) -> None:

@@ -61,15 +61,27 @@ class Disc:
 class ShardSummary:
     """What one shard adds to the manifest."""
 
-    file: str
-    bytes: int
-    sha256: str
-    num_discs: int
+    file: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    num_discs: int = 0
     discs: Counter = field(default_factory=Counter)
     patients: dict[str, set] = field(default_factory=lambda: {split: set() for split in SPLITS})
     grades: Counter = field(default_factory=Counter)
-    images: set[tuple[str, str]] = field(default_factory=set)  # `image_digest` of a volume, and its split
+    images: set[tuple[str, str]] = field(default_factory=set)  # digest of a volume, and its split
     slice_sum: np.ndarray = field(default_factory=lambda: np.zeros(WINDOW_SHAPE[2], np.int64))
+
+    def add(self, disc: Disc) -> str:
+        """Count one disc, and return a digest that identifies its image, whatever names patient and scan have."""
+        image = hashlib.blake2b(disc.volume.tobytes(), digest_size=16).hexdigest()
+        self.images.add((image, disc.split))
+        self.num_discs += 1
+        self.discs[disc.split] += 1
+        self.patients[disc.split].add(disc.patient)
+        self.grades.update((disc.split, task, label) for task, label in disc.labels.items() if label != UNLABELLED)
+        if disc.split == "train":
+            self.slice_sum += central_window(disc.volume).sum((0, 1), dtype=np.int64)
+        return image
 
 
 def columns(num_tasks: int, version: int = SCHEMA_VERSION) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
@@ -136,7 +148,7 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
         SpinejaxError: a disc breaks the schema (shape, dtype, level, split, label out of range, a mask missing).
         OSError: the file cannot be written, as on a full disk.
     """
-    summary = ShardSummary(path.name, 0, "", 0)
+    summary = ShardSummary(path.name)
     one_disc = (1, *VOLUME_SHAPE)
     packed = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
     table = {name: Column(dtype, shape) for name, (dtype, shape) in columns(len(tasks)).items()}
@@ -147,7 +159,7 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
         for disc in discs:
             _check_disc(disc, tasks, masks)
             yield _row(disc, tasks, masks)
-            _count(summary, disc)
+            summary.add(disc)
 
     write_table(path, table, rows())
     summary.bytes = path.stat().st_size
@@ -158,11 +170,6 @@ def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks:
 def checksum_of(volume: UInt16[np.ndarray, "192 320 15"]) -> int:
     """XXH3-64 of a volume's bytes, rows first. It misses one change in 2⁶⁴."""
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(volume).data)
-
-
-def image_digest(volume: UInt16[np.ndarray, "192 320 15"]) -> str:
-    """A cryptographic digest that identifies an image, whatever names its patient and scan have."""
-    return hashlib.blake2b(volume.tobytes(), digest_size=16).hexdigest()
 
 
 def _row(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> dict:
@@ -193,13 +200,3 @@ def _check_disc(disc: Disc, tasks: Sequence[Task], masks: Sequence[str]) -> None
     labels = np.array([[disc.labels.get(task.name, UNLABELLED) for task in tasks]])
     check_labels(labels, tasks, where)
     check_geometry(np.asarray(disc.affine)[None], np.asarray(disc.slices)[None], where)
-
-
-def _count(summary: ShardSummary, disc: Disc) -> None:
-    summary.num_discs += 1
-    summary.images.add((image_digest(disc.volume), disc.split))
-    summary.discs[disc.split] += 1
-    summary.patients[disc.split].add(disc.patient)
-    summary.grades.update((disc.split, task, label) for task, label in disc.labels.items() if label != UNLABELLED)
-    if disc.split == "train":
-        summary.slice_sum += central_window(disc.volume).sum((0, 1), dtype=np.int64)

@@ -29,16 +29,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Graded:
-    """Some discs of a data set, graded.
-
-    Args:
-        data: the data set.
-        rows: the discs that were graded, in this order.
-        tasks: the network's.
-        labels: for each task, from `labels_of`.
-        probabilities: for each task and grade.
-        spread: for each task, how far the views disagree (`predict.predict_step`); 0 for a single view.
-    """
+    """Some rows of a data set, graded by a network; for each of its tasks the labels, from `labels_of`, and grades."""
 
     data: DataSet
     rows: Int[np.ndarray, "M"]
@@ -46,6 +37,7 @@ class Graded:
     labels: Mapping[str, Int[np.ndarray, "M"]]
     probabilities: Mapping[str, Float[np.ndarray, "M _"]]
     spread: Mapping[str, Float[np.ndarray, "M"]]
+    """How far the views disagree, from `predict.predict_step`; 0 for a single view."""
 
     @property
     def patients(self) -> Shaped[np.ndarray, "M"]:
@@ -77,27 +69,23 @@ class Graded:
         Columns: patient, scan, level, and for each task `<task>_label` (empty where missing), `<task>_grade`,
         the probability `<task>_p_<grade>` of each grade, and `<task>_spread`.
         """
-        header = ["patient", "scan", "level"]
+        columns = [(name, getattr(self.data, name)[self.rows].tolist()) for name in ("patient", "scan", "level")]
         for task in self.tasks:
-            header += [f"{task.name}_label", f"{task.name}_grade"]
-            header += [*(f"{task.name}_p_{grade}" for grade in task.grades), f"{task.name}_spread"]
+            probabilities = self.probabilities[task.name]
+            labels = ["" if label == UNLABELLED else task.grades[label] for label in self.labels[task.name]]
+            columns += [(f"{task.name}_label", labels)]
+            columns += [(f"{task.name}_grade", [task.grades[grade] for grade in probabilities.argmax(1)])]
+            numbers = [*probabilities.T, self.spread[task.name]]
+            for name, column in zip([*(f"p_{grade}" for grade in task.grades), "spread"], numbers, strict=True):
+                columns += [(f"{task.name}_{name}", [f"{number:.6f}" for number in column])]
 
         def write(temporary: Path) -> None:
             with open(temporary, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(header)
-                writer.writerows(self._line(place) for place in range(len(self.rows)))
+                table = csv.writer(file)
+                table.writerow([name for name, _ in columns])
+                table.writerows(zip(*(column for _, column in columns), strict=True))
 
         write_atomically(path, write)
-
-    def _line(self, place: int) -> list[str]:
-        row = self.rows[place]
-        line = [self.data.patient[row], self.data.scan[row], self.data.level[row]]
-        for task in self.tasks:
-            label, each = self.labels[task.name][place], self.probabilities[task.name][place]
-            line += ["" if label == UNLABELLED else task.grades[label], task.grades[int(np.argmax(each))]]
-            line += [f"{number:.6f}" for number in (*each, self.spread[task.name][place])]
-        return line
 
 
 def labels_of(data: DataSet, rows: Int[np.ndarray, "M"], tasks: Sequence[Task]) -> dict[str, Int[np.ndarray, "M"]]:

@@ -16,12 +16,7 @@ from spinejax.metrics.grading import TaskResult
 
 
 def learning_curves(entries: Sequence[dict], path: Path) -> None:
-    """Loss, validation error with the learning rate's drops, and each task's validation accuracy, against epochs.
-
-    Args:
-        entries: a run's log.
-        path: the PNG to write.
-    """
+    """Loss, validation error with the learning rate's drops, and each task's validation accuracy, of a run's log."""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     loss, error, accuracy = figure.subplots(1, 3)
     epochs = [entry["epoch"] for entry in entries]
@@ -42,12 +37,7 @@ def learning_curves(entries: Sequence[dict], path: Path) -> None:
 
 
 def confusion_matrices(results: Sequence[TaskResult], path: Path) -> None:
-    """A confusion matrix for each task: counts, coloured by each row's fractions.
-
-    Args:
-        results: the tasks' metrics.
-        path: the PNG to write.
-    """
+    """A confusion matrix for each task: counts, coloured by each row's fractions."""
     figure, axes = _grid(len(results), 3.6, 3.5)
     for axis, result in zip(axes, results, strict=True):
         counts = result.confusion
@@ -64,12 +54,7 @@ def confusion_matrices(results: Sequence[TaskResult], path: Path) -> None:
 
 
 def trust(doubts: Sequence[Doubt], path: Path) -> None:
-    """Above, accuracy against confidence; below, accuracy against the fraction of the discs that is kept.
-
-    Args:
-        doubts: the tasks'.
-        path: the PNG to write.
-    """
+    """Above, accuracy against confidence; below, accuracy against the fraction of the discs that is kept."""
     figure = Figure(figsize=(3 * len(doubts), 5.6), layout="constrained")
     axes = figure.subplots(2, len(doubts), squeeze=False)
     for (above, below), doubt in zip(axes.T, doubts, strict=True):
@@ -97,12 +82,7 @@ class Example:
 
 
 def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
-    """The paper's Fig. 3: slices 2 to 8 of a disc, and below them its hotspots, for each example.
-
-    Args:
-        examples: pairs of rows, from the top down.
-        path: the PNG to write.
-    """
+    """The paper's Fig. 3: slices 2 to 8 of a disc, and below them its hotspots, for each example."""
     slices = range(1, 8)
     engine = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=(2 * len(slices), 2.35 * len(examples)), layout=engine)
@@ -123,12 +103,7 @@ def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
 
 
 def mean_maps(means: Sequence[Example], path: Path) -> None:
-    """Where each task looks: the mean map over the mean disc, both averaged over the slices.
-
-    Args:
-        means: the mean window and mean map of each task.
-        path: the PNG to write.
-    """
+    """Where each task looks: the mean map over the mean disc, both averaged over the slices."""
     figure, axes = _grid(len(means), 4.2, 2.45)
     for axis, mean in zip(axes, means, strict=True):
         map = mean.map.mean(2)

@@ -38,7 +38,7 @@ def write_hotspots(
         also: called with each disc's row and maps.
 
     Returns:
-        As `Gallery.pointing`.
+        From `Gallery.pointing`.
     """
     (folder / "nifti").mkdir(parents=True, exist_ok=True)
     data, tasks = graded.data, graded.tasks
@@ -62,8 +62,7 @@ class Gallery:
     """Examples, mean maps and measures of hotspots, collected disc by disc.
 
     Args:
-        data: the data set.
-        tasks: the network's.
+        data, tasks: the data set, and the network's tasks.
         grades: the grade whose evidence was traced, for every row of the data set.
         rows: the discs that will be added.
         seed: seed of the choice of examples.

@@ -49,13 +49,12 @@ def write_maps(
     grades: Int[np.ndarray, "D T"],
     method: Method,
 ) -> None:
-    """Stream maps into one HDF5 file; only one disc's maps are in memory.
+    """Stream maps into one HDF5 file, which appears once it is complete; only one disc's maps are in memory.
 
     Args:
-        path: the file. It appears once it is complete.
+        path: the file.
         discs: each disc's row in the data set, and its maps.
-        data: the data set.
-        tasks: the network's.
+        data, tasks: the data set, and the network's tasks.
         grades: the grade whose evidence was traced, for every row of the data set.
         method: how the maps were computed.
     """
