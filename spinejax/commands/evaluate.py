@@ -239,14 +239,14 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
     Raises:
         SpinejaxError: the discs are those that the temperatures were fitted on.
     """
-    way: temperatures.Way = (job.arguments.num_views, job.arguments.average)
-    found = temperatures.read(job.step, job.weights, way)
+    num_views, average = job.arguments.num_views, job.arguments.average
+    found = temperatures.read(job.step, num_views=num_views, average=average, weights=job.weights)
     if job.arguments.split == "validation" and (found is None or found["data"] == job.data.digest):
         raise SpinejaxError("--calibrate fits on the validation split, so it cannot be judged there. Choose another.")
     if found is None:
-        found = temperatures.fit(grade(job, "validation"), way)
+        found = temperatures.fit(grade(job, "validation"), num_views=num_views, average=average)
         try:
-            said = f"Temperatures are stored in {temperatures.store(job.step, job.weights, found)}."
+            said = f"Temperatures are stored in {temperatures.store(job.step, found, weights=job.weights)}."
         except OSError as error:
             said = f"The temperatures cannot be stored with the checkpoint: {error.strerror}."
         new_console().print(said, soft_wrap=True)

@@ -25,9 +25,6 @@ from spinejax.training import checkpoint
 from spinejax.training.checkpoint import CALIBRATION
 from spinejax.training.saved_step import weights_digest
 
-Way = tuple[int, Literal["probabilities", "logits"]]
-"""A way of grading: the number of views, and what is averaged over them."""
-
 
 class Fit(TypedDict):
     """The temperatures of one way of grading.
@@ -53,12 +50,12 @@ class _File(TypedDict):
     sha256: str
 
 
-def fit(graded: Graded, way: Way) -> Fit:
+def fit(graded: Graded, *, num_views: int, average: Literal["probabilities", "logits"]) -> Fit:
     """Fit each task's temperature to graded validation discs."""
     labelled = {task.name: graded.labelled(task) for task in graded.tasks}
     return Fit(
-        num_views=way[0],
-        average=way[1],
+        num_views=num_views,
+        average=average,
         data=graded.data.digest,
         discs={name: len(discs.labels) for name, discs in labelled.items()},
         temperatures={
@@ -83,21 +80,23 @@ def effect(graded: Graded, temperatures: Mapping[str, float]) -> dict[str, dict[
     }
 
 
-def store(folder: Path, weights: str, found: Fit) -> Path:
+def store(path: str | Path, found: Fit, *, weights: str | None = None) -> Path:
     """Store a fit with a checkpoint, beside those of other ways of grading; one of the same way is replaced.
 
     Args:
-        folder: the checkpoint's, from `checkpoint.find`.
-        weights: `saved_step.weights_digest` of the weights that it was fitted to.
+        path: a run, an exported folder or one step's folder, as for `checkpoint.load`.
         found: the fit.
+        weights: `weights_digest` of the weights that it was fitted to, if `path` is a step's folder that training may
+            delete or replace. Default: those that are there now.
 
     Returns:
         The file in the checkpoint's folder.
 
     Raises:
-        SpinejaxError: the folder's file of temperatures is damaged.
-        OSError: the file cannot be written, or the folder no longer holds these weights.
+        SpinejaxError: there is no checkpoint, or its file of temperatures is damaged.
+        OSError: the file cannot be written, or the folder no longer has these weights.
     """
+    folder, weights = _resolved(path, weights)
     export = [folder.parents[1] / checkpoint.EXPORT] if folder.parent.name == checkpoint.CHECKPOINTS else []
     targets = [each for each in (folder, *export) if each.is_dir() and weights_digest(each) == weights]
     if folder not in targets:
@@ -109,17 +108,23 @@ def store(folder: Path, weights: str, found: Fit) -> Path:
     return folder / CALIBRATION
 
 
-def read(folder: Path, weights: str, way: Way) -> Fit | None:
+def read(path: str | Path, *, num_views: int, average: str, weights: str | None = None) -> Fit | None:
     """The temperatures stored with a checkpoint for one way of grading; None if there are none.
 
     Args:
-        folder, weights: as for `store`.
-        way: the way of grading.
+        path, weights: as for `store`.
+        num_views, average: the way.
 
     Raises:
-        SpinejaxError: the checkpoint's temperatures are damaged, or were fitted to other weights.
+        SpinejaxError: there is no checkpoint, or its temperatures are damaged or were fitted to other weights.
     """
-    return next((each for each in _read(folder, weights) if _way(each) == way), None)
+    fits = _read(*_resolved(path, weights))
+    return next((each for each in fits if _way(each) == (num_views, average)), None)
+
+
+def _resolved(path: str | Path, weights: str | None) -> tuple[Path, str]:
+    folder = Path(path) if weights else checkpoint.find(path)
+    return folder, weights or weights_digest(folder)
 
 
 def _read(folder: Path, weights: str) -> list[Fit]:
@@ -135,7 +140,7 @@ def _read(folder: Path, weights: str) -> list[Fit]:
     return file["fits"]
 
 
-def _way(found: Fit) -> Way:
+def _way(found: Fit) -> tuple[int, str]:
     return found["num_views"], found["average"]
 
 

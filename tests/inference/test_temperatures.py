@@ -30,16 +30,6 @@ def run(trained, tmp_path):  # noqa: F811
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def store(run, found):
-    folder = checkpoint.find(run)
-    return temperatures.store(folder, weights_digest(folder), found)
-
-
-def read(path, *way):
-    folder = checkpoint.find(path)
-    return temperatures.read(folder, weights_digest(folder), way)
-
-
 def change_weights(folder):
     sums = folder / "SHA256SUMS"
     sums.write_text(sums.read_text().replace("  variables/_METADATA", "  variables/_metadata"))
@@ -51,13 +41,13 @@ def a_fit(**changes):
 
 
 def test_what_is_stored_is_read_back_for_its_own_way_of_grading(run):
-    store(run, a_fit())
-    store(run, a_fit(num_views=1, temperatures={"brightness": 3.0, "side": 1.0}))
-    store(run, a_fit(temperatures={"brightness": 1.25, "side": 2.0}))
+    temperatures.store(run, a_fit())
+    temperatures.store(run, a_fit(num_views=1, temperatures={"brightness": 3.0, "side": 1.0}))
+    temperatures.store(run, a_fit(temperatures={"brightness": 1.25, "side": 2.0}))
     for path in (run, run / "export", checkpoint.find(run)):
-        assert read(path, 54, "probabilities")["temperatures"]["brightness"] == 1.25
-        assert read(path, 1, "probabilities")["temperatures"]["brightness"] == 3
-        assert read(path, 54, "logits") is None
+        assert temperatures.read(path, num_views=54, average="probabilities")["temperatures"]["brightness"] == 1.25
+        assert temperatures.read(path, num_views=1, average="probabilities")["temperatures"]["brightness"] == 3
+        assert temperatures.read(path, num_views=54, average="logits") is None
     checkpoint.export(run)  # again, from the step
     assert (run / "export" / CALIBRATION).is_file()
     assert checkpoint.load(run)[0].tasks == TASKS  # a checkpoint with temperatures is still a checkpoint
@@ -73,17 +63,17 @@ def test_what_is_stored_is_read_back_for_its_own_way_of_grading(run):
     ],
 )
 def test_a_changed_file_is_refused_by_name(run, old, new, fault):
-    path = store(run, a_fit())
+    path = temperatures.store(run, a_fit())
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(SpinejaxError, match=rf"calibration\.json.*{fault}.*Delete it"):
-        read(run, 54, "probabilities")
+        temperatures.read(run, num_views=54, average="probabilities")
 
 
 def test_temperatures_of_other_weights_are_refused(run):
-    path = store(run, a_fit())
+    path = temperatures.store(run, a_fit())
     change_weights(checkpoint.find(run))
     with pytest.raises(SpinejaxError, match=f"{path}: the temperatures are of other weights"):
-        read(run, 54, "probabilities")
+        temperatures.read(run, num_views=54, average="probabilities")
 
 
 def test_a_temperature_changes_the_probabilities_and_no_grade(tiny):
@@ -93,7 +83,7 @@ def test_a_temperature_changes_the_probabilities_and_no_grade(tiny):
     probabilities = {task.name: rng.dirichlet(np.ones(task.num_grades), len(rows)) for task in TASKS}
     spread = {task.name: np.zeros(len(rows)) for task in TASKS}
     graded = Graded(data, rows, TASKS, labels_of(data, rows, TASKS), probabilities, spread)
-    found = temperatures.fit(graded, (1, "probabilities"))
+    found = temperatures.fit(graded, num_views=1, average="probabilities")
     assert found["discs"]["brightness"] == len(rows)
     calibrated = temperatures.apply(graded, found["temperatures"])
     for task in TASKS:
@@ -125,7 +115,7 @@ def test_evaluate_fits_once_stores_and_then_needs_no_validation_split(run, tiny,
 
 
 def test_a_checkpoint_that_cannot_be_written_is_calibrated_all_the_same(run, tiny, tmp_path, monkeypatch, capsys):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(evaluate.temperatures, "store", refuse)
@@ -139,7 +129,7 @@ def test_temperatures_are_not_stored_with_a_checkpoint_that_was_deleted_or_repla
     before = weights_digest(folder)
     change_weights(folder)
     with pytest.raises(FileNotFoundError, match="deleted or replaced"):
-        temperatures.store(folder, before, a_fit())
+        temperatures.store(folder, a_fit(), weights=before)
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match="deleted or replaced"):
-        temperatures.store(folder, before, a_fit())
+        temperatures.store(folder, a_fit(), weights=before)
