@@ -178,7 +178,7 @@ def test_without_hotspots_or_labels_there_is_still_a_page(tmp_path):
     discs = [a_disc(rng, f"p{n}", "L5-S1", "test", labels={}) for n in range(2)]
     write_manifest(tmp_path, [write_shard(tmp_path / shard_name(0, 1), discs, TASKS)], TASKS, {}, ())
     text = write(tmp_path / "out", DataSet(tmp_path), hotspots=False)[0].read_text()
-    assert "nothing to hold them against" in text
+    assert "there are grades, but no metrics" in text
     assert 'id="maps-0"' not in text
     assert 'id="overlay"' not in text
     assert 'id="window-1"' in text

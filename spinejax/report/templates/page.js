@@ -1,14 +1,14 @@
 "use strict";
-// The disc browser. All it shows is in the page: the facts as JSON, the pictures as text that is decoded when looked at.
+// The disc browser. Everything it shows is in the page: the facts as JSON, the pictures as text that is decoded when shown.
 
 const element = (id) => document.getElementById(id);
 const facts = JSON.parse(element("facts").textContent);
 const [rows, columns, numSlices] = facts.window;
 const state = { disc: 0, task: 0, slice: (numSlices - 1) / 2, shown: [] };
 
-// The upper part of Matplotlib's inferno; its dark violets would only tint what is bright below them.
+// The upper part of Matplotlib's inferno; its dark violets would only tint the bright slice below.
 const palette = [[136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
-const faintest = 0.12; // of a map's brightest: what is darker is clear
+const faintest = 0.12; // of a map's brightest; darker pixels are transparent
 
 // Facts about one disc ------------------------------------------------------------------------------------------------
 
@@ -16,7 +16,7 @@ const gradeOf = (disc, task) => disc.p[task].indexOf(Math.max(...disc.p[task]));
 const confidence = (disc, task) => Math.max(...disc.p[task]);
 const isGraded = (disc, task) => disc.label[task] >= 0;
 const differs = (disc, task) => isGraded(disc, task) && disc.label[task] !== gradeOf(disc, task);
-// How many grades apart, and among equals how sure the network was of its own.
+// The distance in grades; among equals, the network's confidence.
 const disagreement = (disc, task) =>
   isGraded(disc, task) ? Math.abs(disc.label[task] - gradeOf(disc, task)) + confidence(disc, task) : -1;
 const percent = (share) => (share > 0.995 && share < 1 ? ">99" : String(Math.round(100 * share)));
@@ -37,7 +37,7 @@ async function sheet(kind, index) {
   return decoded.get(id);
 }
 
-// One task's maps of a disc, painted: a canvas with the slices side by side, clear where the map is dark.
+// One task's maps of a disc, painted: a canvas with the slices side by side, transparent where the map is dark.
 function paint(maps, task) {
   const height = rows / facts.shrink, width = (columns / facts.shrink) * numSlices;
   const canvas = document.createElement("canvas");
@@ -60,13 +60,13 @@ function paint(maps, task) {
 
 // Drawing -------------------------------------------------------------------------------------------------------------
 
-let turn = 0; // decoding takes time: only the newest choice is drawn
+let latest = 0; // decoding takes time: only the latest choice is drawn
 
 async function draw() {
-  const mine = ++turn;
+  const mine = ++latest;
   const disc = facts.discs[state.disc];
   const [windows, maps] = await Promise.all([sheet("window", state.disc), sheet("maps", state.disc)]);
-  if (mine !== turn) return;
+  if (mine !== latest) return;
   const overlay = maps && element("overlay").checked ? paint(maps, state.task) : null;
   const strip = element("strip").children;
   for (let slice = 0; slice < numSlices; slice++) {
@@ -90,13 +90,13 @@ function drawSlice(canvas, windows, overlay, slice) {
   context.drawImage(overlay, slice * width, 0, width, height, 0, 0, canvas.width, canvas.height);
 }
 
-// Words beside the picture --------------------------------------------------------------------------------------------
+// Text beside the picture --------------------------------------------------------------------------------------------
 
-function tell() {
+function describe() {
   const disc = facts.discs[state.disc], task = facts.tasks[state.task], given = gradeOf(disc, state.task);
   element("disc-name").replaceChildren(disc.level, span(`scan ${disc.scan}`, "small"));
   element("task-name").textContent = task.title;
-  tellSlice();
+  describeSlice();
   element("scale").style.width = `${(100 * 10) / disc.pixelMm / columns}%`;
   const body = element("chances").tBodies[0];
   body.replaceChildren(...task.grades.map((grade, index) => {
@@ -130,7 +130,7 @@ function tell() {
   }));
 }
 
-function tellSlice() {
+function describeSlice() {
   const disc = facts.discs[state.disc], task = facts.tasks[state.task];
   const mm = (state.slice - (numSlices - 1) / 2) * disc.sliceMm;
   const side = mm === 0 ? "middle" : `${Math.abs(mm).toFixed(0)} mm to the ${mm < 0 ? "right" : "left"}`;
@@ -217,7 +217,7 @@ function chooseDisc(index) {
   const [first, stop] = facts.discs[index].slices;
   state.slice = Math.min(Math.max(state.slice, first), stop - 1);
   select();
-  tell();
+  describe();
   draw();
 }
 
@@ -228,14 +228,14 @@ function chooseTask(index) {
     ...facts.tasks[index].grades.map((grade, place) => new Option(grade, String(place))));
   element("grade").value = "";
   list();
-  tell();
+  describe();
   draw();
 }
 
 function chooseSlice(slice) {
   const [first, stop] = facts.discs[state.disc].slices;
   state.slice = Math.min(Math.max(slice, first), stop - 1);
-  tellSlice();
+  describeSlice();
   draw();
 }
 
@@ -264,7 +264,7 @@ function onKey(event) {
     o: () => !at.matches("select") && element("overlay") && element("overlay").click(),
   };
   const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  // What was not ours to handle, the browser does: scrolling, moving a slider.
+  // Other keys keep the browser's own action: scrolling, moving a slider.
   if (act && act() !== false && act !== null) event.preventDefault();
 }
 
