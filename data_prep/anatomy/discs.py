@@ -110,13 +110,9 @@ def _extract(
             )
         volume[:, :, slot] = np.rint((values * (BODY_INTENSITY * INTENSITY_ONE / median)).clip(0, INTENSITY_ONE))
 
-    def mask(labels: Scan, dtype) -> np.ndarray:
-        resampled = np.zeros(VOLUME_SHAPE, dtype)
-        resampled[:, :, first:stop] = _nearest(labels.voxels[:, :, start + first : start + stop], to_scan)
-        return resampled
-
-    region = None if regions is None else _parts(mask(regions, np.uint8), upper.name)
-    lesion = None if lesions is None else mask(lesions, np.uint16)
+    nearest = {"matrix": to_scan, "output_shape": VOLUME_SHAPE, "order": 0, "mode": "grid-constant"}
+    region = None if regions is None else _parts(ndimage.affine_transform(regions.voxels, **nearest), upper.name)
+    lesion = None if lesions is None else ndimage.affine_transform(lesions.voxels, **nearest)
     return DiscVolume(level, volume, scan.affine @ to_scan, (first, stop), region, lesion)
 
 
@@ -174,17 +170,6 @@ def _linear(plane: np.ndarray, to_scan: np.ndarray) -> Shaped[np.ndarray, "192 3
     if coarseness.max() > 1:
         crop = ndimage.gaussian_filter(crop, 0.5 * np.sqrt(np.maximum(coarseness**2 - 1, 0)), mode="nearest")
     return ndimage.affine_transform(crop, matrix, offset - low, VOLUME_SHAPE[:2], order=1, mode="constant")
-
-
-def _nearest(labels: np.ndarray, to_scan: np.ndarray) -> Shaped[np.ndarray, "192 320 S"]:
-    """The labels of the scan pixels nearest to the disc's, in every slice; zero outside."""
-    pixels = np.indices(VOLUME_SHAPE[:2])
-    place = np.tensordot(to_scan[:2, :2], pixels, 1) + to_scan[:2, 3, None, None]
-    row, column = np.rint(place).astype(int)
-    inside = (row >= 0) & (row < labels.shape[0]) & (column >= 0) & (column < labels.shape[1])
-    found = np.zeros((*VOLUME_SHAPE[:2], labels.shape[2]), labels.dtype)
-    found[inside] = labels[row[inside], column[inside]]
-    return found
 
 
 def _body_medians(

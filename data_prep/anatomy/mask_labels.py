@@ -4,14 +4,15 @@ If a tool has no label for the spinal canal, posterior elements are separated fr
 (`posterior_wall.py`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from data_prep.anatomy.posterior_wall import posterior_elements
 from data_prep.anatomy.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, POSTERIOR, SACRUM, SPIDER_VERTEBRAE
 from data_prep.read.scan import Scan
+from data_prep.read.tables import some
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
@@ -25,25 +26,24 @@ class Convention:
 
     Args:
         vertebrae: name → label. Posterior elements may share it.
-        discs: name of the vertebra above → label; empty if the tool has none.
-        canal: labels of the spinal canal and its contents; empty if the tool has none.
-        sacrum: its label, or None.
         others: labels of structures that are not used but may be present.
         needed: a mask of this tool has at least one of these labels, which other tools do not use.
+        discs: name of the vertebra above → label, if the tool has any.
+        canal: labels of the spinal canal and its contents, if the tool has any.
+        sacrum: its label, if the tool has one.
     """
 
     vertebrae: Mapping[str, int]
-    discs: Mapping[str, int]
-    canal: Sequence[int]
-    sacrum: int | None
-    others: frozenset[int]
-    needed: frozenset[int]
+    others: Set[int]
+    needed: Set[int]
+    discs: Mapping[str, int] = field(default_factory=dict)
+    canal: Sequence[int] = ()
+    sacrum: int | None = None
 
     @property
-    def labels(self) -> frozenset[int]:
-        """All labels that a mask of this tool may have."""
-        own = {*self.vertebrae.values(), *self.discs.values(), *self.canal, self.sacrum}
-        return frozenset(label for label in own | self.others if label is not None)
+    def labels(self) -> set[int]:
+        """All labels that a mask of this tool may have; 0 is background."""
+        return {*self.vertebrae.values(), *self.discs.values(), *self.canal, self.sacrum or 0, *self.others}
 
 
 def _upwards(lowest: int) -> dict[str, int]:
@@ -59,9 +59,8 @@ CONVENTIONS = {
         vertebrae=_upwards(1),
         discs=_upwards(201),
         canal=(CANAL,),
-        sacrum=None,
-        others=frozenset({*range(10, 26), *range(101, 126), *range(210, 226)}),
-        needed=frozenset({CANAL}),
+        others={*range(10, 26), *range(101, 126), *range(210, 226)},
+        needed={CANAL},
     ),
     # github.com/neuropoly/totalspineseg, list of classes.
     "totalspineseg": Convention(
@@ -69,27 +68,19 @@ CONVENTIONS = {
         discs=dict(zip(_NAMES, (100, 95, 94, 93, 92, 91, 82, 81, 80), strict=True)),
         canal=(1, 2),
         sacrum=50,
-        others=frozenset({*range(11, 18), *range(21, 29), *range(60, 80), 96}),
-        needed=frozenset(range(41, 47)),
+        others={*range(11, 18), *range(21, 29), *range(60, 80), 96},
+        needed={*range(41, 47)},
     ),
     # github.com/Hendrik-code/spineps, vertebra masks (seg-vert): discs are 100, endplates 200 above their vertebra.
     "spineps": Convention(
         vertebrae=_SPINEPS,
         discs={name: 100 + label for name, label in _SPINEPS.items()},
-        canal=(),
         sacrum=26,
-        others=frozenset({*range(1, 16), 27, *range(101, 116), *range(126, 128), *range(201, 229)}),
-        needed=frozenset(range(116, 126)),
+        others={*range(1, 16), 27, *range(101, 116), *range(126, 128), *range(201, 229)},
+        needed={*range(116, 126)},
     ),
     # github.com/wasserth/TotalSegmentator, task vertebrae_mr, saved with --ml.
-    "totalsegmentator": Convention(
-        vertebrae=_upwards(2),
-        discs={},
-        canal=(),
-        sacrum=1,
-        others=frozenset(range(11, 26)),
-        needed=frozenset({1, 2}),
-    ),
+    "totalsegmentator": Convention(vertebrae=_upwards(2), sacrum=1, others={*range(11, 26)}, needed={1, 2}),
 }
 
 
@@ -107,14 +98,21 @@ def to_spider(mask: Scan, convention: str | None, lowest_level: str | None) -> t
             counted from `lowest_level`.
     """
     present = set(np.flatnonzero(np.bincount(mask.voxels.ravel())).tolist()) - {0}
+    shown = some([str(label) for label in sorted(present)], 12) or "none at all"
     if convention is None:
-        convention = _recognise(present, mask.name)
+        fitting = [name for name, tool in CONVENTIONS.items() if present <= tool.labels and present & tool.needed]
+        if len(fitting) != 1:
+            found = f"could be of {' or '.join(fitting)}" if fitting else f"fits none of {', '.join(CONVENTIONS)}"
+            raise SpinejaxError(
+                f"{mask.name}: with its labels {shown} it {found}. Name its tool with --convention, or give --corners."
+            )
+        (convention,) = fitting
     tool = CONVENTIONS[convention]
     known = {name: label for name, label in tool.vertebrae.items() if label in present}
     if len(known) + (tool.sacrum in present) < 2:
         raise SpinejaxError(
             f"{mask.name}: {len(known)} vertebrae from T9 down by {convention}'s labels, expected two or more; its "
-            f"labels are {_some(present)}. Is it a mask of {convention}? Choose with --convention."
+            f"labels are {shown}. Is it a mask of {convention}? Choose with --convention."
         )
     labels, notes = (mask.voxels, []) if convention == "spider" else _relabel(mask, tool, known)
     if lowest_level is not None:
@@ -122,18 +120,6 @@ def to_spider(mask: Scan, convention: str | None, lowest_level: str | None) -> t
     if not (labels == CANAL).any():
         labels = np.where(posterior_elements(labels, mask.spacing_mm), np.uint8(POSTERIOR), labels)
     return Scan(labels, mask.affine, mask.name), notes
-
-
-def _recognise(present: set[int], name: str) -> str:
-    fitting = [
-        convention for convention, tool in CONVENTIONS.items() if present <= tool.labels and present & tool.needed
-    ]
-    if len(fitting) != 1:
-        found = f"could be of {' or '.join(fitting)}" if fitting else f"fits none of {', '.join(CONVENTIONS)}"
-        raise SpinejaxError(
-            f"{name}: with its labels {_some(present)} it {found}. Name its tool with --convention, or give --corners."
-        )
-    return fitting[0]
 
 
 def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np.ndarray, list[str]]:
@@ -179,7 +165,3 @@ def _count_from(labels: np.ndarray, lowest_level: str, name: str) -> np.ndarray:
             "option out, or remove the sacrum from the mask."
         )
     return table.astype(np.uint8)[labels]
-
-
-def _some(labels: set[int]) -> str:
-    return ", ".join(map(str, sorted(labels)[:12])) + (", …" if len(labels) > 12 else "") if labels else "none at all"

@@ -27,6 +27,9 @@ def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
     def uid(*names) -> str:
         return pydicom.uid.generate_uid(entropy_srcs=["spinejax", patient, series, *map(str, names)])
 
+    def decimals(values) -> list[str]:
+        return [pydicom.valuerep.format_number_as_ds(float(value)) for value in values]
+
     low, high = float(scan.voxels.min()), float(scan.voxels.max())
     slope = (high - low) / 65535 or 1.0
     stored = np.rint((scan.voxels - low) / slope).clip(0, 65535).astype("<u2")
@@ -41,9 +44,9 @@ def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
         data.SeriesDescription, data.ImageType = series, ["DERIVED", "PRIMARY", "OTHER"]
         data.EchoTime, data.RepetitionTime = _T2_ECHO_MS, _T2_REPETITION_MS
         data.InstanceNumber, data.ImagesInAcquisition = index + 1, stored.shape[2]
-        data.ImagePositionPatient = _decimals((scan.affine @ [0, 0, index, 1])[:3])
-        data.ImageOrientationPatient = _decimals([*directions[:, 1], *directions[:, 0]])
-        data.PixelSpacing, data.SliceThickness = _decimals(spacing[:2]), _decimals(spacing[2:])[0]
+        data.ImagePositionPatient = decimals((scan.affine @ [0, 0, index, 1])[:3])
+        data.ImageOrientationPatient = decimals([*directions[:, 1], *directions[:, 0]])
+        data.PixelSpacing, data.SliceThickness = decimals(spacing[:2]), decimals(spacing[2:])[0]
         data.RescaleSlope, data.RescaleIntercept, data.RescaleType = f"{slope:.10g}", f"{low:.10g}", "US"
         data.Rows, data.Columns = stored.shape[:2]
         data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
@@ -53,8 +56,3 @@ def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         write_atomically(folder / f"{index:05d}", lambda path, data=data: data.save_as(path, enforce_file_format=True))
     return uid("series")
-
-
-def _decimals(values) -> list[str]:
-    """Numbers as DICOM's decimal strings, of 16 characters at most."""
-    return [f"{value:.9f}".rstrip("0").rstrip(".") if abs(value) < 1e5 else f"{value:.8g}" for value in values]

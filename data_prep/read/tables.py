@@ -45,6 +45,6 @@ def refuse(path: Path | str, faults: Sequence[str]) -> None:
         raise SpinejaxError(f"{path}: {len(faults)} faults; fix them and run again.\n  {shown}{more}")
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
     """The first few of a list of names."""
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
