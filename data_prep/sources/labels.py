@@ -1,32 +1,39 @@
-"""Label tables: a row a disc, a column a task."""
+"""Label tables: a row per disc, a column per task."""
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.read.tables import read_rows, refuse
+from data_prep.read.tables import read_table, refuse, write_table
 from spinejax import tasks as task_tables
 from spinejax.errors import SpinejaxError
-from spinejax.tasks import LEVELS, PAPER_TASKS, Task
+from spinejax.tasks import LEVELS, PAPER_TASKS, UNLABELLED, Task
 
 _KEYS = ("patient", "scan", "level")
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of grades: the task it is for, and the label that each of its values stands for."""
+
+    task: Task
+    label_of_value: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Labels:
-    """What a label table says: the tasks that are its columns, and (patient, scan) → level → task → label."""
+    """A label table: the tasks that are its columns, and (patient, scan) → level → task → label."""
 
     tasks: tuple[Task, ...]
     rows: Mapping[tuple[str, str], dict[str, dict[str, int]]]
 
     def of(self, patient: str, scan: str) -> dict[str, dict[str, int]]:
-        """A scan's labels by level. A row that names the scan goes before one for all of the patient's scans."""
+        """A scan's labels by level. A row for the scan overrides one for all of the patient's scans."""
         return {**self.rows.get((patient, ""), {}), **self.rows.get((patient, scan), {})}
 
     def without_scan(self, scans: Sequence[tuple[str, str]]) -> list[str]:
-        """The table's (patient, scan) that fit none of these."""
+        """The table's (patient, scan) that match none of these."""
         known = {*scans, *((patient, "") for patient, _ in scans)}
         return [" ".join(key).strip() for key in self.rows if key not in known]
 
@@ -50,60 +57,54 @@ def read_tasks(path: Path | None) -> tuple[Task, ...]:
 def read_labels(path: Path, tasks: Sequence[Task]) -> Labels:
     """Read a label table with the columns patient, scan, level and one or more tasks.
 
-    A cell holds the name of a grade, or nothing where the disc was not graded. An empty `scan` is for all of the
+    A cell holds the name of a grade, or is empty where the disc was not graded. An empty `scan` means all of the
     patient's scans.
 
     Raises:
         SpinejaxError: the table is missing or has faults: columns, levels, grades, a row twice. All are listed.
     """
-    names = {task.name: task for task in tasks}
-    columns = _columns(path)
-    unknown = [name for name in columns if name not in names and name not in _KEYS]
-    known = f"{', '.join(names)} (--tasks names others)"
+    table = read_table(path, _KEYS)
+    columns = {
+        task.name: Column(task, {grade: label for label, grade in enumerate(task.grades)})
+        for task in tasks
+        if task.name in table.columns
+    }
+    known = f"{', '.join(task.name for task in tasks)} (--tasks names others)"
+    unknown = [name for name in table.columns if name not in columns and name not in _KEYS]
     faults = [f"unknown column {name!r}, expected a task: {known}" for name in unknown]
-    if not set(columns) & set(names):
+    if not columns:
         faults.append(f"no column of a task: {known}")
     rows: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
-    for line, row in read_rows(path, set(_KEYS), exact=False):
+    for line, row in table.rows:
         if not row["patient"]:
             faults.append(f"line {line}: no patient")
         if row["level"] not in LEVELS:
             faults.append(f"line {line}: level {row['level']!r}, expected one of {', '.join(LEVELS)}")
-        labels = {}
-        for name in columns:
-            if name in names and row[name]:
-                if row[name] in names[name].grades:
-                    labels[name] = names[name].grades.index(row[name])
-                else:
-                    faults.append(f"line {line}: {name} {row[name]!r}, expected {', '.join(names[name].grades)}")
         of_scan = rows.setdefault((row["patient"], row["scan"]), {})
         if row["level"] in of_scan:
-            faults.append(
-                f"line {line}: {row['patient']} {row['scan']} {row['level']} is there twice".replace("  ", " ")
-            )
-        of_scan[row["level"]] = labels
+            faults.append(f"line {line}: {' '.join(row[key] for key in _KEYS if row[key])} is there twice")
+        of_scan[row["level"]] = labels_of_row(row, columns, line, faults)
     refuse(path, faults)
-    return Labels(tuple(task for task in tasks if task.name in columns), rows)
+    return Labels(tuple(column.task for column in columns.values()), rows)
 
 
-def write_labels(path: Path, rows: Sequence[tuple[str, str, str, Mapping[str, int]]], tasks: Sequence[Task]) -> None:
-    """Write (patient, scan, level, task → label) as a table that `read_labels` reads; an unlabelled cell is empty."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([*_KEYS, *(task.name for task in tasks)])
-        for patient, scan, level, labels in rows:
-            cells = [labels.get(task.name, task_tables.UNLABELLED) for task in tasks]
-            graded = (task.grades[cell] if cell >= 0 else "" for task, cell in zip(tasks, cells, strict=True))
-            table.writerow([patient, scan, level, *graded])
+def labels_of_row(
+    row: Mapping[str, str], columns: Mapping[str, Column], line: int, faults: list[str]
+) -> dict[str, int]:
+    """Task → label of one row; an empty cell is a disc that was not graded. Unknown values are added to `faults`."""
+    labels = {}
+    for name, column in columns.items():
+        if row[name] in column.label_of_value:
+            labels[column.task.name] = column.label_of_value[row[name]]
+        elif row[name]:
+            faults.append(f"line {line}: {name} {row[name]!r}, expected {', '.join(column.label_of_value)}")
+    return labels
 
 
-def _columns(path: Path) -> list[str]:
-    if not path.is_file():
-        raise SpinejaxError(f"--labels {path}: no such file.")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            columns = [name.strip() for name in next(csv.reader(file, strict=True), [])]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpinejaxError(f"{path}: not a comma-separated UTF-8 table ({error}).") from error
-    refuse(path, [f"column {name!r} is there twice" for name in dict.fromkeys(columns) if columns.count(name) > 1])
-    return columns
+def write_labels(path: Path, rows: Iterable[tuple[str, str, str, Mapping[str, int]]], tasks: Sequence[Task]) -> None:
+    """Write (patient, scan, level, task → label) as a table that `read_labels` reads. An unlabelled cell is empty."""
+    cells = [
+        [*keys, *(task.grades[labels[task.name]] if labels.get(task.name, UNLABELLED) >= 0 else "" for task in tasks)]
+        for *keys, labels in rows
+    ]
+    write_table(path, [*_KEYS, *(task.name for task in tasks)], cells)

@@ -1,6 +1,5 @@
-"""Phantoms as jobs: synthetic patients, split and cut into discs exactly as real ones are."""
+"""Phantoms as jobs: synthetic patients, split and cut into discs like real ones."""
 
-import csv
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from data_prep.phantom.write_dicom import write_dicom
 from data_prep.read.metaimage import write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
+from data_prep.read.tables import write_table
 from data_prep.sources.labels import write_labels
 from data_prep.sources.spider import COLUMNS
 from spinejax.errors import SpinejaxError
@@ -54,7 +54,7 @@ def phantom_names(num_patients: int, seed: int) -> list[str]:
 
 
 def locate_phantom(seed: int, patient: int) -> Located:
-    """A phantom's scan, with the bodies that are found by its mask, as in a real scan."""
+    """Draw a phantom and find its bodies by its mask, as in a real scan."""
     drawn = phantom(seed, patient)
     return Located.by_mask(drawn.scan, drawn.mask, lesions=drawn.lesions)
 
@@ -64,9 +64,9 @@ def write_phantoms(out: Path, num_patients: int, *, seed: int, file_format: str,
 
     Args:
         out: the folder.
-        num_patients: one scan each.
-        seed: names the data set, as in `phantom_set.phantom_jobs`.
-        file_format: of the scans, one of `FORMATS`. Masks are MetaImage, or NIfTI beside NIfTI scans.
+        num_patients: number of patients, with one scan each.
+        seed: seed of all patients.
+        file_format: one of `FORMATS`. Masks are MetaImage, or NIfTI beside NIfTI scans.
         overwrite: write into a folder that holds files already.
 
     Raises:
@@ -88,14 +88,14 @@ def write_phantoms(out: Path, num_patients: int, *, seed: int, file_format: str,
 
 
 def _write_scan(out: Path, name: str, scan: Scan, mask: Scan, file_format: str) -> str:
-    """Write a scan and its mask; returns the key that ties them and their labels together."""
+    """Write a scan and its mask, and return the key by which labels refer to the scan."""
     key = f"{name}_t2"
-    if file_format == "dicom":
-        key = write_dicom(out / "images" / name, scan, patient=name, series="t2")
-    elif file_format == "nifti":
+    if file_format == "nifti":
         write_nifti(out / "images" / f"{key}.nii.gz", scan)
         write_nifti(out / "masks" / f"{key}.nii.gz", mask)
         return key
+    if file_format == "dicom":
+        key = write_dicom(out / "images" / name, scan, patient=name, series="t2")
     else:
         write_mha(out / "images" / f"{key}.mha", scan)
     write_mha(out / "masks" / f"{key}.mha", mask)
@@ -103,19 +103,14 @@ def _write_scan(out: Path, name: str, scan: Scan, mask: Scan, file_format: str) 
 
 
 def _write_spider_tables(out: Path, labels: list[tuple[str, str, str, Mapping[str, int]]]) -> None:
-    with open(out / "radiological_gradings.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["Patient", "IVD label", *COLUMNS])
-        for name, _, level, grades in labels:
-            table.writerow([name, len(LEVELS) - LEVELS.index(level), *_spider_cells(grades)])
-    with open(out / "overview.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["new_file_name", "subset"])
-        table.writerows([key, "training"] for key in dict.fromkeys(key for _, key, _, _ in labels))
+    gradings = [(name, len(LEVELS) - LEVELS.index(level), *_spider_cells(grades)) for name, _, level, grades in labels]
+    write_table(out / "radiological_gradings.csv", ["Patient", "IVD label", *COLUMNS], gradings)
+    series = [(key, "training") for key in dict.fromkeys(key for _, key, _, _ in labels)]
+    write_table(out / "overview.csv", ["new_file_name", "subset"], series)
 
 
 def _spider_cells(grades: Mapping[str, int]) -> list[str]:
-    """A phantom's grades in SPIDER's columns: narrowing is binary, marrow changes are Modic type 2, all else absent."""
+    """A phantom's grades in SPIDER's columns. Narrowing is binary, marrow changes are Modic type 2, others absent."""
     marrow = [grades["upper_marrow"], grades["lower_marrow"]]
     values = {
         "Pfirrman grade": _cell(grades["pfirrmann"], add=1),

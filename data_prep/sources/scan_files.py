@@ -1,11 +1,11 @@
-"""A hospital's scans as jobs: series of any format, perhaps with masks or corners, and perhaps with labels."""
+"""A hospital's scans as jobs: series of any format, with or without masks, corners and labels."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from data_prep.read.tables import some
 from data_prep.sources.labels import Labels
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
+
+Vertebrae: TypeAlias = Path | Mapping | str | None
+"""Where a scan's vertebrae are: in a mask file, or a part of a corner file; or why there is neither; None to detect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +59,24 @@ def scan_jobs(
     pseudonyms: Pseudonyms,
     keep_doubtful: bool = False,
 ) -> tuple[list[Job], list[str]]:
-    """One job for each series that was found, and notes on labels that fit none of them.
+    """One job for each series that was found, and notes on labels that match none of them.
 
     Without masks and corners, the detector finds the bodies. With them, a series that has none becomes a job that fails
-    with that reason (a run names it and goes on), for its name may be mistaken; `cutting.detect_missing` detects there.
+    and says so, because its name may be wrong; with `cutting.detect_missing` its bodies are detected.
 
     Args:
         found: the series.
         masks: folder of the masks, each named after its scan's key (`_mask_of`).
-        corners: a corner file. Not given beside `masks`.
-        labels: of the discs.
+        corners: a corner file, instead of `masks`.
+        labels: labels of the discs.
         cutting: how discs are found and cut out.
-        seed: of the split.
-        pseudonyms: of patients and scans.
+        seed: seed of the split.
+        pseudonyms: for patients and scans.
         keep_doubtful: keep labelled scans whose levels the detector doubts.
 
     Raises:
-        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found; labels are given,
-            and fit none of the scans.
+        SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found; labels are given
+            and match none of the scans.
     """
     if masks is not None and corners is not None:
         raise SpinejaxError("Give either --masks DIR or --corners FILE, not both; or neither, to detect the vertebrae.")
@@ -82,9 +85,6 @@ def scan_jobs(
         raise SpinejaxError(f"No sagittal scan was found.{reasons}")
     if masks is not None and not masks.is_dir():
         raise SpinejaxError(f"--masks {masks}: no such folder.")
-    own = {file.resolve() for one in found.series for file in one.files}  # in the same folder as the masks, maybe
-    mask_files = [path for path in volume_files(masks) if path.resolve() not in own] if masks else []
-    bodies = {} if corners is None else read_corners(corners)
     of_scan = {one.key: labels.of(one.patient, one.key) if labels else {} for one in found.series}
     unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
     if labels and unused and not any(of_scan.values()):
@@ -97,34 +97,40 @@ def scan_jobs(
     for one in found.series:
         patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
     splits = split_patients(patients, seed=seed)
+    jobs = [
+        job_of(
+            series,
+            vertebrae,
+            cutting,
+            labels=of_scan[series.key],
+            split=splits[series.patient],
+            pseudonyms=pseudonyms,
+            refuse_doubtful=bool(of_scan[series.key]) and not keep_doubtful,
+        )
+        for series, vertebrae in _with_vertebrae(found.series, masks, corners, cutting.detect_missing)
+    ]
+    return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
 
-    keys = {one.key for one in found.series}
-    jobs = []
-    for one in found.series:
-        vertebrae: Path | Mapping | str | None = None
+
+def _with_vertebrae(
+    found: Sequence[Series], masks: Path | None, corners: Path | None, detect_missing: bool
+) -> Iterator[tuple[Series, Vertebrae]]:
+    scan_files = {file.resolve() for one in found for file in one.files}  # they may lie among the masks
+    mask_files = [path for path in volume_files(masks) if path.resolve() not in scan_files] if masks else []
+    bodies = read_corners(corners) if corners else {}
+    keys = {one.key for one in found}
+    for one in found:
+        vertebrae: Vertebrae = None
         if masks is not None:
             vertebrae = _mask_of(one, masks, mask_files, keys)
         elif corners is not None:
             vertebrae = bodies.get(one.key, f"the corner file has no scan {one.key!r}.")
-        if isinstance(vertebrae, str) and cutting.detect_missing:
-            vertebrae = None
-        jobs.append(
-            job_of(
-                one,
-                vertebrae,
-                cutting,
-                labels=of_scan[one.key],
-                split=splits[one.patient],
-                pseudonyms=pseudonyms,
-                refuse_doubtful=bool(of_scan[one.key]) and not keep_doubtful,
-            )
-        )
-    return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
+        yield one, None if isinstance(vertebrae, str) and detect_missing else vertebrae
 
 
 def job_of(
     series: Series,
-    vertebrae: Path | Mapping | str | None,
+    vertebrae: Vertebrae,
     cutting: Cutting,
     *,
     labels: Mapping[str, Mapping[str, int]],
@@ -132,7 +138,7 @@ def job_of(
     pseudonyms: Pseudonyms,
     refuse_doubtful: bool,
 ) -> Job:
-    """The job of one series. `vertebrae`: as for `locate`; the other arguments: as for `Job`."""
+    """The job of one series. The arguments are those of `locate` and `Job`."""
     mask = (vertebrae,) if isinstance(vertebrae, Path) else ()
     return Job(
         name=series.name,
@@ -148,17 +154,13 @@ def job_of(
     )
 
 
-def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutting) -> Located:
+def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
     """Read a series and find its vertebral bodies.
 
-    Args:
-        series: the scan.
-        vertebrae: its mask's file; its part of a corner file; or why there is neither, which is told only once the
-            series is known to be sagittal, as others need none. None to detect them.
-        cutting: how discs are found and cut out.
-
     Raises:
-        SpinejaxError: a file cannot be read, scan and mask do not share a grid, or no bodies can be told.
+        NotSagittalError: the series is of another plane. This comes first, because such a series needs no mask.
+        SpinejaxError: a file cannot be read; there are no `vertebrae`; scan and mask do not share a grid; no bodies are
+            found.
     """
     scan, notes = series.read()
     if scan.voxels.min() == scan.voxels.max():
@@ -166,7 +168,7 @@ def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutt
     if isinstance(vertebrae, str):
         raise SpinejaxError(f"{series.name}: {vertebrae}")
     if vertebrae is None:
-        from data_prep.detector.detect import detect  # loads JAX, which the other ways do without
+        from data_prep.detector.detect import detect  # loads JAX, which masks and corners do not need
 
         detection = detect(scan, lowest_level=cutting.lowest_level)
         return Located(
@@ -186,12 +188,12 @@ def locate(series: Series, vertebrae: Path | Mapping | str | None, cutting: Cutt
 
 
 def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) -> Path | str:
-    """The mask of a series, or why there is none: the first rule that a file fits decides.
+    """The mask of a series, or why there is none. The first rule below that a file matches decides.
 
-    It is named as its scan, with its folder (`P001/t2.mha`) or without; as SPINEPS names it (`sub-07_T2w.nii.gz` has
-    `sub-07_mod-T2w_seg-vert_msk.nii.gz`); as its scan with a word for mask behind an underscore (`0007_t2_seg.mha`, but
-    not `0007_t2_SPACE_seg.mha`, which is another series'); or as the folder that the scan lies in. `keys` are those of
-    all the scans: what is named as another scan is that one's.
+    A mask is named like its scan, with its folder (`P001/t2.mha`) or without; as by SPINEPS
+    (`sub-07_mod-T2w_seg-vert_msk.nii.gz` for `sub-07_T2w.nii.gz`); like its scan with a word for mask after an
+    underscore (`0007_t2_seg.mha`, but not `0007_t2_SPACE_seg.mha`, which belongs to another series); or like the folder
+    of the scan. A file that is named like another scan, one of `keys`, belongs to that one.
     """
     name = series.key.rpartition("/")[2]
     subject, _, contrast = name.rpartition("_")
@@ -202,7 +204,7 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
         or [path for path in free if stem_of(path) == name]
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
-        or [path for path in free if MASK_WORDS.search(_behind(f"{name}_", stem_of(path)))]
+        or [path for path in free if MASK_WORDS.search(_word_after(f"{name}_", stem_of(path)))]
         or [path for path in free if stem_of(path) == series.files[0].parent.name]
     )
     if len(named) == 1:
@@ -212,6 +214,6 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."
 
 
-def _behind(beginning: str, stem: str) -> str:
-    """The word behind a name's beginning, up to the next underscore; nothing if the name begins otherwise."""
+def _word_after(beginning: str, stem: str) -> str:
+    """The word after the beginning of a name, up to the next underscore; empty if the name begins otherwise."""
     return stem.removeprefix(beginning).partition("_")[0] if stem.startswith(beginning) else ""

@@ -1,16 +1,15 @@
 """The SPIDER dataset (van der Graaf et al., Scientific Data 11, 264, 2024; doi:10.5281/zenodo.10159290) as jobs.
 
 ROOT holds `images/`, `masks/`, `radiological_gradings.csv` and `overview.csv`, as in the official download. Gradings
-are per patient; scans and masks are per series, named `<patient>_<series>.mha`. Several series can make one data set: a
-patient who is in more than one has each disc there several times, always in the same split.
+are per patient; scans and masks are per series, named `<patient>_<series>.mha`. A data set can be made of several
+series: a patient's discs are then there once per series, always in the same split.
 
-SPIDER's "UP endplate" is taken to be the endplate above the disc, the lower surface of the upper vertebra, and "LOW
-endplate" the one below it, as in the paper's task names; its tables do not say.
+The tables do not define "UP endplate" and "LOW endplate". We take them for the endplates above and below the disc, as
+in the paper's task names.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -19,34 +18,26 @@ from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import PAPER_FRACTIONS, split_patients
 from data_prep.read.series import Series, read_volume
-from data_prep.read.tables import read_rows, refuse, some
+from data_prep.read.tables import read_table, refuse, some
+from data_prep.sources.labels import Column, labels_of_row
 from data_prep.sources.scan_files import Cutting, job_of
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS, Task
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of the gradings: the task it fills, and which of the task's grades each of its values stands for."""
-
-    task: Task
-    grade_of_value: Mapping[str, int]
-
 
 _ABSENT_PRESENT = ("absent", "present")
 _NORMAL_ABNORMAL = ("normal", "abnormal")
 _BINARY = {"0": 0, "1": 1}
 
 COLUMNS = {
-    "Pfirrman grade": _Column(Task("pfirrmann", ("1", "2", "3", "4", "5")), {str(g): g - 1 for g in range(1, 6)}),
-    "Disc narrowing": _Column(Task("narrowing", _ABSENT_PRESENT), _BINARY),
-    "UP endplate": _Column(Task("upper_endplate", _NORMAL_ABNORMAL), _BINARY),
-    "LOW endplate": _Column(Task("lower_endplate", _NORMAL_ABNORMAL), _BINARY),
+    "Pfirrman grade": Column(Task("pfirrmann", ("1", "2", "3", "4", "5")), {str(g): g - 1 for g in range(1, 6)}),
+    "Disc narrowing": Column(Task("narrowing", _ABSENT_PRESENT), _BINARY),
+    "UP endplate": Column(Task("upper_endplate", _NORMAL_ABNORMAL), _BINARY),
+    "LOW endplate": Column(Task("lower_endplate", _NORMAL_ABNORMAL), _BINARY),
     # Modic types 1 to 3 are changes of unlike kind, not of rising severity, and types 1 and 3 are rare.
-    "Modic": _Column(Task("modic", _ABSENT_PRESENT), {"0": 0, "1": 1, "2": 1, "3": 1}),
-    "Disc bulging": _Column(Task("bulging", _ABSENT_PRESENT), _BINARY),
-    "Disc herniation": _Column(Task("herniation", _ABSENT_PRESENT), _BINARY),
-    "Spondylolisthesis": _Column(Task("spondylolisthesis", _ABSENT_PRESENT), _BINARY),
+    "Modic": Column(Task("modic", _ABSENT_PRESENT), {"0": 0, "1": 1, "2": 1, "3": 1}),
+    "Disc bulging": Column(Task("bulging", _ABSENT_PRESENT), _BINARY),
+    "Disc herniation": Column(Task("herniation", _ABSENT_PRESENT), _BINARY),
+    "Spondylolisthesis": Column(Task("spondylolisthesis", _ABSENT_PRESENT), _BINARY),
 }
 """SPIDER's gradings by column, in SPIDER's spelling. Narrowing is binary, Modic not split into upper and lower."""
 
@@ -72,16 +63,16 @@ def spider_jobs(
 
     Args:
         root: the folder of the dataset.
-        series: the endings of the files' names: "t2_SPACE", "t2", "t1".
-        seed: of the split.
-        pseudonyms: of patients and scans.
-        detect_missing: detect the vertebral bodies of scans that have no mask.
-        keep_doubtful: also where that leaves it doubtful which disc is which (`Job.refuse_doubtful`).
-        subset: "training" or "validation", to take the patients of one official subset alone; or "all".
+        series: the endings of the file names: "t2_SPACE", "t2", "t1".
+        seed: seed of the split.
+        pseudonyms: for patients and scans.
+        detect_missing: detect the vertebral bodies of scans without a mask.
+        keep_doubtful: keep scans whose levels the detector doubts.
+        subset: "training" or "validation" for the patients of one official subset only; or "all".
 
     Raises:
-        SpinejaxError: a part of the layout is missing, a table has faults (all are listed), or a scan has no mask and
-            is not to be detected.
+        SpinejaxError: a part of the layout is missing; a table has faults (all are listed); without `detect_missing`,
+            a scan has no mask.
     """
     scans = {key: image for each in series for key, image in _images(root, each, detect_missing).items()}
     patients = {patient for patient, _ in scans}
@@ -90,8 +81,8 @@ def spider_jobs(
     unknown = sorted(patients - set(subsets))
     if unknown:
         raise SpinejaxError(
-            f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({some(unknown)}), so it cannot "
-            "be told whether they are of SPIDER's validation subset. Complete the table or remove their scans."
+            f"{root / _OVERVIEW}: no row for {len(unknown)} patients with scans ({some(unknown)}), so their "
+            "subset is unknown. Complete the table or remove their scans."
         )
     if labels and not patients & set(labels):
         raise SpinejaxError(
@@ -102,7 +93,7 @@ def spider_jobs(
     if not patients:
         raise SpinejaxError(f"--subset {subset}: none of the scans under {root} is of a patient of it.")
     splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
-    # SPIDER counts discs from the lowest up, the detector from the sacrum up: a doubtful sacrum makes grades doubtful.
+    # SPIDER counts discs from the lowest, the detector from the sacrum: where that is doubtful, so are the grades.
     cutting = Cutting(convention="spider")
     jobs = []
     for (patient, _), image in scans.items():
@@ -131,29 +122,21 @@ def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
     Raises:
         SpinejaxError: the table is missing or has faults: columns, values out of range, a disc twice. All are listed.
     """
-    rows = list(read_rows(path, {"Patient", "IVD label", *COLUMNS}, exact=True))
     faults = []
     gradings: dict[str, dict[str, dict[str, int]]] = {}
-    for line, row in rows:
+    for line, row in read_table(path, {"Patient", "IVD label", *COLUMNS}, exact=True).rows:
         patient, disc = row["Patient"], row["IVD label"]
         if not patient:
             faults.append(f"line {line}: no patient")
         if disc not in map(str, range(len(LEVELS) + 1)):
             faults.append(f"line {line}: IVD label {disc!r}, expected 0 to {len(LEVELS)}")
             continue
-        labels = {}
-        for name, column in COLUMNS.items():
-            value = row[name]
-            if value in column.grade_of_value:
-                labels[column.task.name] = column.grade_of_value[value]
-            elif value:  # an empty cell is a disc that was not graded
-                faults.append(f"line {line}: {name} {value!r}, expected {', '.join(column.grade_of_value)}")
+        labels = labels_of_row(row, COLUMNS, line, faults)
         if disc == "0":
             continue
-        level = LEVELS[-int(disc)]
-        if level in gradings.setdefault(patient, {}):
+        if LEVELS[-int(disc)] in gradings.setdefault(patient, {}):
             faults.append(f"line {line}: patient {patient}, IVD label {disc} is there twice")
-        gradings[patient][level] = labels
+        gradings[patient][LEVELS[-int(disc)]] = labels
     refuse(path, faults)
     return gradings
 
@@ -162,7 +145,7 @@ def _read_subsets(path: Path) -> dict[str, str]:
     """Patient → "training" or "validation", from the table of series."""
     subsets: dict[str, str] = {}
     faults = []
-    for line, row in read_rows(path, {"new_file_name", "subset"}, exact=False):
+    for line, row in read_table(path, {"new_file_name", "subset"}).rows:
         patient, subset = row["new_file_name"].split("_")[0], row["subset"]
         if subset not in _SUBSETS:
             faults.append(f"line {line}: subset {subset!r}, expected {' or '.join(_SUBSETS)}")
@@ -180,7 +163,7 @@ def _splits(labels: dict[str, dict], subset: dict[str, str], seed: int) -> dict[
 
 
 def _images(root: Path, series: str, detect_missing: bool) -> dict[tuple[str, str], Path]:
-    """(Patient, series) → scan, of one series; every scan has its mask, unless it is to be detected."""
+    """(Patient, series) → scan, of one series. Every scan has a mask, except with `detect_missing`."""
     folders = ["images"] if detect_missing else ["images", "masks"]
     missing = [name for name in folders if not (root / name).is_dir()]
     missing += [name for name in (_GRADINGS, _OVERVIEW) if not (root / name).is_file()]
@@ -189,7 +172,7 @@ def _images(root: Path, series: str, detect_missing: bool) -> dict[tuple[str, st
             f"{root}: no {', no '.join(missing)} there. Give the folder that holds SPIDER's images/, masks/, "
             f"{_GRADINGS} and {_OVERVIEW}."
         )
-    # `*_t2.mha` must not take `200_x_t2.mha`: what stands before the series is a patient, without underscores.
+    # `*_t2.mha` must not match `200_x_t2.mha`: the part before the series is a patient, without underscores.
     found = {path.name.removesuffix(f"_{series}.mha"): path for path in sorted(root.glob(f"images/*_{series}.mha"))}
     images = {(patient, series): path for patient, path in found.items() if "_" not in patient}
     if not images:

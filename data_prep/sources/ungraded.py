@@ -1,4 +1,4 @@
-"""Raw scans → a data set of discs to be graded, all in one split: what `evaluate.py --scan` looks at."""
+"""Raw scans → a data set of ungraded discs in one split: the input of `evaluate.py --scan`."""
 
 import dataclasses
 import os
@@ -36,21 +36,21 @@ def ungraded_discs(
 
     Args:
         paths: files and folders of scans.
-        out: gets `discs/`, the data set, and `levels.png`: corners, levels and disc boxes over the scans. What this
-            function left there before is replaced.
+        out: gets the data set `discs/`, and `levels.png` with corners, levels and disc boxes over the scans. Earlier
+            ones of this function are replaced.
         tasks: the task table; no disc has a label.
-        masks: folder with a mask a scan; without it the vertebrae are detected.
+        masks: folder with a mask per scan; without it the vertebrae are detected.
         lowest_level: name of the lowest disc, to count the levels from it.
-        pseudonyms: of patients and scans.
-        console: where progress goes.
+        pseudonyms: for patients and scans.
+        console: for the progress.
 
     Returns:
         What is doubtful or was left out, a line each.
 
     Raises:
-        SpinejaxError: no scan was found, or no disc came out of any; or another data set lies in `out/discs`.
+        SpinejaxError: no scan or no disc was found; or `out/discs` holds another data set.
     """
-    # Made beside the results and put among them when it is whole: what a run leaves that is killed names the scans.
+    # Made beside the results and moved among them at the end: the files of an interrupted run name the scans.
     made = out.resolve().with_name(f"{out.resolve().name}.discs")
     _refuse_to_replace(out / "discs")
     if (made / MANIFEST).exists():
@@ -74,7 +74,7 @@ def ungraded_discs(
 
 
 def _refuse_to_replace(discs: Path) -> None:
-    """A folder that this module did not make, and that may be all there is of it, goes for nothing."""
+    """Refuse a folder that this module did not make: it may hold the user's only copy."""
     if not discs.is_dir() or not any(discs.iterdir()):
         return
     made = (discs / MANIFEST).exists() and SOURCE.items() <= read_manifest(discs)["preprocessing"].items()

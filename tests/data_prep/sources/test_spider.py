@@ -176,7 +176,7 @@ def test_gradings_become_labels(tmp_path):
 def test_every_column_fills_its_task():
     assert len({task.name for task in SPIDER_TASKS}) == len(COLUMNS) == 8
     for column in COLUMNS.values():
-        assert set(column.grade_of_value.values()) == set(range(column.task.num_grades))
+        assert set(column.label_of_value.values()) == set(range(column.task.num_grades))
 
 
 def test_all_faults_of_a_table_are_told_at_once(tmp_path):
