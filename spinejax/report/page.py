@@ -10,7 +10,6 @@ import base64
 import functools
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from spinejax.inference.graded import Graded
 from spinejax.metrics.calibration import Doubt
 from spinejax.report import tables
 from spinejax.report.tables import Findings
-from spinejax.tasks import LEVELS, Task
+from spinejax.tasks import LEVELS
 
 INDEX = "index.html"
 DISCS_PER_PAGE = 300
@@ -76,15 +75,14 @@ class Report:
         self._sheets.append((window, "" if maps is None else map_sheet(maps)))
         self._place += 1
         if len(self._pages) > 1 and self._place == self._pages[self._page].stop:
-            self._write(f"discs-{self._page + 1:03d}.html", self._browser(), page=self._page)
+            self._write(_name(self._page), self._browser(), page=self._page)
             self._page += 1
 
     def close(self, findings: Findings) -> Path:
         """Write `index.html`, and return its path. Discs that were not added are shown without maps."""
         for row in self._graded.rows[self._place :]:
             self.add(row)
-        browser = self._browser() if len(self._pages) == 1 else None
-        self._write(INDEX, browser, findings=findings)
+        self._write(INDEX, self._browser() if len(self._pages) == 1 else None, findings=findings)
         return self._folder / INDEX
 
     def _browser(self) -> dict:
@@ -92,14 +90,14 @@ class Report:
         places = self._pages[self._page]
         sheets, self._sheets = self._sheets, []
         facts = {
-            "tasks": [_task(task) for task in self._graded.tasks],
+            "tasks": [{"name": t.name, "title": title(t.name), "grades": list(t.grades)} for t in self._graded.tasks],
             "window": WINDOW_SHAPE,
             "shrink": MAP_SHRINK,
             "levels": [level for level in LEVELS if level in set(self._graded.data.level[self._graded.rows[places]])],
             "discs": [self._disc(place) for place in range(places.start, places.stop)],
             "hotspots": self._traced is not None,
         }
-        return {"facts": _json(facts), "sheets": sheets}
+        return {"facts": facts, "sheets": sheets}
 
     def _disc(self, place: int) -> dict:
         graded, row = self._graded, self._graded.rows[place]
@@ -121,24 +119,27 @@ class Report:
 
     def _write(self, name: str, browser: dict | None, *, page: int | None = None, findings: Findings | None = None):
         scans = self._graded.data.scan[self._graded.rows]
-        others = [
-            (f"discs-{number + 1:03d}.html", len(set(scans[places])), places.stop - places.start)
+        pages = [
+            (_name(number), len(set(scans[places])), places.stop - places.start)
             for number, places in enumerate(self._pages)
         ]
-        template = _environment().get_template("page.html")
-        text = template.render(
-            **_style_and_script(),
-            browser=browser,
-            findings=findings,
-            about=None if findings is None else findings.about,
-            comparison=[] if findings is None else _comparison(findings),
-            graded=self._graded,
-            num_patients=len(set(self._graded.patients)),
-            num_scans=len(set(scans)),
-            pages=others if len(others) > 1 else [],
-            page=page,
-            index=INDEX,
-            research_only=tables.RESEARCH_ONLY,
+        text = (
+            _environment()
+            .get_template("page.html")
+            .render(
+                **_style_and_script(),
+                browser=browser,
+                findings=findings,
+                published=tables.published(findings.results, findings.branch_point) if findings else {},
+                intra_rater=paper.INTRA_RATER,
+                graded=self._graded,
+                num_patients=len(set(self._graded.patients)),
+                num_scans=len(set(scans)),
+                pages=pages if len(pages) > 1 else [],
+                page=page,
+                index=INDEX,
+                research_only=tables.RESEARCH_ONLY,
+            )
         )
         write_atomically(self._folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -154,37 +155,23 @@ def prepare_folder(folder: Path) -> None:
         old.unlink()
 
 
-def _by_scan(scans: Sequence[str] | np.ndarray, limit: int) -> Iterator[slice]:
+def _name(page: int) -> str:
+    return f"discs-{page + 1:03d}.html"
+
+
+def _by_scan(scans: np.ndarray, limit: int) -> Iterator[slice]:
     """Stretches of at most `limit` discs that do not split a scan's."""
-    starts = [0, *(np.flatnonzero(scans[1:] != scans[:-1]) + 1).tolist(), len(scans)] if len(scans) else [0]
+    stops = [*(np.flatnonzero(scans[1:] != scans[:-1]) + 1).tolist(), len(scans)] if len(scans) else []
     first = 0
-    for stop, following in zip(starts[1:], [*starts[2:], None], strict=True):
+    for stop, following in zip(stops, [*stops[1:], None], strict=True):
         if following is None or following - first > limit:
             yield slice(first, stop)
             first = stop
 
 
-def _task(task: Task) -> dict:
-    return {"name": task.name, "title": title(task.name), "grades": list(task.grades)}
-
-
 def title(name: str) -> str:
     """A task's name as a reader would write it: `upper_endplate` → `Upper endplate`."""
     return name.replace("_", " ").capitalize()
-
-
-def _comparison(findings: Findings) -> list[dict]:
-    """A row a task of the comparison with the paper's Table 2."""
-    published = tables.published(findings.results, findings.branch_point)
-    return [
-        {
-            "result": result,
-            "estimate": result.estimates["mean_per_class_accuracy"],
-            "paper": published.get(result.task.name),
-            "rater": paper.INTRA_RATER[result.task.name] if result.task.name in published else None,
-        }
-        for result in findings.results
-    ]
 
 
 @functools.cache
@@ -205,15 +192,11 @@ def _environment():
         "mean_over_tasks": tables.mean_over_tasks,
         "percent": tables.percent,
         "number": tables.number,
-        "bins": _filled_bins,
         "coverage_floor": _coverage_floor,
     }
+    environment.globals["zip"] = zip
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
-
-
-def _filled_bins(bins: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[tuple]:
-    """(confidence, accuracy, discs) of every bin that has discs."""
-    return [each for each in zip(*(part.tolist() for part in bins), strict=True) if each[2]]
 
 
 def _coverage_floor(doubt: Doubt) -> int:
@@ -222,35 +205,13 @@ def _coverage_floor(doubt: Doubt) -> int:
     return min(90, int(10 * lowest) * 10)
 
 
-def _style_and_script() -> dict:
+def _style_and_script() -> dict[str, str]:
     """The page's style and script, and the content policy that allows these two and nothing else."""
-    from markupsafe import Markup
-
-    source = {name: _source(name) for name in ("page.css", "page.js")}
-    style, script = (f"'sha256-{_digest(text)}'" for text in source.values())
-    policy = f"default-src 'none'; style-src {style}; script-src {script}; img-src data:; base-uri 'none'; "
-    # The texts are this library's own files, and the digests are of exactly these characters.
-    return {
-        "policy": Markup(policy + "form-action 'none'"),  # noqa: S704
-        "style": Markup(source["page.css"]),  # noqa: S704
-        "script": Markup(source["page.js"]),  # noqa: S704
-    }
-
-
-def _source(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _json(value):
-    """JSON that no text in it can end the script element it stands in."""
-    from markupsafe import Markup
-
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))  # noqa: S704
+    folder = Path(__file__).parent / "templates"
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    policy = f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
+    return {"style": style, "script": script, "policy": policy + "img-src data:; base-uri 'none'; form-action 'none'"}
 
 
 def window_sheet(window: UInt16[np.ndarray, "112 224 9"]) -> str:
