@@ -178,11 +178,7 @@ def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet,
 
 
 def output_folder(arguments: Arguments) -> Path:
-    """Folder for the results.
-
-    Raises:
-        SpinejaxError: no folder was named, and the checkpoint is not a run, which could hold one.
-    """
+    """Folder for the results. Raises SpinejaxError if none is named, and the checkpoint is no run, which has one."""
     if arguments.out is None and not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
         raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
     what = "scan" if arguments.scan else arguments.split

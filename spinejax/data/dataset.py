@@ -54,25 +54,19 @@ def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str],
     """
     if not path.is_file():
         raise SpinejaxError(f"{path}: the manifest lists this shard, but it is missing.")
+    expected = columns(num_tasks, version) | {name: (VOLUME_DTYPES[name], VOLUME_SHAPE) for name in ("volume", *masks)}
     with _faults_named(path):
         file = h5py.File(path, "r", rdcc_nbytes=0)  # a disc is read whole and once: no chunk cache
         try:
-            _check_layout(file, path, num_discs, num_tasks, masks, version)
+            if set(file) != set(expected):
+                raise SpinejaxError(f"{path}: holds {', '.join(sorted(file))}; expected {', '.join(sorted(expected))}.")
+            for name, (dtype, shape) in expected.items():
+                if fault := _fault_of(file, name, dtype, (num_discs, *shape), version):
+                    raise SpinejaxError(f"{path}: {name} {fault}. Make the data set again.")
         except BaseException:
             file.close()
             raise
     return file
-
-
-def _check_layout(
-    file: h5py.File, path: Path, num_discs: int, num_tasks: int, masks: Sequence[str], version: int
-) -> None:
-    expected = columns(num_tasks, version) | {name: (VOLUME_DTYPES[name], VOLUME_SHAPE) for name in ("volume", *masks)}
-    if set(file) != set(expected):
-        raise SpinejaxError(f"{path}: holds {', '.join(sorted(file))}; expected {', '.join(sorted(expected))}.")
-    for name, (dtype, shape) in expected.items():
-        if fault := _fault_of(file, name, dtype, (num_discs, *shape), version):
-            raise SpinejaxError(f"{path}: {name} {fault}. Make the data set again.")
 
 
 def _fault_of(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...], version: int) -> str | None:

@@ -31,12 +31,7 @@ SHARE = 0.8  # of the free memory: the remainder is for a step's own arrays
 
 
 class DeviceCache:
-    """Some rows of a data set, in device memory.
-
-    Args:
-        data: the data set.
-        rows: which of its discs.
-        mesh: the devices. Each host reads all rows and keeps its devices' stretches.
+    """Some rows of a data set, in device memory. Each host reads all rows and keeps its devices' stretches.
 
     Raises:
         SpinejaxError: they do not fit.
@@ -95,12 +90,9 @@ def free_bytes(mesh: Mesh) -> int:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that this process can have: the machine's, within its container's limit.
+    """Memory that this process can have: the machine's, within its container's limit; read from `proc` and `sys`.
 
     The page cache counts as free in both, since the system gives it up when memory is needed.
-
-    Args:
-        root: the folder of `proc` and `sys`.
     """
 
     def number(name: str, field: str = "") -> int:

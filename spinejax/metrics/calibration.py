@@ -24,17 +24,10 @@ _TEMPERATURES = (0.05, 20.0)
 
 
 def fit_temperature(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> float:
-    """The temperature of least log-loss, with a standard normal prior on its logarithm.
+    """The temperature of least log-loss; above 1 where the network is overconfident, and 1 if there is no disc.
 
-    The prior weighs as much as one disc or two. Without it, a validation set without a mistake would make the network
-    certain of everything.
-
-    Args:
-        probabilities: those of one view, or averages over views.
-        labels: all labelled.
-
-    Returns:
-        Above 1 where the network is overconfident; 1 if there is no disc to fit it on.
+    A standard normal prior on its logarithm weighs as much as one disc or two. Without it, a validation set without a
+    mistake would make the network certain of everything. All discs are labelled.
     """
     if not len(labels):
         return 1.0
@@ -62,10 +55,7 @@ def expected_calibration_error(
 ) -> float:
     """The distance of confidence from accuracy, averaged over bins weighted by their discs (Naeini et al., 2015).
 
-    Args:
-        probabilities: of each grade.
-        labels: all labelled, at least one.
-        num_bins: bins of equal width, of confidence from 0 to 1.
+    The bins are of equal width, of confidence from 0 to 1. All discs are labelled, and there is at least one.
     """
     confidence, accuracy, count = reliability(probabilities, labels, num_bins)
     filled = count > 0
@@ -99,15 +89,7 @@ def reliability(
 
 
 def accuracy_when_referring(doubt: Num[np.ndarray, "N"], right: Bool[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """The accuracy of the discs that are kept if the most doubtful are referred to a rater.
-
-    Args:
-        doubt: any measure of it, such as the spread of a grade's probability over views.
-        right: whether the grade is right.
-
-    Returns:
-        At position k, the accuracy of the k + 1 least doubtful discs.
-    """
+    """At position k, the accuracy of the k + 1 least doubtful discs, if the others are referred to a rater."""
     order = np.argsort(doubt, kind="stable")
     return np.cumsum(right[order]) / np.arange(1, len(right) + 1)
 
@@ -116,24 +98,20 @@ def accuracy_when_referring(doubt: Num[np.ndarray, "N"], right: Bool[np.ndarray,
 class Doubt:
     """How far one task's probabilities can be trusted.
 
-    Args:
-        task: the task.
-        n: number of labelled discs.
-        calibration_error: from `expected_calibration_error`.
-        brier: the mean Brier score.
-        bins: from `reliability`.
-        kept: measure of doubt → `accuracy_when_referring`. The measures are "confidence", one minus the grade's
-            probability, and "spread", over the views.
-        accuracy_at: measure of doubt → fraction of the discs kept → their accuracy.
+    The measures of doubt are "confidence", one minus the given grade's probability, and "spread", over the views.
     """
 
     task: Task
     n: int
+    """Number of labelled discs."""
     calibration_error: float
     brier: Estimate
     bins: tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B"], Int[np.ndarray, "B"]]
+    """From `reliability`."""
     kept: Mapping[str, Float[np.ndarray, "N"]]
+    """Measure of doubt → `accuracy_when_referring`."""
     accuracy_at: Mapping[str, Mapping[float, Estimate]]
+    """Measure of doubt → fraction of the discs kept → their accuracy."""
 
     def curve(self, measure: str, num_points: int = 100) -> Float[np.ndarray, "P 2"]:
         """Fraction of the discs that is kept, and their accuracy, at `num_points` points or fewer."""
@@ -166,12 +144,8 @@ def doubt(
 ) -> Doubt:
     """How far one task's probabilities can be trusted, with intervals over patients.
 
-    Args:
-        task: the task.
-        labels: all labelled, at least one.
-        probabilities: of each grade.
-        spread: of the given grade's probability, over the views; all zeros for a single view, and then not used.
-        patients: the patient of each disc.
+    All discs are labelled, and there is at least one. `spread` is that of the given grade's probability over the views;
+    it is not used if it is zero throughout, as for a single view.
     """
     right = probabilities.argmax(1) == labels
     measures = {"confidence": 1 - probabilities.max(1)}

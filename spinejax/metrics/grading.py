@@ -30,24 +30,16 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class TaskResult:
-    """The metrics of one task.
-
-    Args:
-        task: the task.
-        n: number of labelled discs.
-        estimates: statistic → estimate. `mean_per_class_accuracy`, `kappa`, `matthews`, `auc`,
-            `normal_abnormal_accuracy`; for more than two grades also `within_one`.
-        recalls: the accuracy of each grade.
-        grade_n: number of labelled discs of each grade.
-        confusion: labels in rows, predictions in columns.
-    """
+    """The metrics of one task, of which `n` discs are labelled, `grade_n` with each grade."""
 
     task: Task
     n: int
     estimates: dict[str, Estimate]
+    """Statistic of this file → estimate; `within_one` for more than two grades only."""
     recalls: list[Estimate]
     grade_n: list[int]
     confusion: Int[np.ndarray, "C C"]
+    """Labels in rows, predictions in columns."""
 
     def to_json(self) -> dict:
         """The entry of one task in `results.json`; fractions in [0, 1]."""
@@ -135,13 +127,8 @@ def auc(
 ) -> Float[np.ndarray, "R"]:
     """Area under the ROC curve: each grade against the rest, averaged over the grades that occur (for two: the second).
 
-    Args:
-        labels: all labelled.
-        probabilities: of each grade.
-        weights: how often each disc counts, in each of R resamples.
-
-    Returns:
-        For each resample, `sklearn.metrics.roc_auc_score(…, sample_weight=…)`.
+    For each of R resamples, with the number of times that each disc counts as its weight, it is
+    `sklearn.metrics.roc_auc_score(…, sample_weight=…)`. All discs are labelled.
     """
     grades = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     each = np.stack([_binary_auc(labels == grade, probabilities[:, grade], weights) for grade in grades])
@@ -172,18 +159,11 @@ def evaluate_task(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> TaskResult | None:
-    """The metrics of one task. A disc's predicted grade is the most probable one.
+    """The metrics of one task; None if no disc is labelled. A disc's predicted grade is the most probable one.
 
     Args:
-        task: the task.
         labels: grade or `UNLABELLED`; discs without a label are left out.
-        probabilities: of each grade.
-        patients: the patient of each disc.
-        num_resamples: draws for each 95 % interval (percentile bootstrap over patients).
-        seed: seed of the draws.
-
-    Returns:
-        None if no disc is labelled.
+        num_resamples, seed: draws for each 95 % interval (percentile bootstrap over patients), and their seed.
     """
     labelled = labels != UNLABELLED
     if not labelled.any():

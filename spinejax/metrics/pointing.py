@@ -22,20 +22,16 @@ SIDES = {"upper": UPPER_BODY, "lower": LOWER_BODY}
 """A task's prefix → its vertebral body, as numbered in the region mask."""
 
 MEASURES = ("hit", "hit_by_chance", "energy_inside", "lesion_share", "average_precision")
+"""`lesion_share` is the energy that an even map would have inside."""
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """The metrics of one task.
-
-    Args:
-        n: number of discs with a lesion in the window.
-        estimates: measure → estimate, for `MEASURES` (`lesion_share` is what an even map would have inside), and
-            `own_side` for tasks of one vertebral body.
-    """
+    """The metrics of one task, of which `n` discs have a lesion in the window."""
 
     n: int
     estimates: Mapping[str, Estimate]
+    """For `MEASURES`, and `own_side` for tasks of one vertebral body."""
 
     def to_json(self) -> dict:
         """Fractions in [0, 1]; None where a measure is not defined."""
@@ -50,17 +46,14 @@ def point(
     *,
     tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[str, float]:
-    """How one map points at one lesion (the pointing game, Zhang et al., 2016).
+    """How one map points at one lesion (the pointing game, Zhang et al., 2016): measure → value, for `MEASURES`.
+
+    All are NaN if the window has no lesion or the map is empty.
 
     Args:
         map: the hotspot, ≥ 0.
-        lesion: true inside the lesion.
-        affine: the disc's; its columns are as long as its voxels, in mm.
-        slices: the volume's slices inside the scan, first and one past the last: chance draws from these alone.
+        affine, slices: the disc's, as in its shard. Chance draws from the slices inside the scan alone.
         tolerance_mm: a peak this far from the lesion still hits.
-
-    Returns:
-        Measure → value, for `MEASURES`; all NaN if the window has no lesion or the map is empty.
     """
     if not lesion.any() or not map.any():
         return dict.fromkeys(MEASURES, np.nan)
@@ -95,15 +88,8 @@ def own_side(task_name: str, map: Float[np.ndarray, "*shape"], region: Real[np.n
     """The share of a map's energy in the two vertebral bodies that is in the task's own one.
 
     It measures what the paper claims (Fig. 3), that the hotspots of a lower endplate appear in the lower endplate only.
-    It needs a mask of the vertebral bodies but none of lesions. Chance is about a half.
-
-    Args:
-        task_name: "upper_…" or "lower_…".
-        map: the hotspot, ≥ 0.
-        region: 1 in the upper body, 3 in the lower.
-
-    Returns:
-        From 0 to 1; NaN for a task of no side, or where the map is empty in both bodies.
+    It needs the region mask but none of lesions. Chance is about a half. It is NaN for a task whose name begins with
+    neither "upper_" nor "lower_", and where the map is empty in both bodies.
     """
     own = SIDES.get(task_name.split("_")[0])
     if own is None:

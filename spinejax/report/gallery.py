@@ -27,18 +27,12 @@ def write_hotspots(
     seed: int = 0,
     also: Sequence[Callable[[int, np.ndarray], None]] = (),
 ) -> Mapping[str, Pointing]:
-    """Write a stream of hotspots into a folder: `hotspots.h5`, `nifti/`, and the gallery's figures.
+    """Write hotspots into a folder: `hotspots.h5`, `nifti/`, and the gallery's figures. Returns `Gallery.pointing`.
 
     Args:
         stream: from `hotspots.stream`.
-        folder: made if missing.
-        graded: the discs.
         grades, seed: as for `Gallery`.
-        method: how the maps are computed.
         also: called with each disc's row and maps.
-
-    Returns:
-        From `Gallery.pointing`.
     """
     (folder / "nifti").mkdir(parents=True, exist_ok=True)
     data, tasks = graded.data, graded.tasks

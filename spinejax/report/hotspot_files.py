@@ -52,11 +52,9 @@ def write_maps(
     """Stream maps into one HDF5 file, which appears once it is complete; only one disc's maps are in memory.
 
     Args:
-        path: the file.
         discs: each disc's row in the data set, and its maps.
-        data, tasks: the data set, and the network's tasks.
+        tasks: the network's.
         grades: the grade whose evidence was traced, for every row of the data set.
-        method: how the maps were computed.
     """
     dtype, top = (np.int8, 127) if method.signed else (np.uint8, 255)
     names = {name: Column(f"S{getattr(data, name).dtype.itemsize // 4}") for name in ("level", "patient", "scan")}

@@ -43,8 +43,7 @@ class Report:
     """Adds discs one by one, in the order of `graded.rows`; only one page of them is in memory.
 
     Args:
-        folder: for the pages; made if missing. Pages of an earlier report are removed from it.
-        graded: the discs and their grades.
+        folder: made if missing. Pages of an earlier report are removed from it.
         traced: the grades whose evidence the hotspots trace; None without hotspots.
         discs_per_page: the most; but a scan's discs stay together.
 

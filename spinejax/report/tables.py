@@ -23,23 +23,18 @@ OTHER_DATA = "The paper's results are of its own data set and rater, and cannot 
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of an evaluation, without those of single discs.
-
-    Args:
-        about: what was evaluated and how: `split`, `num_views` and more, JSON values.
-        branch_point: the network's.
-        results: the metrics of the tasks that have labels.
-        doubts: how far their probabilities can be trusted.
-        calibration: task name → `calibration.before_and_after`; empty if no temperature was applied.
-        pointing: task name → how well its hotspots point; empty without hotspots or masks.
-    """
+    """The results of an evaluation, without those of single discs."""
 
     about: Mapping[str, Any]
+    """What was evaluated and how: `split`, `num_views` and more, JSON values."""
     branch_point: str | None
     results: Sequence[TaskResult]
+    """Of the tasks that have labels, as are `doubts`."""
     doubts: Sequence[Doubt] = ()
     calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Task name → `calibration.before_and_after`; empty if no temperature was applied."""
     pointing: Mapping[str, Pointing] = field(default_factory=dict)
+    """Task name → how well its hotspots point; empty without hotspots or masks."""
 
     def cautions(self) -> list[str]:
         """What a reader must know about the network and the split before reading the metrics."""
