@@ -14,6 +14,7 @@ from data_prep.detector.chain import best_column
 from data_prep.detector.detect import detect
 from data_prep.detector.grid import OFFSET_MM, PIXEL_MM, normalise, resample
 from data_prep.detector.network import BodyNet
+from data_prep.detector.training import run
 from data_prep.detector.training.augment import random_crop, stack
 from data_prep.detector.training.step import detector_loss
 from data_prep.detector.training.truth import BODY as A_BODY
@@ -350,3 +351,30 @@ def test_weights_come_back_and_damage_is_told(tmp_path):
         weights.load(path)
     with pytest.raises(SpinejaxError, match="cannot be read"):
         weights.load(tmp_path / "none.npz")
+
+
+# A run ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@jax.numpy_dtype_promotion("standard")  # for Optax's schedule
+def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_SAVE_EVERY", 1)
+    recipe = run.Recipe(steps=3, batch_size=1, phantoms=1)
+    run.train_detector(None, tmp_path / "whole.npz", recipe, tell=lambda line: None)
+
+    def interrupt(line):
+        if line.startswith("step 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.train_detector(None, tmp_path / "parts.npz", recipe, tell=interrupt)
+    lines = []
+    run.train_detector(None, tmp_path / "parts.npz", recipe, tell=lines.append)
+    assert lines[0] == "continues from step 2"
+    assert weights.weights_sum(tmp_path / "parts.npz") == weights.weights_sum(tmp_path / "whole.npz")
+
+    with pytest.raises(SpinejaxError, match="other settings"):
+        run.train_detector(None, tmp_path / "parts.npz", run.Recipe(steps=4, phantoms=1), tell=lines.append)
+    with pytest.raises(SpinejaxError, match="Nothing to train on"):
+        run.train_detector(None, tmp_path / "none.npz", run.Recipe(phantoms=0), tell=lines.append)
