@@ -194,7 +194,7 @@ def grade(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
     """The predict step over the 54 views."""
     model, variables = _network(arguments)
     layout = layouts.for_grading(mesh, variables["params"]) if kind == "split" else Layout(mesh)
-    return predict.predict_step.lower(
+    return jax.jit(predict.predict_step, static_argnames=("model", "grid")).lower(
         jax.tree.map(_placed, variables, layout.shardings(variables)),
         _placed(jax.ShapeDtypeStruct((arguments.batch_size, *VOLUME_SHAPE), np.uint16), devices.by_disc(mesh)),
         _placed(jax.eval_shape(lambda: predict.view_set(tta=True)), devices.replicated(mesh)),

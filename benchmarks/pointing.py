@@ -219,11 +219,11 @@ def maps_of(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The map of the first n views, for each number n in `way.num_views`, in one pass."""
     most = max(way.num_views)
-    keys = keys_of(row, -(-most // AT_ONCE) * AT_ONCE)
-    chosen = draw(keys, way.ranges or trained)
+    view_keys, noise_keys = keys_of(row, -(-most // AT_ONCE) * AT_ONCE)
+    chosen = draw(view_keys, way.ranges or trained)
     map, coverage = np.zeros((1, *WINDOW_SHAPE), np.float32), np.zeros(WINDOW_SHAPE, np.float32)
     for first in range(0, most, AT_ONCE):
-        some = jax.tree.map(lambda leaf, first=first: leaf[first : first + AT_ONCE], (keys, chosen))
+        some = jax.tree.map(lambda leaf, first=first: leaf[first : first + AT_ONCE], (noise_keys, chosen))
         each = each_view(*some, variables, volume, jnp.array([grade]), model=model, method=way.method)
         for count, (added, covered) in enumerate(zip(*jax.tree.map(np.asarray, each), strict=True), start=first + 1):
             map += added
@@ -233,10 +233,10 @@ def maps_of(
 
 
 @functools.partial(jax.jit, static_argnames="number")
-def keys_of(row: int, number: int) -> jax.Array:
-    """Keys of a disc's views, the same as `hotspots.hotspot_step` derives from key 0."""
-    key = jax.random.fold_in(jax.random.key(0), row)
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(number))
+def keys_of(row: int, number: int) -> tuple[jax.Array, jax.Array]:
+    """Keys of a disc's views and of their noise, the same as `hotspots.hotspot_step` derives from key 0."""
+    view_keys, noise_key = hotspots.keys_of(jax.random.key(0), row, number)
+    return view_keys, jax.vmap(functools.partial(jax.random.fold_in, noise_key))(jnp.arange(number))
 
 
 draw = jax.jit(jax.vmap(views.sample, in_axes=(0, None)), static_argnums=1)

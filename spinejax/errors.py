@@ -44,7 +44,7 @@ def needs(need: str, extra: str) -> Iterator[None]:
         raise NotInstalledError(need, extra) from error
 
 
-def require_option(condition: bool, name: str, value, expected: str) -> None:
+def require_option(condition: bool, name: str, value: object, expected: str) -> None:
     """Raises SpinejaxError, naming the command's option and its value, unless the condition holds."""
     if not condition:
         raise SpinejaxError(f"Option --{name.replace('_', '-')} is {value}: expected {expected}.")

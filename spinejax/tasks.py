@@ -7,6 +7,7 @@ other scores (SPIDER's, a hospital's) needs no change of code.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from spinejax.errors import SpinejaxError
 
@@ -32,7 +33,7 @@ class Task:
     name: str
     grades: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise SpinejaxError(f"Task name {self.name!r}: expected lower-case letters, digits and underscores.")
         if len(self.grades) < 2 or len(set(self.grades)) != len(self.grades):
@@ -68,12 +69,12 @@ def select(tasks: Sequence[Task], names: Sequence[str]) -> tuple[Task, ...]:
     return tuple(task for task in tasks if not names or task.name in names)
 
 
-def to_json(tasks: Sequence[Task]) -> list[dict]:
+def to_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """The task table as JSON values: `[{"name": …, "grades": […]}, …]`."""
     return [{"name": task.name, "grades": list(task.grades)} for task in tasks]
 
 
-def from_json(values: Sequence[Mapping]) -> tuple[Task, ...]:
+def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Task, ...]:
     """The task table from `to_json`'s values.
 
     Raises:

@@ -27,6 +27,7 @@ ROOMS = {
         "data",
         "training",
         "inference",
+        "api",
         "report",
         "commands",
     ),

@@ -2,21 +2,22 @@
 
 Around one window a grade's unnormalised score is nearly linear in the window's pixels, score ≈ wᵀx + b. The size of a
 pixel's weight, |∂score/∂x|, says how much the pixel matters (Simonyan et al., 2013). A hotspot is the mean of such maps
-over many random views of the disc, each put back to where its view looked. It takes a trained network and nothing else:
-no label, no mask.
+over many random views of the disc, each put back through the inverse view. It needs only a trained network, neither
+labels nor masks.
 
-One forward pass of a view serves every task: the gradients differ in what is sent backwards only.
+All tasks share one forward pass of a view.
 """
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, Shaped
 
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
@@ -27,7 +28,7 @@ from spinejax.parallel.devices import put_batch, put_replicated
 from spinejax.tasks import Task
 
 ONE_PLACE = ViewRanges(angle_deg=0, shift_rows_px=0, shift_columns_px=0, shift_slices=0, scale=0, intensity=0, flip=0)
-"""Ranges of which every sample is the identity view."""
+"""Ranges in which every sample is the identity view."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class Method:
     num_views: int = 32
     """Random views averaged for each disc."""
     views_at_once: int = 32
-    """Views of one disc in memory at once, at most: memory grows with it, and with the discs that share a device."""
+    """At most this many views of a disc are in memory; memory grows with it, and with the discs that share a device."""
     ranges: ViewRanges = field(default_factory=ViewRanges)
-    """What the views are drawn from."""
+    """Ranges of the random views."""
     warp: Literal["inverse", "adjoint"] = "inverse"
-    """Carry a map back through the inverse view, as the paper does, or take the gradient through the view itself."""
+    """Carry a map back through the inverse view (the paper), or take the gradient through the view (adjoint)."""
     signed: bool = False
     """Keep the gradient's sign: positive where a brighter pixel would raise the score."""
     noise: float = 0.0
     """Standard deviation of noise added to each window, in intensity (SmoothGrad, Smilkov et al., 2017)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_views", "views_at_once"):
             if getattr(self, name) < 1:
                 raise SpinejaxError(f"Hotspots: {name} is {getattr(self, name)}, expected 1 or more.")
@@ -56,73 +57,89 @@ class Method:
 
 
 PLAIN_GRADIENT = Method(num_views=1, ranges=ONE_PLACE)
-"""The baseline of Simonyan et al.: the gradient at the identity view, nothing averaged."""
+"""The baseline of Simonyan et al.: the gradient at the identity view."""
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What is explained: a `SpineNet`, or anything with its `tasks` and `apply`."""
+
+    tasks: Sequence[Task]
+
+    def apply(self, variables: Any, windows: jax.Array) -> Any:
+        """Unnormalised grade scores of windows by task name."""
 
 
 def evidence(
-    key: jax.Array,
-    variables: Mapping,
-    volume: jax.Array,
-    slices: jax.Array,
-    grades: jax.Array,
+    key: PRNGKeyArray,
+    variables: Mapping[str, Any],
+    volume: Num[Array | np.ndarray, "192 320 15"],
+    slices: Int[Array | np.ndarray, "2"],
+    grades: Int[Array | np.ndarray, " T"],
     view_set: View,
     *,
-    model: SpineNet,
+    model: Network,
     method: Method = Method(),
-) -> jax.Array:
+) -> Float[Array, "T 112 224 9"]:
     """One disc's maps over given views: Σ map / Σ coverage.
 
     Args:
         key: of the noise, if the method adds any.
         variables: the network's.
-        volume: uint16[192, 320, 15] as stored, or a float array of intensities.
-        slices: int[2]. First and one past the last slice of the volume that lie inside the scan.
-        grades: int[T]. Whose score is traced back, for each of the network's tasks.
-        view_set: views with leading axis V; `method.num_views` and `method.ranges` play no part here.
-        model: the network, or anything with its `tasks` and `apply`.
+        volume: the disc.
+        slices: first and one past the last slice of the volume inside the scan.
+        grades: the grade whose score is traced back, for each of the network's tasks.
+        view_set: views with a leading axis; `method.num_views` and `method.ranges` have no effect here.
+        model: the network.
         method: how.
 
     Returns:
-        float32[T, 112, 224, 9], ≥ 0 unless signed. Zero where no view looked, and in slices outside the scan.
+        Maps, ≥ 0 unless signed. Zero in pixels that no view saw, and in slices outside the scan.
     """
     num_views = view_set.flip.shape[0]
-    at_once = max(n for n in range(1, method.views_at_once + 1) if num_views % n == 0)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_views))
+    chosen = keys, view_set
 
-    def sums(keys, view_set):
+    def sums(keys: jax.Array, view_set: View) -> tuple[jax.Array, jax.Array]:
         each = evidence_of_views(keys, variables, volume, grades, view_set, model=model, method=method)
         return jax.tree.map(lambda leaf: leaf.sum(0), each)
 
-    if num_views == at_once:
-        maps, coverage = sums(keys, view_set)  # on CPU a network runs at half its speed inside a loop
+    num_groups = -(-num_views // method.views_at_once)
+    size = -(-num_views // num_groups)
+    in_groups = num_views // size * size
+    if num_groups == 1:
+        maps, coverage = sums(*chosen)  # on CPU a network runs at half its speed inside a loop
     else:
-        in_chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), (keys, view_set))
+        groups = jax.tree.map(lambda leaf: leaf[:in_groups].reshape(-1, size, *leaf.shape[1:]), chosen)
         nothing = jnp.zeros((len(model.tasks), *WINDOW_SHAPE)), jnp.zeros(WINDOW_SHAPE)
         (maps, coverage), _ = jax.lax.scan(
-            lambda total, chunk: (jax.tree.map(jnp.add, total, sums(*chunk)), None), nothing, in_chunks
+            lambda before, group: (jax.tree.map(jnp.add, before, sums(*group)), None), nothing, groups
         )
+        if in_groups < num_views:
+            rest = sums(*jax.tree.map(lambda leaf: leaf[in_groups:], chosen))
+            maps, coverage = maps + rest[0], coverage + rest[1]
     return mean_evidence(maps, coverage, slices)
 
 
 def evidence_of_views(
-    keys: jax.Array,
-    variables: Mapping,
-    volume: jax.Array,
-    grades: jax.Array,
+    keys: Shaped[PRNGKeyArray, " V"],
+    variables: Mapping[str, Any],
+    volume: Num[Array | np.ndarray, "192 320 15"],
+    grades: Int[Array | np.ndarray, " T"],
     view_set: View,
     *,
-    model: SpineNet,
+    model: Network,
     method: Method = Method(),
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "V T 112 224 9"], Float[Array, "V 112 224 9"]]:
     """What each of some views adds to a disc's maps, put back to the identity window.
 
     Args:
-        keys: of the noise, one a view.
+        keys: of the noise, one per view.
         variables, volume, grades, model, method: as for `evidence`.
         view_set: views with leading axis V.
 
     Returns:
-        Maps float32[V, T, 112, 224, 9], and each view's coverage of each pixel, float32[V, 112, 224, 9].
+        Each view's maps, and its coverage of each pixel.
     """
     windows = jax.vmap(views.take, in_axes=(None, 0))(volume, view_set)
     if method.noise:
@@ -133,43 +150,35 @@ def evidence_of_views(
     return jax.vmap(functools.partial(put_back, signed=method.signed))(gradients, view_set)
 
 
-def mean_evidence(maps: jax.Array, coverage: jax.Array, slices: jax.Array) -> jax.Array:
-    """Σ map / Σ coverage, and nothing where no view looked or the scan has no slice.
-
-    Args:
-        maps: float[T, 112, 224, 9]. Sum over views.
-        coverage: float[112, 224, 9]. Sum over views.
-        slices: int[2], as for `evidence`.
-
-    Returns:
-        float32[T, 112, 224, 9].
-    """
-    # A network has weights for slices outside the scan too, but there is nothing to see there.
-    place = jnp.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
+def mean_evidence(
+    maps: Float[Array | np.ndarray, "T 112 224 9"],
+    coverage: Float[Array | np.ndarray, "112 224 9"],
+    slices: Int[Array | np.ndarray, "2"],
+) -> Float[Array, "T 112 224 9"]:
+    """Σ map / Σ coverage, from both sums over views; 0 where no view looked, and in `slices` outside the scan."""
+    # A network has weights for slices outside the scan too, but their content is not evidence.
+    place = jnp.arange(WINDOW_SHAPE[2]) + views.MARGINS[2]
     inside = (place >= slices[0]) & (place < slices[1])
     seen = (coverage > 0) & inside[None, None]
     return jnp.where(seen[None], maps / jnp.where(seen, coverage, 1)[None], 0)
 
 
-def input_gradients(variables: Mapping, windows: jax.Array, grades: jax.Array, model: SpineNet) -> jax.Array:
-    """The gradient of each task's chosen score with respect to each window, from one forward pass of all.
+def input_gradients(
+    variables: Mapping[str, Any],
+    windows: Float[Array | np.ndarray, "V 112 224 9"],
+    grades: Int[Array | np.ndarray, " T"],
+    model: Network,
+) -> Float[Array, "V T 112 224 9"]:
+    """The gradient of each task's chosen score with respect to each window; all tasks share one forward pass."""
 
-    Args:
-        variables, grades, model: as for `evidence`.
-        windows: float32[V, 112, 224, 9].
-
-    Returns:
-        float32[V, T, 112, 224, 9].
-    """
-
-    def chosen_scores(windows):
-        scores = cast(dict, model.apply(variables, windows))
+    def chosen_scores(windows: jax.Array) -> list[jax.Array]:
+        scores = model.apply(variables, windows)
         # A window's scores depend on that window alone, so the gradient of the sum holds each one's own.
         return [scores[task.name][:, grades[column]].sum() for column, task in enumerate(model.tasks)]
 
     _, backwards = jax.vjp(chosen_scores, windows)
-    # One backward pass a task, not one `vmap` over all: so it is plain to the compiler that a score's gradient does not
-    # go through the other tasks' branches, and gradients of all tasks are not in memory at once.
+    # One backward pass per task, not one `vmap` over all: the compiler then sees that a score's gradient does not pass
+    # through the other tasks' branches, and the gradients of all tasks are not in memory at once.
     one_score = np.eye(len(model.tasks), dtype=np.float32)
     return jnp.stack([backwards(list(chosen))[0] for chosen in one_score], axis=1)
 
@@ -181,22 +190,35 @@ def _inverse(gradients: jax.Array, view: View, *, signed: bool) -> tuple[jax.Arr
 
 
 def _adjoint(gradients: jax.Array, view: View, *, signed: bool) -> tuple[jax.Array, jax.Array]:
-    """The gradient with respect to the volume: each pixel of the window pays back the voxels that it was made of."""
-    pay_back = jax.linear_transpose(
+    """The gradient with respect to the volume, through the view's own interpolation."""
+    to_volume = jax.linear_transpose(
         lambda volume: views.take(volume, view._replace(intensity=jnp.float32(0))),
         jax.ShapeDtypeStruct(VOLUME_SHAPE, jnp.float32),
     )
-    maps = jax.vmap(lambda gradient: central_window(pay_back(gradient)[0]))(gradients)
-    return maps if signed else jnp.abs(maps), central_window(pay_back(jnp.ones(WINDOW_SHAPE))[0])
+    maps = jax.vmap(lambda gradient: central_window(to_volume(gradient)[0]))(gradients)
+    return maps if signed else jnp.abs(maps), central_window(to_volume(jnp.ones(WINDOW_SHAPE))[0])
+
+
+def keys_of(key: PRNGKeyArray, row: Any, num_views: int) -> tuple[Shaped[PRNGKeyArray, " V"], PRNGKeyArray]:
+    """The keys of a disc's random views, and the key of its noise.
+
+    View i is decided by the key, the disc's row and i: with more views, the first ones stay the same.
+    """
+    disc_key = jax.random.fold_in(key, row)
+    noise_key = jax.random.fold_in(disc_key, np.uint32(2**32 - 1))  # no view has this number
+    return jax.vmap(functools.partial(jax.random.fold_in, disc_key))(jnp.arange(num_views)), noise_key
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
 def hotspot_step(
-    key: jax.Array, variables: Mapping, batch: Mapping[str, jax.Array], *, model: SpineNet, method: Method = Method()
-) -> jax.Array:
-    """The maps of a batch of discs. A disc's views depend on the key and its row alone, never on its neighbours.
-
-    Of two methods that differ in `num_views`, one averages over the first views of the other.
+    key: PRNGKeyArray,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, Array | np.ndarray],
+    *,
+    model: Network,
+    method: Method = Method(),
+) -> Float[Array, "N T 112 224 9"]:
+    """The maps of a batch of discs, as by `evidence`. A disc's views do not depend on the other discs (`keys_of`).
 
     Args:
         key: decides the views.
@@ -205,39 +227,35 @@ def hotspot_step(
             the data set.
         model: the network.
         method: how.
-
-    Returns:
-        float32[N, T, 112, 224, 9], as `evidence`.
     """
 
-    def one_disc(volume, slices, grades, row):
-        disc_key = jax.random.fold_in(key, row)
-        view_keys = jax.vmap(functools.partial(jax.random.fold_in, disc_key))(jnp.arange(method.num_views))
+    def one_disc(volume: jax.Array, slices: jax.Array, grades: jax.Array, row: jax.Array) -> jax.Array:
+        view_keys, noise_key = keys_of(key, row, method.num_views)
         view_set = jax.vmap(functools.partial(views.sample, ranges=method.ranges))(view_keys)
-        return evidence(disc_key, variables, volume, slices, grades, view_set, model=model, method=method)
+        return evidence(noise_key, variables, volume, slices, grades, view_set, model=model, method=method)
 
-    return jax.vmap(one_disc)(batch["volume"], batch["slices"], batch["grades"], batch["row"])
+    return jax.vmap(one_disc)(*(jnp.asarray(batch[name]) for name in ("volume", "slices", "grades", "row")))
 
 
 def stream(
-    key: jax.Array,
+    key: PRNGKeyArray,
     model: SpineNet,
-    variables: Mapping,
-    batches: Iterable[dict[str, np.ndarray]],
-    slices: np.ndarray,
-    grades: np.ndarray,
+    variables: Mapping[str, Any],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    slices: Int[np.ndarray, "D 2"],
+    grades: Int[np.ndarray, "D T"],
     mesh: Mesh,
     *,
     method: Method = Method(),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The maps of a stream of batches from `pipeline.eval_batches`; one batch of them is in memory.
+    """The maps of a stream of batches from `data.batches.eval_batches`; one batch of them is in memory.
 
     Args:
         key: decides the views.
         model, variables: the network.
         batches: the discs.
-        slices: int[D, 2]. The data set's column.
-        grades: int[D, T]. Whose score is traced back, for every row of the data set; from `choose_grades`.
+        slices: the data set's column.
+        grades: the grade whose score is traced back, for every row of the data set; from `choose_grades`.
         mesh: the devices that share a batch.
         method: how.
 
@@ -259,16 +277,13 @@ def stream(
 
 def choose_grades(
     tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], chosen: Mapping[str, str] | None = None
-) -> np.ndarray:
-    """Whose score a hotspot traces back: each disc's most probable grade, or one grade for all discs of a task.
+) -> Int[np.ndarray, "M T"]:
+    """The grades whose scores hotspots trace back: each disc's most probable, or one for all discs of a task.
 
     Args:
         tasks: the network's.
         probabilities: task name → float[M, C].
         chosen: task name → grade's name; a task that is not there takes each disc's most probable grade.
-
-    Returns:
-        int[M, T].
 
     Raises:
         SpinejaxError: a task or a grade of `chosen` is unknown.

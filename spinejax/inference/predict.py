@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt16
 
+from spinejax.errors import SpinejaxError
 from spinejax.network import views
 from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import View
@@ -15,36 +17,55 @@ from spinejax.parallel import layout as layouts
 from spinejax.parallel.devices import put_batch, put_replicated, to_host
 
 IN_PLANE_VIEWS = 9
-"""Views of the grid that differ in their rows and columns only, and lie side by side in it."""
+"""Views of the grid that differ in their rows and columns only; they are adjacent in it."""
 
 
-@functools.partial(jax.jit, static_argnames=("model", "average_logits", "grid"))
 def predict_step(
     variables: Mapping,
-    volumes: jax.Array,
+    volumes: UInt16[Array | np.ndarray, "N 192 320 15"],
     view_set: View,
     *,
     model: SpineNet,
     average_logits: bool = False,
     grid: bool = False,
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+) -> tuple[dict[str, Float[Array, "N _"]], dict[str, Float[Array, " N"]]]:
     """Grade probabilities of disc volumes, averaged over a set of views, and how far the views disagree.
 
     Args:
         variables: the network's.
-        volumes: uint16[N, 192, 320, 15].
-        view_set: views with leading axis V, the same for every disc; one at a time is in memory. They may shift and
-            flip only, as those of `view_set` do.
+        volumes: the discs.
+        view_set: views with a leading axis, the same for every disc; one at a time is in memory. They may only shift by
+            whole pixels, and flip.
         model: the network.
         average_logits: average the scores before the softmax instead of the probabilities after it.
         grid: `view_set` is `views.grid()`. Its nine in-plane positions then go through the network at once, and share
             conv1 and pool1, to the same scores; nine views of each disc are in memory.
 
     Returns:
-        Task name → float32[N, C], rows sum to 1; and task name → float32[N], the standard deviation over the views of
-        the probability of the grade that the disc is given.
-    """
+        By task name: probabilities, whose rows sum to 1; and the standard deviation over the views of the probability
+        of the grade that the disc is given.
 
+    Raises:
+        SpinejaxError: `view_set` has other views, or is not the grid though `grid` says so. Inside `jit`, where views
+            have no values yet, neither is checked.
+    """
+    views.refuse_all_but_shifts(view_set)
+    if grid and not _is_grid(view_set):
+        raise SpinejaxError("grid=True: expected the views of `views.grid()`, all 54 in their order.")
+    return _predict_step(variables, volumes, view_set, model=model, average_logits=average_logits, grid=grid)
+
+
+def _is_grid(view_set: View) -> bool:
+    try:
+        return all(map(np.array_equal, view_set, views.grid()))
+    except jax.errors.TracerArrayConversionError:
+        return view_set.flip.shape == (views.NUM_TTA_VIEWS,)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "average_logits", "grid"))
+def _predict_step(
+    variables: Mapping, volumes: jax.Array, view_set: View, *, model: SpineNet, average_logits: bool, grid: bool
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     def one_view(_, view):
         windows = jax.vmap(views.crop, in_axes=(0, None))(volumes, view)
         return None, model.apply(variables, windows)
@@ -84,7 +105,7 @@ def _grid_scores(variables: Mapping, volumes: jax.Array, grid: View, model: Spin
 
 
 def view_set(tta: bool) -> View:
-    """The 54 views of test-time augmentation, or the identity alone; leading axis 54 or 1."""
+    """The 54 views of test-time augmentation, or only the identity; leading axis 54 or 1."""
     return views.grid() if tta else jax.tree.map(lambda leaf: leaf[None], views.identity())
 
 
@@ -97,11 +118,10 @@ def predict(
     tta: bool = False,
     average_logits: bool = False,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Grade a stream of batches from `pipeline.eval_batches`.
+    """Grade a stream of batches from `data.batches.eval_batches`.
 
     Yields:
-        For each batch the rows of its valid discs, int[M], their probabilities, task name → float32[M, C], and the
-        views' spread, task name → float32[M], as `predict_step`.
+        For each batch the rows of its valid discs, int[M], and their probabilities and spread as by `predict_step`.
     """
     layout = layouts.for_grading(mesh, variables["params"])
     variables, model = layout.put(variables), layout.on(model)

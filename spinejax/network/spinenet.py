@@ -83,7 +83,7 @@ class OneDevice:
         """Place a layer's output, after its pool or before its ReLU (fully connected), for the layer that follows."""
         return x
 
-    def convolve(self, layer: str, convolve: Callable[..., jax.Array], *args, **options) -> jax.Array:
+    def convolve(self, layer: str, convolve: Callable[..., jax.Array], *args: Any, **options: Any) -> jax.Array:
         """Call `convolve(*args, **options)`, a layer's convolution, on the devices that hold its kernel."""
         return convolve(*args, **options)
 

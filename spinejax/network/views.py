@@ -1,32 +1,36 @@
 """Views: how one network input is taken out of a disc volume, and how a map over it is put back.
 
-A view is the one idea behind training augmentation, test-time augmentation and hotspots. Sampling a view is random,
-applying one is deterministic; every function here takes one disc and one view, and is made for `jit` and `vmap`.
+Training augmentation, test-time augmentation and hotspots all use views. Sampling a view is random; applying one is
+deterministic. Every function here takes one disc and one view, and works under `jit` and `vmap`.
 
 A window's pixel at q, counted from the window's centre, shows the volume at shift + R(angle) q / scale, counted from
-the volume's centre. That map is affine, however many operations a view composes, and is resampled once, by linear
-interpolation in two one-dimensional passes: along columns, then along rows (Catmull and Smith, 1980). What lies outside
-the volume is 0, like everything outside the scan.
+the volume's centre. That map is affine, and is resampled once, by linear interpolation in two one-dimensional passes:
+along columns, then along rows (Catmull and Smith, 1980). Outside the volume everything is 0, as outside the scan.
+
+Volumes are uint16 as stored (65535 is intensity 1), or floats: intensities in [0, 1].
 """
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
-from spinejax.errors import require_option
+from spinejax.errors import SpinejaxError, require_option
 from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE
 
 TTA_SHIFT_PX = 16
 NUM_TTA_VIEWS = 54
+MARGINS = tuple((outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True))
+"""Rows, columns and slices of a volume on either side of its central window."""
 
 
 @dataclass(frozen=True)
 class ViewRanges:
-    """What random views are drawn from; the defaults are the paper's (Sect. 4, "Data augmentation details")."""
+    """The ranges of random views; the defaults are the paper's (Sect. 4, "Data augmentation details")."""
 
     angle_deg: float = 15.0
     """Rotation by up to this angle either way."""
@@ -45,7 +49,7 @@ class ViewRanges:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_option(0 <= self.angle_deg <= 45, "views.angle_deg", self.angle_deg, "0 to 45")
         require_option(
             0 <= self.shift_slices <= 3, "views.shift_slices", self.shift_slices, "0 to 3, the volume's spare slices"
@@ -60,13 +64,13 @@ class ViewRanges:
 
 
 class View(NamedTuple):
-    """How a window is taken out of a disc volume. Leaves are scalars, or share leading axes for `vmap`.
+    """How a window is taken out of a disc volume. Fields are scalars, or share leading axes for `vmap`.
 
     Args:
-        angle_deg: float. Turns the picture counter-clockwise.
+        angle_deg: float. Turns the image counter-clockwise.
         shift_px: float[2]. Rows and columns of the volume from its centre to the window's.
         shift_slices: int. Slices of the volume from its centre to the window's.
-        scale: float. Above 1 the picture is magnified.
+        scale: float. Above 1 the image is magnified.
         intensity: float. Added to the window.
         flip: bool. Reverses the window's slices, after they are chosen.
     """
@@ -80,16 +84,16 @@ class View(NamedTuple):
 
 
 def identity() -> View:
-    """The view that takes the central window, the paper's plain input, bit for bit."""
+    """The view that takes the central window, the paper's input, bit for bit."""
     zero = jnp.float32(0)
     return View(zero, jnp.zeros(2, jnp.float32), jnp.int32(0), jnp.float32(1), zero, jnp.bool_(False))
 
 
-def sample(key: jax.Array, ranges: ViewRanges = ViewRanges()) -> View:
+def sample(key: PRNGKeyArray, ranges: ViewRanges = ViewRanges()) -> View:
     """One random view, uniform in each range (paper, Sect. 4, "Data augmentation details")."""
     angle, row, column, slices, scale, intensity, flip = jax.random.split(key, 7)
 
-    def symmetric(key, limit):
+    def symmetric(key: jax.Array, limit: float) -> jax.Array:
         return jax.random.uniform(key, minval=-limit, maxval=limit)
 
     return View(
@@ -120,69 +124,87 @@ def grid() -> View:
     )
 
 
-def take(volume: jax.Array, view: View, *, dtype=jnp.float32) -> jax.Array:
-    """The window that a view shows.
+def take(
+    volume: Num[Array | np.ndarray, "192 320 15"], view: View, *, dtype: Any = jnp.float32
+) -> Float[Array, "112 224 9"]:
+    """The window that a view shows, float32.
 
     Args:
-        volume: uint16[192, 320, 15] as stored (65535 is intensity 1), or a float array of intensities.
+        volume: the disc.
         view: one view.
-        dtype: what the window is for. For bfloat16 a TPU resamples in products of bfloat16, as `_by_matrix` says.
+        dtype: of the network that sees the window. For bfloat16 a TPU resamples in bfloat16 (`_by_matrix`).
 
-    Returns:
-        float32[112, 224, 9].
+    Example:
+        >>> volume = np.full((192, 320, 15), 65535, np.uint16)
+        >>> float(take(volume, identity()._replace(intensity=jnp.float32(-0.25))).mean())
+        0.75
     """
-    first = (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2 + view.shift_slices
+    first = MARGINS[2] + view.shift_slices
     slices = jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2)
     centre = [_fixed((VOLUME_SHAPE[axis] - 1) / 2 + view.shift_px[axis]) for axis in (0, 1)]
     window = _resample(slices, view.angle_deg, 1 / view.scale, centre, dtype)
     return jax.lax.platform_dependent(window, view.flip, tpu=_flip, default=_flip_by_index) + view.intensity
 
 
-def crop(volume: jax.Array, view: View) -> jax.Array:
-    """`take` for a view of the grid, bit for bit, at the cost of a copy.
+def crop(volume: Num[Array | np.ndarray, "192 320 15"], view: View) -> Float[Array, "112 224 9"]:
+    """`take` for a view that only shifts by whole pixels within the volume, and flips: bit for bit, for a copy's cost.
 
-    Args:
-        volume: as for `take`.
-        view: one that shifts by whole pixels within the volume and flips; its other fields play no part.
-
-    Returns:
-        float32[112, 224, 9].
+    Raises:
+        SpinejaxError: the view does something else. Inside `jit` views have no values yet, and are not checked.
     """
-    margins = (jnp.array(VOLUME_SHAPE) - jnp.array(WINDOW_SHAPE)) // 2
+    refuse_all_but_shifts(view)
     shift = jnp.append(view.shift_px.astype(jnp.int32), view.shift_slices)
-    window = _intensities(jax.lax.dynamic_slice(volume, margins + shift, WINDOW_SHAPE))
+    window = _intensities(jax.lax.dynamic_slice(volume, jnp.array(MARGINS) + shift, WINDOW_SHAPE))
     return _flip(window, view.flip)
 
 
-def crop_around(volume: jax.Array, view: View) -> jax.Array:
-    """The slices that a view of the grid shows, wide enough in plane for all nine of its in-plane positions.
+def crop_around(volume: Num[Array | np.ndarray, "192 320 15"], view: View) -> Float[Array, "144 256 9"]:
+    """The slices that a view of the grid shows, wide enough in plane for all nine in-plane positions of the grid.
 
-    Args:
-        volume: as for `take`.
-        view: one that shifts by whole slices and flips; its other fields play no part.
+    The window at (0, 0) in it is that of the view at -16 rows and -16 columns. The view's own in-plane shift is not
+    used.
 
-    Returns:
-        float32[144, 256, 9]. The window at (0, 0) in it is that of the view at -16 rows and -16 columns.
+    Raises:
+        SpinejaxError: as for `crop`.
     """
+    refuse_all_but_shifts(view)
     shape = (WINDOW_SHAPE[0] + 2 * TTA_SHIFT_PX, WINDOW_SHAPE[1] + 2 * TTA_SHIFT_PX, WINDOW_SHAPE[2])
-    margins = (jnp.array(VOLUME_SHAPE) - jnp.array(shape)) // 2
-    shift = jnp.append(jnp.zeros(2, jnp.int32), view.shift_slices)
-    around = _intensities(jax.lax.dynamic_slice(volume, margins + shift, shape))
-    return _flip(around, view.flip)
+    first = (MARGINS[0] - TTA_SHIFT_PX, MARGINS[1] - TTA_SHIFT_PX, MARGINS[2] + view.shift_slices)
+    return _flip(_intensities(jax.lax.dynamic_slice(volume, first, shape)), view.flip)
 
 
-def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
+def refuse_all_but_shifts(view: View) -> None:
+    """Check views for `crop`; they may have leading axes.
+
+    Raises:
+        SpinejaxError: a view turns, scales, changes the intensity, or shifts by part of a pixel or beyond the volume.
+    """
+    try:
+        known = jax.tree.map(np.asarray, view)
+    except jax.errors.TracerArrayConversionError:  # inside jit
+        return
+    plain = (known.angle_deg == 0) & (known.scale == 1) & (known.intensity == 0)
+    shift = np.concatenate([known.shift_px, known.shift_slices[..., None]], axis=-1)
+    inside = (shift == np.round(shift)) & (np.abs(shift) <= np.array(MARGINS))
+    if not (plain.all() and inside.all()):
+        raise SpinejaxError(
+            "Views: expected only shifts by whole pixels within the volume, and flips, as in `views.grid()`. "
+            "`views.take` takes any view."
+        )
+
+
+def put_back(
+    map: Float[Array | np.ndarray, "112 224 9 *values"], view: View
+) -> tuple[Float[Array, "112 224 9 *values"], Float[Array, "112 224 9"]]:
     """Carry a map over a view's window back to the identity window, through the inverse view.
 
     Args:
-        map: float[112, 224, 9], or with more axes behind. A value, or several, for each pixel of the window that
-            `take(volume, view)` gives.
-        view: that view. Its intensity plays no part.
+        map: one or several values for each pixel of the window that `take(volume, view)` gives.
+        view: that view. Its intensity has no effect.
 
     Returns:
-        The map, float32 of the same shape, and its coverage, float32[112, 224, 9]: how much of each pixel of the
-        identity window the view saw, from 0 to 1. The map is 0 where the coverage is, and fades with it at the border:
-        averages over views are Σ map / Σ coverage.
+        The map, and its coverage: how much of each pixel of the identity window the view saw, from 0 to 1. The map is 0
+        where the coverage is, and fades with it at the border: averages over views are Σ map / Σ coverage.
     """
     # p = shift + R(angle) q / scale, so q = scale R(-angle) (p - shift).
     cos, sin = _cos_sin(-view.angle_deg, view.scale)
@@ -192,8 +214,8 @@ def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
         _fixed((WINDOW_SHAPE[1] - 1) / 2) + _fixed(sin * row) - _fixed(cos * column),
     ]
     seen = _resample(jnp.ones((*WINDOW_SHAPE[:2], 1), jnp.float32), -view.angle_deg, view.scale, centre)
-    # Values of one pixel lie side by side and move together: several maps cost little more than one.
-    values = map.astype(jnp.float32).reshape(*WINDOW_SHAPE[:2], -1)
+    # The values of a pixel are adjacent and move together: several maps cost little more than one.
+    values = jnp.asarray(map, jnp.float32).reshape(*WINDOW_SHAPE[:2], -1)
     map = _resample(values, -view.angle_deg, view.scale, centre).reshape(map.shape)
     source = jnp.arange(WINDOW_SHAPE[2]) - view.shift_slices
     inside = (source >= 0) & (source < WINDOW_SHAPE[2])
@@ -205,31 +227,28 @@ def put_back(map: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
 
 # One affine map ------------------------------------------------------------------------------------------------------
 
-# Positions are whole numbers of 2⁻²¹ px, so that every computation of one gives the same: a compiler may compute a
-# position twice, once for the pixel's address and once for its weight, and round a float differently each time.
+# Positions are multiples of 2⁻²¹ px, so that every computation of a position gives the same result: a compiler may
+# compute one twice, for the pixel's address and for its weight, and round a float differently each time.
 _FIXED_BITS = 21
 
 
 def _resample(
-    image: jax.Array, angle_deg: jax.Array, scale: jax.Array, centre: list[jax.Array], dtype=jnp.float32
+    image: jax.Array, angle_deg: jax.Array, scale: jax.Array, centre: list[jax.Array], dtype: Any = jnp.float32
 ) -> jax.Array:
     """A window of an image: its pixel at q, counted from its centre, shows the image at centre + scale R(angle) q.
 
-    The first pass moves along the image's rows: every output column gets its place in each row that it crosses. The
-    second moves along the columns that the first has made. It needs cos(angle) away from 0, and views stay near 0°.
+    The first pass resamples the image's rows: every output column gets its position in each row that it crosses. The
+    second resamples the columns that the first has made. Both need cos(angle) well above 0; views stay near 0°.
 
-    Two forms of one definition, equal to rounding. Processors that address memory at will work out each pixel by itself
-    from its four taps, and spare what lies between the passes; TPUs, where such a gather would move hundreds of times
-    the image's bytes, make each pass a product with a banded matrix.
+    There are two forms, equal to rounding. CPUs and GPUs compute each pixel from its four taps, and store nothing
+    between the passes. On TPUs such a gather would move hundreds of times the image's bytes, so each pass is a product
+    with a banded matrix.
 
     Args:
         image: float32[H, W, S], or uint16 as stored.
         angle_deg, scale: float32[].
         centre: row and column in the image, fixed-point int32[] each.
         dtype: as for `take`.
-
-    Returns:
-        float32[112, 224, S].
     """
     cos, sin = _cos_sin(angle_deg, scale)
     half_rows, half_columns = (2 * jnp.arange(size) - (size - 1) for size in WINDOW_SHAPE[:2])
@@ -244,16 +263,16 @@ def _resample(
 
 
 def _by_taps(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array) -> jax.Array:
-    """Output pixel (i, j) lies on row[i, j], and output column j crosses the image's row r at in_row_0[j] - slope r."""
+    """Output pixel (i, j) is on row[i, j], and output column j crosses the image's row r at in_row_0[j] - slope r."""
     height, width, num_slices = image.shape
-    pixels = jnp.asarray(image).reshape(height * width, num_slices)  # as stored: most of the time goes to reading them
+    pixels = jnp.asarray(image).reshape(height * width, num_slices)  # as stored: reading them takes most of the time
 
-    def tap(row, column, weight):
+    def tap(row: jax.Array, column: jax.Array, weight: jax.Array) -> jax.Array:
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         read = pixels.at[jnp.where(inside, row * width + column, 0)].get(mode="promise_in_bounds")
         return _intensities(read) * jnp.where(inside, weight, 0)[:, :, None]
 
-    def along_row(row):
+    def along_row(row: jax.Array) -> jax.Array:
         column, weight = _split(in_row_0[None] - slope * row)
         return tap(row, column, 1 - weight) + tap(row, column + 1, weight)
 
@@ -262,17 +281,17 @@ def _by_taps(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.A
     return along_row(row) * (1 - weight) + along_row(row + 1) * weight
 
 
-def _by_matrices(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array, dtype) -> jax.Array:
+def _by_matrices(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array, dtype: Any) -> jax.Array:
     column = in_row_0[None] - slope * jnp.arange(image.shape[0])[:, None]
     columns = _by_matrix(_intensities(image), column, dtype)
     return _by_matrix(columns.swapaxes(0, 1), row.T, dtype).swapaxes(0, 1)
 
 
-def _by_matrix(image: jax.Array, position: jax.Array, dtype=jnp.float32) -> jax.Array:
+def _by_matrix(image: jax.Array, position: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """One pass: out[r, j] = image[r] at position[r, j], linear, 0 outside; float32[H, J, S] from int32[H, J].
 
-    In bfloat16 positions are rounded to 1/256 px, of which both weights are exact and add up to 1: what is uniform
-    stays so, and an edge moves by 0.002 px at the most. Values are rounded as a network in bfloat16 does anyway.
+    In bfloat16 positions are rounded to 1/256 px, where both weights are exact and add up to 1: a uniform image stays
+    uniform, and an edge moves by at most 0.002 px. Values are rounded as in a bfloat16 network.
     """
     bits = _FIXED_BITS
     if dtype == jnp.bfloat16:
@@ -295,7 +314,7 @@ def _flip(window: jax.Array, flip: jax.Array) -> jax.Array:
 
 
 def _flip_by_index(window: jax.Array, flip: jax.Array) -> jax.Array:
-    """Where a window is still to be worked out, XLA for CPUs would work out both sides of a choice."""
+    """`_flip` for CPUs and GPUs: XLA would compute the window twice, once for each side of a `where`."""
     order = jnp.arange(window.shape[2])
     return jnp.take(window, jnp.where(flip, order[::-1], order), axis=2, mode="clip")
 
@@ -309,7 +328,7 @@ def _cos_sin(angle_deg: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Arr
     return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 
 
-def _fixed(position_px: jax.Array | float) -> jax.Array:
+def _fixed(position_px: jax.Array | np.ndarray | float) -> jax.Array:
     return jnp.round(jnp.asarray(position_px, jnp.float32) * 2**_FIXED_BITS).astype(jnp.int32)
 
 

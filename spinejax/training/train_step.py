@@ -265,7 +265,7 @@ def evaluated(state: TrainState, error: float, config: Config) -> TrainState:
     return state.replace(plateau=plateau)
 
 
-def _keys(key: jax.Array, step: jax.Array) -> jax.Array:
+def _keys(key: jax.Array, step: jax.Array | np.ndarray) -> jax.Array:
     """The keys of a step's views and of its dropout."""
     return jax.random.split(jax.random.fold_in(key, step))
 

@@ -286,6 +286,30 @@ def test_views_go_through_the_network_together(weights, volume):
     assert set(together) == {FEW.views_at_once}
 
 
+@pytest.mark.parametrize(("num_views", "groups"), [(37, {19, 18}), (7, {7}), (47, {24, 23}), (65, {22, 21})])
+def test_any_number_of_views_goes_through_the_network_in_few_groups(weights, volume, num_views, groups):
+    together = []
+
+    @dataclass(frozen=True)
+    class Watched(Linear):
+        def apply(self, variables, windows):
+            together.append(len(windows))
+            return Linear.apply(self, variables, windows)
+
+    chosen = view_set(*[views.identity()] * num_views)
+    maps = evidence(Watched(), weights, volume, chosen, grades=(2, 0), method=Method(views_at_once=32))
+    assert set(together) == groups
+    np.testing.assert_allclose(maps, np.abs([weights["brightness"][2], weights["side"][0]]), rtol=1e-5)
+
+
+def test_noise_and_views_have_keys_of_their_own():
+    view_keys, noise_key = hotspots.keys_of(KEY, 5, 40)
+    noise_keys = jax.vmap(lambda number: jax.random.fold_in(noise_key, number))(jnp.arange(40))
+    parts = jax.vmap(lambda key: jax.random.split(key, 7))(view_keys).ravel()  # what `views.sample` draws from
+    data = np.concatenate([jax.random.key_data(keys) for keys in (view_keys, noise_key[None], noise_keys, parts)])
+    assert len(np.unique(data, axis=0)) == len(data)
+
+
 def test_no_range_is_the_identity():
     jax.tree.map(np.testing.assert_array_equal, views.sample(KEY, ONE_PLACE), views.identity())
 
