@@ -99,17 +99,17 @@ def build(
         made = resuming.begin(out, overwrite=settings.overwrite)
         in_order = list(itertools.chain.from_iterable(shards))
         finished = run(partial(_finish, folder=made, strict=settings.strict), in_order)
-        outcome, files = Outcome(), []
+        outcome, cut = Outcome(), []
         for job, scan in zip(in_order, _with_progress(finished, len(in_order), console), strict=True):
-            files.append(scan.file)
+            cut.append((job, scan.file))
             outcome.notes += scan.notes
             outcome.resumed += scan.resumed
             if scan.failure is not None:
                 outcome.failures[job.name] = scan.failure
         paths = [made / shard_name(index, len(shards)) for index in range(len(shards))]
-        stops = np.cumsum([len(shard) for shard in shards])
-        parts = [files[stop - len(shard) : stop] for shard, stop in zip(shards, stops, strict=True)]
-        summaries = list(run(partial(_assemble, tasks=tasks, masks=masks), paths, shards, parts))
+        parts = iter(cut)
+        scans = [list(itertools.islice(parts, len(shard))) for shard in shards]
+        summaries = list(run(partial(_assemble, tasks=tasks, masks=masks), paths, scans))
         outcome.discs = sum((summary.discs for summary in summaries), Counter())
         try:
             write_manifest(made, summaries, tasks, preprocessing, masks)
@@ -132,8 +132,8 @@ def _with_progress(results: Iterator, total: int, console: Console) -> Iterator:
 
 def _deal(jobs: Sequence[Job], num_shards: int) -> list[list[Job]]:
     """Sort the patients and deal them to the shards in turn; a patient's scans stay together."""
-    by_patient = itertools.groupby(sorted(jobs, key=lambda job: (job.patient, job.scan)), key=lambda job: job.patient)
-    patients = [list(scans) for _, scans in by_patient]
+    in_order = sorted(jobs, key=lambda job: (job.patient, job.scan))
+    patients = [list(scans) for _, scans in itertools.groupby(in_order, key=lambda job: job.patient)]
     num_shards = max(1, min(num_shards, len(patients)))
     return [list(itertools.chain.from_iterable(patients[index::num_shards])) for index in range(num_shards)]
 
@@ -202,20 +202,21 @@ def _full_disk_named(path: Path) -> Iterator[None]:
 # One shard -----------------------------------------------------------------------------------------------------------
 
 
-def _assemble(
-    path: Path, jobs: Sequence[Job], files: Sequence[Path | None], *, tasks: Sequence[Task], masks: Sequence[str]
-) -> ShardSummary:
+_Scans = Sequence[tuple[Job, Path | None]]
+
+
+def _assemble(path: Path, scans: _Scans, *, tasks: Sequence[Task], masks: Sequence[str]) -> ShardSummary:
     with _full_disk_named(path):
-        return write_shard(path, _discs(jobs, files, masks), tasks, masks)
+        return write_shard(path, _discs(scans, masks), tasks, masks)
 
 
-def _discs(jobs: Sequence[Job], files: Sequence[Path | None], masks: Sequence[str]) -> Iterator[Disc]:
+def _discs(scans: _Scans, masks: Sequence[str]) -> Iterator[Disc]:
     """The discs of one scan after the other.
 
     In a data set with masks, the discs of a scan without a mask have empty ones: nothing is known of their pixels.
     """
     empty = {name: np.zeros(VOLUME_SHAPE, MASK_DTYPES[name]) for name in masks}
-    for job, file in zip(jobs, files, strict=True):
+    for job, file in scans:
         if file is None:
             continue
         result = resuming.load_scan(file)

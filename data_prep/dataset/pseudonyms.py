@@ -1,7 +1,7 @@
-"""Pseudonyms: what stands in a shard instead of a patient's or a scan's own name.
+"""Pseudonyms, which replace the names of patients and scans in a shard.
 
-A pseudonym is a keyed hash of the name. Who has the key can find a patient again by hashing his name; who has only the
-data set cannot, not even by trying all names. The key file therefore stays with the user and never enters the data set.
+A pseudonym is a keyed hash of the name. Whoever has the key can find a patient by hashing the name; whoever has only
+the data set cannot, not even by trying all names. So the key file stays with the user and never enters the data set.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True, repr=False)
 class Pseudonyms:
-    """The two hashes of one key. They are separate: a patient and a scan of one name get unlike pseudonyms."""
+    """The two hashes of one key: a patient and a scan of the same name get different pseudonyms."""
 
     key: bytes
 
@@ -38,10 +38,10 @@ def load_or_make_key(path: Path | None, out: Path) -> Pseudonyms:
 
     Args:
         path: the key file; None for `<out>.key`, beside the data set.
-        out: the data set's folder. The key must lie outside of it, or whoever gets the data set gets the key.
+        out: the data set's folder. The key must not be in it, or whoever gets the data set gets the key.
 
     Raises:
-        SpinejaxError: the key would lie inside `out`, others may read it, or it is not a key.
+        SpinejaxError: the key would be inside `out`, others may read it, or it is not a key.
     """
     path = out.resolve().with_name(out.resolve().name + ".key") if path is None else path
     if path.resolve().is_relative_to(out.resolve()):
@@ -49,7 +49,7 @@ def load_or_make_key(path: Path | None, out: Path) -> Pseudonyms:
     if not path.exists():
         _make_key(path)
     if not path.is_file():
-        raise SpinejaxError(f"--key {path}: is no file. Give a key file, or a name under which to make one.")
+        raise SpinejaxError(f"--key {path}: is no file. Give a key file, or the name of a new one.")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise SpinejaxError(f"--key {path}: others may read it. Run `chmod 600` on it.")
     key = path.read_bytes()
@@ -62,7 +62,7 @@ def load_or_make_key(path: Path | None, out: Path) -> Pseudonyms:
 
 def _make_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Created with its final mode and only if new, so that no moment is open to others and no key is ever replaced.
+    # Created with its final mode, and only if new: others can never read it, and no key is replaced.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secrets.token_bytes(_KEY_BYTES))
         file.flush()

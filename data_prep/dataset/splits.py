@@ -20,13 +20,13 @@ def split_patients(
 ) -> dict[str, str]:
     """Deal patients to splits so that each split has its share of patients and of every grade of every task.
 
-    Patients are dealt one by one, those with the rarest grades first, each to the split that then strays least from its
-    share: the sum, over all grades, of (discs it has - discs it should have)² / discs it should have.
+    Patients are dealt one by one, those with the rarest grades first, each to the split that is then closest to its
+    share, by the sum over all grades of (discs it has - discs it should have)² / discs it should have.
 
     Args:
         patients: name → the labels (task → grade) of each of the patient's discs; none for an ungraded patient.
         seed: breaks ties and deals ungraded patients.
-        fractions: split → its share; they add up to 1.
+        fractions: split → its share. They add up to 1.
 
     Returns:
         Patient → split. It depends on the set of patients and the seed, not on their order. Every split has a patient
@@ -50,7 +50,7 @@ def split_patients(
     target = np.outer(room / max(len(names), 1), total_of_grade)
     rarity = (counts / np.maximum(total_of_grade, 1)).sum(1)
     tie = np.random.default_rng(seed).permutation(len(names))
-    # Between splits of equal cost, as all are for an ungraded patient, chance decides.
+    # Chance decides between splits of equal cost, as they all are for an ungraded patient.
     chance = np.random.default_rng([seed, 1]).random((len(names), len(room))) * 1e-9
 
     have = np.zeros_like(target)
@@ -71,7 +71,7 @@ def _count_grades(discs: Iterable[Mapping[str, int]]) -> Counter:
 
 
 def _sizes(number: int, shares: list[float]) -> list[int]:
-    """Patients for each split: its share, rounded by largest remainder, but one at least if there are enough."""
+    """Number of patients per split: its share, rounded by largest remainder, and at least one if there are enough."""
     exact = [number * share for share in shares]
     sizes = [int(value) for value in exact]
     by_remainder = sorted(range(len(shares)), key=lambda split: sizes[split] - exact[split])

@@ -1,9 +1,9 @@
-"""A page of discs to look at: is each one horizontal, centred, front to the left, and are its labels its own?"""
+"""A page of discs, to check that each is horizontal, centred, with its front to the left, and has its own labels."""
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -18,20 +18,17 @@ _REGION_COLOURS = ("tab:orange", "tab:cyan", "tab:green")
 def contact_sheet(data: DataSet, out: Path, *, num_discs: int, seed: int) -> None:
     """Draw the middle slice of some discs, with the outlines of regions and lesions, their level and their grades.
 
-    The dashed frame is the paper's 112×224 window.
+    The dashed frame is the network's window.
 
     Args:
         data: the data set.
         out: a PNG file.
-        num_discs: how many, drawn at random.
-        seed: of the draw.
+        num_discs: number of discs, chosen at random.
+        seed: seed of the choice.
 
     Raises:
         SpinejaxError: no disc was asked for, or `out` does not end in .png.
     """
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     if num_discs < 1 or out.suffix != ".png":
         raise SpinejaxError(f"--discs {num_discs}, --out {out}: expected one disc or more, and a name in .png.")
     rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:num_discs])
@@ -62,12 +59,12 @@ def _draw(ax, data: DataSet, row: int) -> None:
 
 
 def _outline(ax, inside: np.ndarray, colour: str) -> None:
-    if inside.any():  # matplotlib warns of a contour that is nowhere
+    if inside.any():  # matplotlib warns of an empty contour
         ax.contour(inside, levels=[0.5], colors=[colour], linewidths=0.8)
 
 
 def _grades(data: DataSet, row: int) -> str:
-    """The grades that are not the mildest; a task without a label shows as "?"."""
+    """The grades, without those that mean normal; a task without a label shows as "?"."""
     parts = []
     for task, label in zip(data.tasks, data.labels[row], strict=True):
         if label == UNLABELLED:
