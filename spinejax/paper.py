@@ -1,4 +1,4 @@
-"""What Jamaludin, Kadir and Zisserman (MICCAI 2016) published: the figures we stand beside, as data."""
+"""What Jamaludin, Kadir and Zisserman (MICCAI 2016) published, as data."""
 
 TABLE_1 = {
     "pfirrmann": (3862, 1754, 2800, 2415, 1163),

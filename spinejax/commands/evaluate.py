@@ -226,6 +226,8 @@ def grade(job: Job, split: str) -> Graded:
     stream = predict.predict(job.model, job.variables, batches, job.mesh, **how)
     parts = [found for _, *found in with_progress(stream, "grading", len(rows))]
     probabilities, spread = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    if not all(np.isfinite(each).all() for each in probabilities.values()):
+        raise SpinejaxError(f"{job.step}: this network gives probabilities that are not finite. Train it again.")
     return Graded(job.data, rows, tasks, labels_of(job.data, rows, tasks), probabilities, spread)
 
 

@@ -119,7 +119,7 @@ class _Reader:
         share = self.batch_size // self.num_hosts
         rows = self.rows[positions[self.host * share : (self.host + 1) * share]]
         valid = rows != _PADDING
-        stored = np.where(valid, rows, 0)  # the first disc stands in for padding, so that the network sees a real one
+        stored = np.where(valid, rows, 0)  # padding repeats the first disc, so that the network sees a real one
         read = {"volume": self.data.volumes(stored)} if self.volumes else {}
         return read | {
             "labels": self.data.labels[stored][:, self.columns].astype(np.int32),

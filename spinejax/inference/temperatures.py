@@ -1,6 +1,6 @@
 """A checkpoint's temperatures: fitted on validation discs, stored beside the weights, applied when asked for.
 
-`calibration.json` lies in the checkpoint's folder, beside `variables` and `record`, and in the run's export if that has
+`calibration.json` is in the checkpoint's folder, beside `variables` and `record`, and in the run's export if that has
 the same weights. It holds a fit for each way of grading, because each has a calibration of its own. It names the
 weights that it was fitted to and carries its own sha256: temperatures of other weights, or with a flipped digit, are
 refused.

@@ -1,7 +1,7 @@
 """How well hotspots point: maps against masks of the lesions that a grade was given for.
 
-Each measure is one number for each disc and task, so that means come with intervals over patients. Beside it stands
-what chance would give: a map without information often hits a large lesion.
+Each measure is one number for each disc and task, so that means come with intervals over patients. It is
+reported with what chance would give: a map without information often hits a large lesion.
 """
 
 from collections.abc import Mapping, Sequence

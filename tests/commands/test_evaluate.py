@@ -94,7 +94,7 @@ def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, cap
         assert text in printed
 
 
-def test_the_figures_are_those_of_the_predictions(run, tiny, tmp_path):
+def test_the_metrics_are_those_of_the_predictions(run, tiny, tmp_path):
     results, predictions = grade(run, tiny, tmp_path)
     labelled = [line for line in predictions if line["side_label"]]
     labels = np.array([TASKS[1].grades.index(line["side_label"]) for line in labelled])
@@ -104,7 +104,7 @@ def test_the_figures_are_those_of_the_predictions(run, tiny, tmp_path):
     assert results["num_views"] == 1
 
 
-def test_averaging_logits_is_an_option_and_differs(run, tiny, tmp_path):
+def test_averaging_logits_differs_from_averaging_probabilities(run, tiny, tmp_path):
     _, probabilities = grade(run, tiny, tmp_path / "p", tta=True)
     _, logits = grade(run, tiny, tmp_path / "l", tta=True, average="logits")
     column = "brightness_p_dark"
@@ -126,7 +126,7 @@ def test_discs_without_labels_get_predictions_only(run, tmp_path, capsys):
     assert "predictions only" in capsys.readouterr().out
 
 
-def test_the_report_shows_what_the_tables_say_and_no_path(run, tiny, tmp_path, capsys):
+def test_the_report_shows_the_metrics_and_no_path(run, tiny, tmp_path, capsys):
     """With hotspots, of a data set that has no masks."""
     page = tmp_path / "page"
     options = {"hotspots": True, "hotspot": Method(num_views=2), "hotspot_grades": (("side", "back"),)}
@@ -144,7 +144,7 @@ def test_the_report_shows_what_the_tables_say_and_no_path(run, tiny, tmp_path, c
         assert str(path) not in text
 
 
-def test_the_report_works_without_hotspots_and_its_folder_is_tried_first(run, tiny, tmp_path):
+def test_the_report_works_without_hotspots_and_its_folder_is_made_first(run, tiny, tmp_path):
     grade(run, tiny, tmp_path / "out", report=tmp_path / "page")
     text = (tmp_path / "page" / "index.html").read_text()
     assert 'id="window-5"' in text
@@ -159,7 +159,7 @@ def test_the_report_works_without_hotspots_and_its_folder_is_tried_first(run, ti
     ("chosen", "fault"),
     [(("side", "up"), "side has no grade 'up', only front, back"), (("depth", "1"), "unknown task depth")],
 )
-def test_a_task_or_grade_that_the_network_does_not_know_stops_before_the_report(run, tiny, tmp_path, chosen, fault):
+def test_an_unknown_task_or_grade_stops_before_the_report(run, tiny, tmp_path, chosen, fault):
     options = {"hotspots": True, "hotspot_grades": (chosen,), "report": tmp_path / "page"}
     with pytest.raises(SpinejaxError, match=fault):
         grade(run, tiny, tmp_path / "out", **options)
@@ -205,14 +205,14 @@ def test_the_command_exits_with_status_2_and_one_line(tiny):
     assert result.stderr.strip().count("\n") == 0
 
 
-def test_results_land_in_the_run_or_where_they_are_told(run, tiny):
+def test_results_are_written_into_the_run_or_to_out(run, tiny):
     evaluate.main(evaluate.Arguments(checkpoint=run, data=tiny, batch_size=8))
     assert (run / "evaluation-test-1-view" / "results.json").is_file()
     with pytest.raises(SpinejaxError, match="not a whole run: say with --out"):
         evaluate.main(evaluate.Arguments(checkpoint=run / "export", data=tiny, batch_size=8))
 
 
-def test_an_earlier_networks_hotspots_do_not_stay(run, tiny, tmp_path):
+def test_hotspots_of_an_earlier_evaluation_are_removed(run, tiny, tmp_path):
     common = {"checkpoint": run, "data": tiny, "out": tmp_path / "out", "batch_size": 8}
     evaluate.main(evaluate.Arguments(**common, hotspots=True, hotspot=Method(num_views=1)))
     assert (tmp_path / "out" / "hotspots" / "hotspots.h5").is_file()
@@ -252,7 +252,7 @@ def as_found(monkeypatch, happens):
     monkeypatch.setattr(checkpoint, "find", find_then)
 
 
-def test_a_better_step_saved_meanwhile_changes_nothing(run, training, tiny, tmp_path, monkeypatch):
+def test_a_better_step_saved_during_the_evaluation_changes_nothing(run, training, tiny, tmp_path, monkeypatch):
     """Results, weights and temperatures are those of the step that was the best when the evaluation began."""
     folder, save = training
     _, expected = grade(run, tiny, tmp_path / "expected")
@@ -268,7 +268,7 @@ def test_a_better_step_saved_meanwhile_changes_nothing(run, training, tiny, tmp_
         path.unlink()
 
 
-def test_a_step_that_is_deleted_while_the_best_is_looked_for_is_passed_over(training, tiny, tmp_path, monkeypatch):
+def test_a_step_deleted_during_the_search_for_the_best_is_skipped(training, tiny, tmp_path, monkeypatch):
     folder, save = training
     save(3, error=0.1)
     read = saved_step.read_record
@@ -282,11 +282,23 @@ def test_a_step_that_is_deleted_while_the_best_is_looked_for_is_passed_over(trai
     assert grade(folder, tiny, tmp_path / "out")[0]["step"] == 3
 
 
-def test_a_step_that_is_deleted_while_it_is_read_is_one_message(training, tiny, tmp_path, monkeypatch):
+def test_a_step_deleted_while_it_is_read_is_one_message(training, tiny, tmp_path, monkeypatch):
     folder, _ = training
     as_found(monkeypatch, shutil.rmtree)
     with pytest.raises(SpinejaxError, match=r"checkpoints/0: training deleted or replaced .* Evaluate again\."):
         grade(folder, tiny, tmp_path / "out")
+
+
+def test_a_network_whose_probabilities_are_not_finite_is_refused(tiny, tmp_path):
+    options = Config(width=0.02)
+    model = train_step.make_model(options, TASKS)
+    state = train_step.init(jax.random.key(0), model, options, np.full(9, 0.3, np.float32))
+    state = state.replace(params=jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), state.params))
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+    checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.5)
+    checkpoints.close()
+    with pytest.raises(SpinejaxError, match="checkpoints/0: this network gives probabilities that are not finite"):
+        grade(tmp_path / "run", tiny, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +311,7 @@ def test_a_step_that_is_deleted_while_it_is_read_is_one_message(training, tiny, 
         ("train", "validation", True, "trained on the discs of this split"),
     ],
 )
-def test_a_split_that_chose_the_step_or_was_learned_is_said(
+def test_a_split_that_chose_the_step_or_was_trained_on_is_reported(
     training, tiny, tmp_path, capsys, split, chosen_on, same_data, said
 ):
     folder, _ = training
@@ -361,7 +373,7 @@ def raw(tmp_path):
     return {"scan": (tmp_path / "images",), "masks": tmp_path / "masks"}
 
 
-def test_raw_scans_replace_what_raw_scans_left_and_nothing_else(run, tiny, raw, tmp_path):
+def test_raw_scans_replace_only_results_of_raw_scans(run, tiny, raw, tmp_path):
     out = tmp_path / "out"
     evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
     made = {"discs", "levels.png", "predictions.csv", "results.json"}
@@ -387,7 +399,7 @@ def test_raw_scans_replace_what_raw_scans_left_and_nothing_else(run, tiny, raw, 
             shutil.copytree(tiny, tmp_path / "out.discs")
 
 
-def test_the_key_of_raw_scans_is_not_in_the_run_which_is_shared(run, raw, tmp_path):
+def test_the_key_of_raw_scans_is_not_inside_the_run(run, raw, tmp_path):
     evaluate.main(evaluate.Arguments(checkpoint=run, batch_size=8, **raw))
     assert run.with_name("run.key").is_file()
     assert not list(run.rglob("*.key"))
@@ -403,7 +415,7 @@ def test_two_evaluations_into_one_folder_are_refused(run, tiny, tmp_path):
     grade(run, tiny, tmp_path / "out")
 
 
-def test_published_figures_stand_beside_tasks_of_the_same_grades_only():
+def test_published_results_are_shown_for_tasks_of_the_same_grades_only():
     def row(task):
         labels = np.arange(20) % task.num_grades
         result = grading.evaluate_task(task, labels, np.eye(task.num_grades)[labels], np.arange(20), num_resamples=5)

@@ -29,7 +29,7 @@ def test_an_epoch_holds_every_training_disc_once_and_the_next_is_in_another_orde
     assert not np.array_equal(other, epochs[0])
 
 
-def test_going_on_from_a_step_gives_what_would_have_come(data):
+def test_resuming_at_a_step_gives_the_same_batches(data):
     straight = rows(train_batches(data, [0, 1], batch_size=10, seed=1), 9)
     for step in (1, 4, 8):
         resumed = rows(train_batches(data, [0, 1], batch_size=10, seed=1, step=step), 9 - step)
@@ -53,7 +53,7 @@ def test_worker_processes_change_nothing(data):
     batches.close()
 
 
-def test_a_batch_holds_the_discs_it_names(data):
+def test_a_batch_has_the_discs_of_its_rows(data):
     batch = next(train_batches(data, [1], batch_size=8, seed=1))
     assert {name: (value.dtype.name, value.shape) for name, value in batch.items()} == {
         "volume": ("uint16", (8, 192, 320, 15)),
@@ -67,7 +67,7 @@ def test_a_batch_holds_the_discs_it_names(data):
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2])
-def test_evaluation_sees_every_disc_once_in_order_and_pads_with_discs_that_do_not_count(data, num_hosts):
+def test_evaluation_reads_every_disc_once_in_order_and_marks_padding(data, num_hosts):
     wanted = data.rows("train")[:21]
     parts = [
         list(eval_batches(data, wanted, [0], batch_size=8, host=host, num_hosts=num_hosts)) for host in range(num_hosts)
@@ -86,7 +86,7 @@ def test_steps_of_an_epoch():
     assert [num_steps(n, 32) for n in (1, 31, 32, 63, 64)] == [1, 1, 1, 1, 2]
 
 
-def test_more_hosts_than_discs_still_see_each_once(data):
+def test_more_hosts_than_discs_read_each_disc_once(data):
     rows = data.rows("validation")
     parts = [
         next(eval_batches(data, rows, [0], batch_size=16, host=host, num_hosts=16, volumes=False)) for host in range(16)

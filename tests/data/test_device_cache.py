@@ -33,7 +33,7 @@ def same(read, cached):
         np.testing.assert_array_equal(read[name], cached[name])
 
 
-def test_training_batches_are_those_that_are_read_bit_for_bit(data, cache):
+def test_cached_training_batches_equal_those_that_are_read(data, cache):
     mesh = devices.make_mesh()
     options = {"columns": [0, 1], "batch_size": 8, "seed": 5, "step": 2}
     streams = [train_batches(data, **options, volumes=volumes) for volumes in (True, False)]
@@ -44,7 +44,7 @@ def test_training_batches_are_those_that_are_read_bit_for_bit(data, cache):
         stream.close()
 
 
-def test_padded_batches_too(data, cache):
+def test_cached_padded_batches_equal_those_that_are_read(data, cache):
     mesh, rows = devices.make_mesh(), data.rows("validation")
     streams = [eval_batches(data, rows, [1], batch_size=16, volumes=volumes) for volumes in (True, False)]
     (read,), (numbers,) = map(list, streams)
@@ -52,7 +52,7 @@ def test_padded_batches_too(data, cache):
     same(devices.put_batch(read, mesh), cache.put(numbers))
 
 
-def test_each_device_has_its_share_and_a_batch_travels_once(cache):
+def test_each_device_has_its_share_and_a_batch_is_transferred_once(cache):
     voxels = cache._voxels
     assert voxels.nbytes == 30 * 192 * 320 * 15 * 2
     assert {shard.data.nbytes for shard in voxels.addressable_shards} == {voxels.nbytes // 8}
@@ -63,7 +63,7 @@ def test_each_device_has_its_share_and_a_batch_travels_once(cache):
     assert not re.search(r"u16\[[^=]* (all-gather|all-reduce)\(", program)
 
 
-def test_a_disc_that_is_not_there_is_not_another_disc(data, cache):
+def test_a_disc_that_is_not_in_the_cache_is_refused(data, cache):
     batch = next(eval_batches(data, data.rows("test"), [0], batch_size=8, volumes=False))
     with pytest.raises(SpinejaxError, match="not in device memory"):
         cache.put(batch)
@@ -110,12 +110,12 @@ USED = "anon 3\ninactive_anon 5\nactive_anon 7\ninactive_file 200\nactive_file 1
         ),
     ],
 )
-def test_memory_is_what_the_machine_has_and_the_container_leaves(tmp_path, files, free):
+def test_available_memory_is_limited_by_machine_and_container(tmp_path, files, free):
     for name, text in (MEMINFO | files).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert device_cache.available_bytes(tmp_path) == free
 
 
-def test_where_the_system_tells_of_free_pages_alone_these_count(tmp_path):
+def test_without_proc_meminfo_free_pages_are_counted(tmp_path):
     assert device_cache.available_bytes(tmp_path) > 2**20

@@ -96,7 +96,7 @@ def test_same_discs_give_the_same_bytes(made, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
-def test_bytes_do_not_hang_on_who_holds_a_column(made, tmp_path, monkeypatch):
+def test_bytes_do_not_depend_on_references_to_a_column(made, tmp_path, monkeypatch):
     """A profiler's thread, as Dask's workers have one, keeps objects alive at any moment; so does this list."""
     held, resize = [], h5py.Dataset.resize
     monkeypatch.setattr(h5py.Dataset, "resize", lambda self, *a, **k: (held.append(self), resize(self, *a, **k))[1])
@@ -137,7 +137,7 @@ def test_set_without_masks(tmp_path):
         data.mask("region", 0)
 
 
-def test_a_copy_as_workers_get_it_opens_its_own_files(made):
+def test_a_copy_for_a_worker_opens_its_own_files(made):
     data = DataSet(made)
     volume = data.volume(0)
     copied = copy.copy(data)  # by the state that a worker gets
@@ -145,7 +145,7 @@ def test_a_copy_as_workers_get_it_opens_its_own_files(made):
     np.testing.assert_array_equal(copied.volume(0), volume)
 
 
-def test_a_batch_is_the_discs_and_starts_where_no_backend_needs_a_copy(made):
+def test_volumes_are_read_into_aligned_memory(made):
     data = DataSet(made)
     batch = data.volumes(np.array([3, 0, 3]))
     assert batch.ctypes.data % 64 == 0
@@ -352,7 +352,7 @@ def test_flipped_byte_is_found(folder, version):
     assert faults[1].startswith("row 1 (scan scana, L5-S1): ")
 
 
-def test_discs_that_changed_places_are_found(folder):
+def test_swapped_discs_are_found(folder):
     path = first_shard(folder)
     one, other = (chunk_of(path, "volume", row) for row in (0, 1))
     content = bytearray(path.read_bytes())
@@ -374,7 +374,7 @@ def test_flipped_byte_of_another_column_is_found(folder, name):
 
 
 @pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}, {"chunks": (2, *VOLUME_SHAPE)}])
-def test_volumes_that_are_not_stored_as_they_are_are_refused(folder, options):
+def test_compressed_or_chunked_volumes_are_refused(folder, options):
     with h5py.File(first_shard(folder), "r+", libver="latest") as file:
         volume = file["volume"][()]
         del file["volume"]
@@ -424,14 +424,14 @@ def entry(name="discs-00000-of-00002.h5", discs=2, sha256="0" * 64):
         ({"splits": {"train": {}, "validation": {}, "test": {}}}, "damaged"),
     ],
 )
-def test_manifest_that_lies_is_refused(folder, changes, message):
+def test_manifest_with_wrong_content_is_refused(folder, changes, message):
     edit_manifest(folder, **changes)
     with pytest.raises(SpinejaxError, match=message):
         DataSet(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"schema_version": 1}', "\x00\xff"])
-def test_manifest_that_is_none_is_refused(folder, text):
+def test_manifest_that_is_no_manifest_is_refused(folder, text):
     (folder / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(SpinejaxError, match="damaged"):
         DataSet(folder)

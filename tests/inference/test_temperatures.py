@@ -1,4 +1,4 @@
-"""Temperatures that are stored with a checkpoint: where they lie, when they are put to use, and when refused."""
+"""Temperatures that are stored with a checkpoint: where, when they are applied, and when refused."""
 
 import shutil
 
@@ -40,7 +40,7 @@ def a_fit(**changes):
     return temperatures.Fit(**{**parts, "temperatures": {"brightness": 1.5, "side": 2.0}, **changes})
 
 
-def test_what_is_stored_is_read_back_for_its_own_way_of_grading(run):
+def test_temperatures_are_stored_for_each_way_of_grading(run):
     temperatures.store(run, a_fit())
     temperatures.store(run, a_fit(num_views=1, temperatures={"brightness": 3.0, "side": 1.0}))
     temperatures.store(run, a_fit(temperatures={"brightness": 1.25, "side": 2.0}))
@@ -94,7 +94,7 @@ def test_a_temperature_changes_the_probabilities_and_no_grade(tiny):
     assert effect["brightness"]["brier_after"] != effect["brightness"]["brier_before"]
 
 
-def test_evaluate_fits_once_stores_and_then_needs_no_validation_split(run, tiny, tmp_path, capsys):
+def test_evaluate_fits_and_stores_once_and_then_needs_no_validation_split(run, tiny, tmp_path, capsys):
     _, plain = grade(run, tiny, tmp_path / "plain")
     assert not list(run.rglob(CALIBRATION))
     results, first = grade(run, tiny, tmp_path / "first", calibrate=True)
@@ -114,7 +114,7 @@ def test_evaluate_fits_once_stores_and_then_needs_no_validation_split(run, tiny,
         grade(run, tiny, tmp_path / "judged", calibrate=True, split="validation")
 
 
-def test_a_checkpoint_that_cannot_be_written_is_calibrated_all_the_same(run, tiny, tmp_path, monkeypatch, capsys):
+def test_a_read_only_checkpoint_is_calibrated_too(run, tiny, tmp_path, monkeypatch, capsys):
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_cannot_be_written_is_calibrated_all_the_same(run, tin
     assert "cannot be stored with the checkpoint: Read-only file system" in capsys.readouterr().out
 
 
-def test_temperatures_are_not_stored_with_a_checkpoint_that_was_deleted_or_replaced_meanwhile(run, tiny, tmp_path):
+def test_temperatures_are_not_stored_with_a_deleted_or_replaced_checkpoint(run, tiny, tmp_path):
     folder = checkpoint.find(run)
     before = weights_digest(folder)
     change_weights(folder)

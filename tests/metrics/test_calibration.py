@@ -10,7 +10,7 @@ from spinejax.tasks import Task
 TASK = Task("narrowing", ("no", "yes"))
 
 
-def honest(n=20000, grades=4, seed=0):
+def calibrated(n=20000, grades=4, seed=0):
     """Probabilities, and labels drawn from them."""
     rng = np.random.default_rng(seed)
     probabilities = softmax(rng.normal(size=(n, grades)) * 2, axis=1)
@@ -20,24 +20,24 @@ def honest(n=20000, grades=4, seed=0):
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_the_fitted_temperature_undoes_a_known_one(temperature):
-    probabilities, labels = honest()
+    probabilities, labels = calibrated()
     sharpened = calibration.at_temperature(probabilities, 1 / temperature)
     assert calibration.fit_temperature(sharpened, labels) == pytest.approx(temperature, rel=0.03)
     np.testing.assert_allclose(calibration.at_temperature(sharpened, temperature), probabilities, rtol=1e-6)
 
 
-def test_fitting_mends_the_calibration_and_changes_no_grade():
-    probabilities, labels = honest()
-    too_sure = calibration.at_temperature(probabilities, 0.3)
-    mended = calibration.at_temperature(too_sure, calibration.fit_temperature(too_sure, labels))
+def test_fitting_improves_the_calibration_and_changes_no_grade():
+    probabilities, labels = calibrated()
+    overconfident = calibration.at_temperature(probabilities, 0.3)
+    fitted = calibration.at_temperature(overconfident, calibration.fit_temperature(overconfident, labels))
     for measure in (calibration.expected_calibration_error, lambda p, l: calibration.brier(p, l).mean()):
-        assert measure(mended, labels) < measure(too_sure, labels)
-    assert calibration.expected_calibration_error(too_sure, labels) > 0.1
-    assert calibration.expected_calibration_error(mended, labels) < 0.015
-    np.testing.assert_array_equal(mended.argmax(1), too_sure.argmax(1))
+        assert measure(fitted, labels) < measure(overconfident, labels)
+    assert calibration.expected_calibration_error(overconfident, labels) > 0.1
+    assert calibration.expected_calibration_error(fitted, labels) < 0.015
+    np.testing.assert_array_equal(fitted.argmax(1), overconfident.argmax(1))
 
 
-def test_worked_by_hand():
+def test_calibration_of_a_small_example():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.0, 1.0]])
     labels = np.array([0, 1, 1, 1])
     np.testing.assert_allclose(calibration.brier(probabilities, labels), [0.02, 1.28, 0.18, 0])
@@ -55,23 +55,23 @@ def test_certainty_has_a_finite_loss():
     assert calibration.fit_temperature(probabilities, np.array([0, 1, 1])) > 5
 
 
-def test_a_set_without_a_mistake_makes_nobody_certain():
+def test_a_set_without_a_mistake_does_not_make_the_network_certain():
     probabilities = np.tile([[0.98, 0.02], [0.03, 0.97]], (60, 1))
     temperature = calibration.fit_temperature(probabilities, np.tile([0, 1], 60))
     assert 0.3 < temperature < 1
 
 
-def test_referring_the_doubtful():
+def test_accuracy_when_the_doubtful_are_referred():
     doubt, right = np.array([0.9, 0.1, 0.5, 0.2]), np.array([False, True, False, True])
     np.testing.assert_allclose(calibration.accuracy_when_referring(doubt, right), [1, 1, 2 / 3, 1 / 2])
 
 
 @pytest.mark.parametrize("grades", [2, 4])
-def test_reliability_and_brier_are_scikit_learns(grades):
+def test_reliability_and_brier_equal_scikit_learn(grades):
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import brier_score_loss
 
-    probabilities, labels = honest(n=3000, grades=grades, seed=1)
+    probabilities, labels = calibrated(n=3000, grades=grades, seed=1)
     confidence, accuracy, count = calibration.reliability(probabilities, labels)
     right = probabilities.argmax(1) == labels
     theirs = calibration_curve(right, probabilities.max(1), n_bins=calibration.NUM_BINS)
@@ -81,7 +81,7 @@ def test_reliability_and_brier_are_scikit_learns(grades):
     assert brier == pytest.approx(brier_score_loss(labels, probabilities, scale_by_half=False, labels=range(grades)))
 
 
-def test_doubt_of_one_task_worked_by_hand():
+def test_doubt_of_a_small_example():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     labels, patients = np.array([0, 1, 1, 0]), np.array(["a", "a", "b", "b"])
     spread = np.array([0.2, 0.1, 0.3, 0.0])
@@ -95,9 +95,9 @@ def test_doubt_of_one_task_worked_by_hand():
     assert found.accuracy_at["spread"][0.5].value == 0.5
     at_all = found.accuracy_at["spread"][1.0]
     assert (at_all.value, at_all.low, at_all.high) == (0.5, 0, 1)  # patient a is all right, b all wrong
-    told = found.to_json()["referring"]
-    assert told["confidence"]["curve"] == [[0.25, 1], [0.5, 1], [0.75, 0.666667], [1, 0.5]]
-    assert told["confidence"]["accuracy_at_coverage"]["0.5"]["value"] == 1
+    referring = found.to_json()["referring"]
+    assert referring["confidence"]["curve"] == [[0.25, 1], [0.5, 1], [0.75, 0.666667], [1, 0.5]]
+    assert referring["confidence"]["accuracy_at_coverage"]["0.5"]["value"] == 1
 
 
 def test_a_single_view_has_no_doubt_by_spread():
@@ -106,7 +106,7 @@ def test_a_single_view_has_no_doubt_by_spread():
 
 
 def test_the_curve_of_many_discs_is_thinned_and_keeps_its_ends():
-    probabilities, labels = honest(n=5000, grades=2)
+    probabilities, labels = calibrated(n=5000, grades=2)
     found = calibration.doubt(TASK, labels, probabilities, np.zeros(5000), np.arange(5000).astype(str))
     curve = found.curve("confidence")
     assert curve.shape == (100, 2)

@@ -65,7 +65,7 @@ def test_average_precision_equals_scikit_learn(ties):
     assert pointing.average_precision(map, lesion) == pytest.approx(expected)
 
 
-def test_no_lesion_or_no_map_is_no_measure(lesion):
+def test_measures_are_nan_without_a_lesion_or_a_map(lesion):
     for map, mask in ((dot(1, 1, 1), np.zeros_like(lesion)), (np.zeros(WINDOW_SHAPE), lesion)):
         assert np.isnan(list(pointing.point(map, mask, AFFINE, ALL).values())).all()
 

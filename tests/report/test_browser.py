@@ -113,7 +113,7 @@ def page(chromium, address):
     return Page(chromium, address)
 
 
-def test_it_loads_without_a_word_on_the_console_and_without_a_request(page, address):
+def test_it_loads_without_console_messages_and_requests(page, address):
     page.press("picture", *(["\ue014"] * 3), "\ue015", "t", "o", "n")
     assert page.driver.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
@@ -122,7 +122,7 @@ def test_it_loads_without_a_word_on_the_console_and_without_a_request(page, addr
     assert {url for url in asked if not url.startswith("data:")} == {address}
 
 
-def test_the_policy_stops_what_the_page_does_not_bring_along(page):
+def test_the_policy_blocks_other_scripts(page):
     page.run('window.hit = 0; const s = document.createElement("script"); s.text = "hit = 1"; document.body.append(s);')
     assert page.run("return hit") == 0
     page.run('const i = new Image(); i.onerror = () => { hit = 2 }; i.src = "http://127.0.0.1:9/x.png";')
@@ -148,7 +148,7 @@ def test_the_slider_and_the_arrows_change_the_picture(page):
 
 
 def test_the_picture_is_the_window_as_the_network_sees_it(page, data):
-    """Head above, front to the left: the bright square of "front" discs stands left of the middle."""
+    """Superior up, anterior left: the bright square of "front" discs is left of the middle."""
     page.press("overlay", " ")
     for place, row in enumerate(data.rows("test")):
         page.run(f"chooseDisc({place})")
@@ -163,7 +163,7 @@ def test_the_picture_is_the_window_as_the_network_sees_it(page, data):
 TASK_SIDE = ("front", "back")
 
 
-def test_the_overlay_toggles_and_its_opacity_counts(page):
+def test_the_overlay_toggles_and_has_an_opacity(page):
     page.run("chooseSlice(4)")
     with_map = page.picture()
     assert np.ptp(with_map, axis=2).max() > 60  # it is coloured
@@ -180,7 +180,7 @@ def test_the_overlay_toggles_and_its_opacity_counts(page):
     assert "what moved the score of brightness" in page.find("traced").text
 
 
-def test_filters_choose_and_orders_sort(page, data):
+def test_filters_and_orders_of_the_list(page, data):
     graded, _ = made_up(data)
     assert len(page.listed()) == 9
     page.choose("scan", str(data.scan[graded.rows[3]]))
@@ -208,7 +208,7 @@ def test_filters_choose_and_orders_sort(page, data):
     np.testing.assert_array_equal(page.state("shown"), np.argsort(-graded.spread["brightness"]))
 
 
-def test_the_list_is_walked_by_keys_and_says_where_it_is(page):
+def test_the_list_works_with_keys_and_marks_the_current_disc(page):
     page.press("list", "\ue015", "\ue015")
     assert page.state("disc") == 2
     chosen = page.driver.find_elements("css selector", '#list [aria-selected="true"]')
@@ -223,7 +223,7 @@ def test_the_list_is_walked_by_keys_and_says_where_it_is(page):
     assert page.find("task-name").text == "Side"
 
 
-def test_tab_reaches_every_control_and_focus_is_seen(page):
+def test_tab_reaches_every_control_and_focus_is_visible(page):
     seen, outlines = [], []
     page.run("document.activeElement.blur()")
     for _ in range(40):
@@ -246,7 +246,7 @@ def test_every_control_has_a_name(page):
     assert unnamed == []
 
 
-def test_the_rater_stands_beside_the_network(page, data):
+def test_the_raters_grade_is_beside_the_networks(page, data):
     row = data.rows("test")[0]
     label = data.labels[row, 0]
     lines = page.driver.find_elements("css selector", "#chances tbody tr")
@@ -271,7 +271,7 @@ def test_it_works_without_hotspots(chromium, data, tmp_path):
     assert page.driver.get_log("browser") == []
 
 
-def test_pages_of_a_large_set_lead_to_one_another(chromium, data, tmp_path):
+def test_pages_of_a_large_set_link_to_one_another(chromium, data, tmp_path):
     page = Page(chromium, (write(tmp_path, data, discs_per_page=3)[0].parent / "discs-002.html").as_uri())
     assert len(page.listed()) == 3
     links = [link.get_attribute("href") for link in page.driver.find_elements("css selector", ".pages a")]

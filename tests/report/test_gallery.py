@@ -73,7 +73,7 @@ def evaluated(run, data, out, monkeypatch, **options):
     return out / "hotspots"
 
 
-def test_evaluate_writes_maps_figures_and_how_well_they_point(run, data, tmp_path, monkeypatch, capsys):
+def test_evaluate_writes_maps_figures_and_pointing(run, data, tmp_path, monkeypatch, capsys):
     chosen = (("upper_marrow", "abnormal"),)
     folder = evaluated(run, data, tmp_path / "out", monkeypatch, hotspot_grades=chosen, calibrate=True)
     with h5py.File(folder / "hotspots.h5") as file:
@@ -102,7 +102,7 @@ def test_evaluate_writes_maps_figures_and_how_well_they_point(run, data, tmp_pat
     assert "Hotspots against lesion masks" in capsys.readouterr().out
 
 
-def test_a_grade_that_is_not_there_stops_before_anything_is_written(run, data, tmp_path, monkeypatch):
+def test_an_unknown_grade_stops_before_anything_is_written(run, data, tmp_path, monkeypatch):
     with pytest.raises(SpinejaxError, match="upper_marrow has no grade '3', only normal, abnormal"):
         evaluated(run, data, tmp_path / "out", monkeypatch, hotspot_grades=(("upper_marrow", "3"),))
     assert not (tmp_path / "out").exists()
@@ -113,7 +113,7 @@ def test_calibration_is_not_judged_on_the_discs_it_was_fitted_to(run, data, tmp_
         evaluated(run, data, tmp_path, monkeypatch, hotspots=False, calibrate=True, split="validation")
 
 
-def test_a_perfect_map_gets_perfect_figures_and_means_weigh_discs_alike(data, tmp_path):
+def test_a_perfect_map_has_perfect_measures_and_means_weigh_discs_equally(data, tmp_path):
     """The lesion itself as the map, a thousand times steeper in one disc than in another."""
     grades = np.tile([1, 0], (len(data), 1))
     gallery = Gallery(data, TASKS, grades, np.arange(3))

@@ -71,7 +71,7 @@ def centroid_mm(map, affine):
     return (affine @ [*hot, 1])[:3]
 
 
-def test_a_planted_lesion_lies_at_its_place_in_the_patient(planted, data, maps, tmp_path):
+def test_a_planted_lesion_is_at_its_place_in_patient_space(planted, data, maps, tmp_path):
     _, _, lesion_lps_mm = planted
     hotspot_files.write_nifti(tmp_path, data, 0, TASKS, maps[0])
     image = nibabel.load(tmp_path / f"p1-t2_{LEVEL}_brightness.nii.gz")
@@ -92,7 +92,7 @@ def test_window_affine_is_that_of_the_central_window(data):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_hdf5_gives_the_maps_back_to_eight_bits(data, maps, tmp_path, signed):
+def test_hdf5_keeps_the_maps_to_eight_bits(data, maps, tmp_path, signed):
     written = maps[0] * np.where(signed & (np.arange(9) % 2), -1, 1).astype(np.float32)
     written[1] = 0
     path = tmp_path / "hotspots.h5"
@@ -106,7 +106,7 @@ def test_hdf5_gives_the_maps_back_to_eight_bits(data, maps, tmp_path, signed):
         np.testing.assert_array_equal(file["affine"][0], hotspot_files.window_affine(data.affine[0]))
 
 
-def test_a_scans_name_leads_to_no_other_folder(maps, tmp_path):
+def test_a_scan_name_with_a_path_is_refused(maps, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     disc = a_disc(np.random.default_rng(0), "p1", LEVEL, "test", scan="../p1")

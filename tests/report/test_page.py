@@ -69,7 +69,7 @@ def picture(text, name):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(embedded(text, name)))).convert("L"))
 
 
-def test_the_page_holds_the_figures_and_every_disc(data, tmp_path):
+def test_the_page_has_the_metrics_and_every_disc(data, tmp_path):
     path, graded = write(tmp_path, data)
     text = path.read_text()
     for words in ("Summary", "Agreement with the rater", "Confidence", "Research use only", "not proven pathology"):
@@ -117,7 +117,7 @@ def test_the_policy_allows_the_one_script_and_style_and_no_request(data, tmp_pat
     assert "https://" not in text
 
 
-def test_no_name_and_no_path_of_a_source_enters(data, tmp_path):
+def test_the_page_has_no_name_and_no_path_of_a_source(data, tmp_path):
     folder = tmp_path / f"{PLANTED}-report"
     write(folder, data, discs_per_page=3)
     for path in folder.iterdir():
@@ -127,7 +127,7 @@ def test_no_name_and_no_path_of_a_source_enters(data, tmp_path):
         assert str(data.folder.parent) not in text
 
 
-def test_words_of_a_task_table_are_text_not_markup(tmp_path):
+def test_words_of_a_task_table_are_escaped(tmp_path):
     odd = (Task("side", ("</script><b>x", 'b"<i>')), Task("other", ("a&b", "c")))
     rng = np.random.default_rng(0)
     disc = a_disc(rng, "p0", "L5-S1", "test", labels={"side": 0, "other": 1})
@@ -199,12 +199,12 @@ def test_300_discs_with_six_maps_stay_below_25_megabytes(grain):
     assert DISCS_PER_PAGE * (WINDOW_BYTES + 6 * MAP_BYTES + facts_bytes) < 25e6
 
 
-def test_a_map_of_nothing_is_dark():
+def test_an_empty_map_is_dark():
     sheet = map_sheet(np.zeros((2, *WINDOW_SHAPE), np.float32))
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet))).convert("L")).max() < 3
 
 
-def test_discs_out_of_turn_are_a_fault_of_ours(data, tmp_path):
+def test_discs_in_another_order_are_a_programming_error(data, tmp_path):
     graded, _ = made_up(data)
     page = Report(tmp_path, graded)
     with pytest.raises(ValueError, match="is not the next disc"):
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_made_is_named(data, tmp_path):
         Report(tmp_path / "file" / "out", made_up(data)[0])
 
 
-def test_the_papers_tasks_stand_beside_its_table_2(tmp_path):
+def test_the_papers_tasks_are_compared_with_its_table_2(tmp_path):
     rng = np.random.default_rng(0)
     labels = [{task.name: n % task.num_grades for task in PAPER_TASKS} for n in range(6)]
     discs = [a_disc(rng, f"p{n}", "L5-S1", "test", labels=each) for n, each in enumerate(labels)]
