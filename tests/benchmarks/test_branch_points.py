@@ -1,4 +1,4 @@
-"""The table of branch points: which networks it trains, what it judges them on, and that it goes on where it was."""
+"""The table of branch points: its networks, their test splits, and continuing after an interruption."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ ACCURACY = {"validation": 0.7, "test": 0.9}
 
 @pytest.fixture
 def commands(monkeypatch):
-    """The commands that are run; in their place, folders appear as they would leave them."""
+    """The commands that are run. They are replaced by functions that make the folders they would leave."""
     seen = []
 
     def pretend(*command):
@@ -38,7 +38,7 @@ def arguments(tmp_path, **options):
     return branch_points.Arguments(tmp_path / "discs", tmp_path / "runs", branch_points=("conv5", "none"), **options)
 
 
-def test_each_branch_point_is_trained_twice_and_judged_on_the_split_that_did_not_decide(tmp_path, commands):
+def test_each_branch_point_is_trained_twice_and_tested_on_the_other_split(tmp_path, commands):
     branch_points.main(arguments(tmp_path, every="--distributed --start-seconds 600", options=("--width", "1")))
     trainings = [options for script, options in commands if script == "train.py"]
     assert len(trainings) == 2 * 2 * 2
@@ -52,7 +52,7 @@ def test_each_branch_point_is_trained_twice_and_judged_on_the_split_that_did_not
             assert {judged, decided[options[options.index("--checkpoint") + 1]]} == {"validation", "test"}
 
 
-def test_a_training_that_was_told_to_stop_is_not_judged(tmp_path, commands, monkeypatch):
+def test_a_stopped_training_is_not_graded(tmp_path, commands, monkeypatch):
     monkeypatch.setattr(branch_points, "run_script", lambda *command: commands.append(command))
     with pytest.raises(SystemExit, match="stopped before its end"):
         branch_points.main(arguments(tmp_path))
@@ -67,7 +67,7 @@ def test_commands_run_in_the_repository_with_the_callers_paths(tmp_path, monkeyp
     assert seen == [([sys.executable, "train.py", "--data", str(tmp_path / "discs"), "--epochs", "3"], running.ROOT)]
 
 
-def test_what_is_finished_is_not_run_again(tmp_path, commands):
+def test_finished_parts_are_not_run_again(tmp_path, commands):
     branch_points.main(arguments(tmp_path))
     first = len(commands)
     (tmp_path / "runs" / "none-views-1" / "judged-54" / "results.json").unlink()
@@ -92,7 +92,7 @@ def test_the_table_holds_mean_and_standard_deviation_of_the_two(tmp_path, comman
     assert (tmp_path / "runs" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_options_without_views_leave_no_range_open():
+def test_without_views_every_range_is_zero():
     options = branch_points.no_views()
     names = [name.removeprefix("--views.").replace("-", "_") for name in options[::2]]
     assert ViewRanges(**dict.fromkeys(names, 0)) == ViewRanges(0, 0, 0, 0, 0, 0, 0)

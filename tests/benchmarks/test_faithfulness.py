@@ -1,4 +1,4 @@
-"""Deletion, insertion and the randomisation check, on networks that look at one known place."""
+"""Deletion, insertion and the randomisation check, on networks that see one known place."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ def curves(maps):
     return faithfulness.deletion_and_insertion(VARIABLES, window, jnp.asarray(maps), grades, model=Looks())
 
 
-def test_the_right_map_takes_the_evidence_away_at_once_and_the_opposite_map_last():
+def test_the_right_map_removes_the_evidence_first_and_the_opposite_map_last():
     right = np.zeros((2, *WINDOW_SHAPE), np.float32)
     right[0, :32, :32, 2], right[1, 64:96, 128:160, 6] = 1, 1
     sure, half = 1 / (1 + np.exp(-10)), 0.5
@@ -48,7 +48,7 @@ def test_the_right_map_takes_the_evidence_away_at_once_and_the_opposite_map_last
     assert (swapped[:, 1] > half + 0.4).all()
 
 
-def test_forgetting_keeps_the_numbers_and_loses_their_places():
+def test_forgetting_shuffles_the_weights():
     params = {"conv1": {"kernel": jnp.arange(60.0).reshape(3, 4, 5), "bias": jnp.zeros(5)}}
     variables = {"params": params, "constants": {"slice_mean": jnp.arange(9.0)}}
     forgotten = faithfulness.forget(jax.random.key(0), variables)
@@ -58,7 +58,7 @@ def test_forgetting_keeps_the_numbers_and_loses_their_places():
     np.testing.assert_array_equal(forgotten["constants"]["slice_mean"], np.arange(9))
 
 
-def test_similarity_is_spearmans_over_what_either_shows():
+def test_similarity_is_spearmans_over_voxels_with_evidence_in_either_map():
     rng = np.random.default_rng(0)
     map = rng.random(WINDOW_SHAPE)
     other = map + rng.random(WINDOW_SHAPE)

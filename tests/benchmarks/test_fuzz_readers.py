@@ -13,7 +13,7 @@ CASES = 25  # of each format
 
 @pytest.fixture(scope="module")
 def printed():
-    """What is found with warnings as errors, as in all tests."""
+    """What the benchmark prints, with warnings as errors, as in all tests."""
     environment = os.environ | {"PYTHONWARNINGS": "error"}
     cases = ["--cases", str(CASES * len(FORMATS)), "--seed", "7"]
     command = [sys.executable, "-m", "benchmarks.fuzz_readers", *cases]
@@ -23,7 +23,7 @@ def printed():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutated_files_give_a_scan_or_our_own_error(printed, name):
-    """A few of the cases that `benchmarks/fuzz_readers.py` runs by the thousand, in processes that may die."""
+    """A few of the cases of `benchmarks/fuzz_readers.py`, in a child process."""
     counts = re.search(rf"^{re.escape(name)} +scan +(\d+) told +(\d+) FAULT +0$", printed, re.MULTILINE)
     assert counts, printed
     scans, told = map(int, counts.groups())

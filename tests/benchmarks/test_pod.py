@@ -1,4 +1,4 @@
-"""What is read off a compiled program, on lines as the compiler writes them."""
+"""Figures from a compiled program, on lines as the compiler writes them."""
 
 import json
 
@@ -29,12 +29,12 @@ PIECEWISE = """
 """
 
 
-def test_one_that_is_carried_out_in_pieces_is_counted_once():
+def test_a_collective_in_pieces_is_counted_once():
     found = pod.collectives_of(PIECEWISE)
     assert found == {"all-gather": {"count": 2, "bytes": 2 * (5 * 5 * 96 * 256 + 3 * 3 * 512 * 512)}}
 
 
-def test_a_program_for_one_chip_has_none():
+def test_a_program_for_one_chip_has_no_collectives():
     assert pod.collectives_of("%fusion.3 = f32[1024]{0} fusion(%a), calls=%add") == {}
 
 
@@ -51,7 +51,7 @@ def test_no_program_is_compiled_twice():
     ]
 
 
-def test_figures_of_another_call_stay(tmp_path, monkeypatch):
+def test_figures_of_an_earlier_call_are_kept(tmp_path, monkeypatch):
     def compiled(step, topology, kind, arguments):
         which = {"step": step, "chips": int(topology[-1]), "layout": kind, "batch_size": 256, "dtype": "bfloat16"}
         return which | {"flops": next(numbers), "does_not_fit": ""}

@@ -1,4 +1,4 @@
-"""SPIDER's cross-validation: whose grades are pooled, what stands beside them, and that it goes on where it was."""
+"""SPIDER's cross-validation: pooled grades, baselines, and continuing after an interruption."""
 
 import itertools
 import json
@@ -66,7 +66,7 @@ def grade_perfectly(discs, out):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """The commands that are run; all but those that prepare data leave what they would leave, at once."""
+    """The commands that are run. Those that do not prepare data are replaced by functions that make their results."""
     seen = []
     really_run = spider.run_script
 
@@ -99,7 +99,7 @@ def arguments(tmp_path, **options):
     return spider.Arguments(Path("SPIDER"), tmp_path / "runs", folds=3, **options)
 
 
-def test_every_patient_is_graded_once_by_a_network_that_has_not_seen_him(tmp_path, commands):
+def test_every_patient_is_graded_once_by_a_network_trained_on_others(tmp_path, commands):
     spider.main(arguments(tmp_path, options=("--epochs", "3"), keep_discs=True))
     found = json.loads((tmp_path / "runs" / "spider.json").read_text())
     for task in TASKS:
@@ -133,7 +133,7 @@ def test_each_fold_starts_from_the_phantoms_and_takes_the_options(tmp_path, comm
     assert not list((tmp_path / "runs").glob("fold-*/discs"))
 
 
-def test_what_is_finished_is_not_run_again(tmp_path, commands):
+def test_finished_parts_are_not_run_again(tmp_path, commands):
     spider.main(arguments(tmp_path, init_from=tmp_path))
     first = len(commands)
     (tmp_path / "runs" / "fold-2" / "graded" / "predictions.csv").unlink()
@@ -155,7 +155,7 @@ def test_chance_is_what_guessing_gives():
         assert spider.by_chance(many[0], statistic).value == pytest.approx(guessed, abs=0.02)
 
 
-def test_hotspots_are_asked_of_discs_graded_abnormal(tmp_path):
+def test_hotspots_are_made_for_discs_graded_abnormal(tmp_path):
     write_discs(tmp_path / "discs")
     data = DataSet(tmp_path / "discs")
     maps = np.zeros((len(TASKS), *WINDOW_SHAPE), np.float32)
@@ -182,7 +182,7 @@ def test_the_mean_of_a_slice_is_over_the_discs_that_have_it(tmp_path):
 # The baselines -------------------------------------------------------------------------------------------------------
 
 
-def test_the_regression_reads_what_intensities_say_and_learns_from_its_fold_alone(tmp_path):
+def test_the_regression_learns_intensities_from_its_fold_alone(tmp_path):
     write_discs(tmp_path / "discs")
     data = DataSet(tmp_path / "discs")
     labels = data.labels[:, :2].astype(int)
