@@ -18,9 +18,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.geometry import INTENSITY_ONE, VOLUME_SHAPE, WINDOW_SHAPE
 from spinejax.tasks import LEVELS
 
-BODY_INTENSITY = 0.5
-"""The median over a disc's two vertebral bodies is mapped to this, in every slice."""
-
+BODY_INTENSITY = 0.5  # the median over a disc's two vertebral bodies is mapped to this, in every slice
 PREPROCESSING = {"interpolation": "linear", "width_px": WINDOW_SHAPE[1] // 2, "median_of_bodies": BODY_INTENSITY}
 
 _LEAST_MEDIAN = 1e-3  # of the brightest pixel around
@@ -52,8 +50,7 @@ def extract_discs(
     """Cut out the disc between every two neighbouring bodies.
 
     Args:
-        scan: in arbitrary units.
-        bodies: in any order, each name at most once.
+        scan, bodies: in any units, and in any order.
         regions: SPIDER's labels on the scan's grid, without posterior elements (`body_labels`).
         lesions: on the scan's grid. Bit t is set where the evidence for task t is.
         per_disc: scale a disc by one median over all of its slices. By default each slice has its own, as in the

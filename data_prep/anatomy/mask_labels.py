@@ -22,22 +22,13 @@ _SURPLUS = ("T13", "L6")  # vertebrae that some people have; no level is named a
 
 @dataclass(frozen=True)
 class Convention:
-    """One tool's labels.
+    """One tool's labels."""
 
-    Args:
-        vertebrae: name → label. Posterior elements may share it.
-        others: labels of structures that are not used but may be present.
-        needed: a mask of this tool has at least one of these labels, which other tools do not use.
-        discs: name of the vertebra above → label, if the tool has any.
-        canal: labels of the spinal canal and its contents, if the tool has any.
-        sacrum: its label, if the tool has one.
-    """
-
-    vertebrae: Mapping[str, int]
-    others: Set[int]
-    needed: Set[int]
-    discs: Mapping[str, int] = field(default_factory=dict)
-    canal: Sequence[int] = ()
+    vertebrae: Mapping[str, int]  # name → label, which posterior elements may share
+    others: Set[int]  # not used, but may be present
+    needed: Set[int]  # a mask of this tool has at least one of them, and other tools do not use them
+    discs: Mapping[str, int] = field(default_factory=dict)  # name of the vertebra above → label
+    canal: Sequence[int] = ()  # and its contents
     sacrum: int | None = None
 
     @property

@@ -15,16 +15,13 @@ from spinejax.errors import SpinejaxError
 class VertebralBody:
     """One vertebra's body in a scan's voxel coordinates (pixel centres at integers).
 
-    Args:
-        name: "T12", "L1", … "L5", "S1".
-        corners: (row, column) in its mid slice: upper anterior, upper posterior, lower posterior, lower anterior. NaN
-            where a corner is not known: the sacrum's lower ones, the upper ones of a body cut by the field of view.
-        slices: first and one past the last slice that shows most of the body's largest area.
+    The corners are (row, column) in its mid slice: upper anterior, upper posterior, lower posterior, lower anterior.
+    Unknown ones are NaN: the sacrum's lower ones, the upper ones of a body cut by the field of view.
     """
 
     name: str
     corners: Float[np.ndarray, "4 2"]
-    slices: tuple[int, int]
+    slices: tuple[int, int]  # first and one past the last that shows most of the body's largest area
 
     @property
     def mid_slice(self) -> float:
@@ -32,8 +29,7 @@ class VertebralBody:
         return (self.slices[0] + self.slices[1] - 1) / 2
 
 
-NAMES = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
-"""From the sacrum up."""
+NAMES = ("S1", "L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")  # from the sacrum up
 
 # SPIDER's labels: vertebrae from the bottom, the disc below vertebra v is 200 + v, a vertebra cut by the field of view
 # is 100 + v. The sacrum has none.
@@ -150,16 +146,13 @@ def boxes_of(voxels: Integer[np.ndarray, "H W S"]) -> list[tuple[int, tuple[slic
 
 @dataclass(frozen=True, eq=False)
 class _Structure:
-    """The largest piece of a structure in the middle of the slices that show a good part of it.
-
-    `corner` is the scan's pixel at the piece's pixel (0, 0); `cut_by` are the edges of the image that it touches.
-    """
+    """The largest piece of a structure in the middle of the slices that show a good part of it."""
 
     piece: np.ndarray
-    corner: np.ndarray
+    corner: np.ndarray  # the scan's pixel at the piece's pixel (0, 0)
     spacing: np.ndarray
     slices: tuple[int, int]
-    cut_by: set[str]
+    cut_by: set[str]  # the edges of the image that it touches
 
     @property
     def centre_mm(self) -> np.ndarray:

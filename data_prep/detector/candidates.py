@@ -16,9 +16,9 @@ from data_prep.read.scan import Scan
 BODY, SACRUM = 0, 1  # the order of the heat maps
 
 SLICES_AT_ONCE = 4
+# Heights and widths are padded to the smallest that fits both, so that nearly every scan (up to 384 mm) runs the same
+# compiled program. Whatever exceeds the last, 960 mm, is cut off.
 BUCKETS_PX = (256, 384, 640)
-"""Heights and widths are padded to the smallest that fits both, so that nearly every scan (up to 384 mm) runs the same
-compiled program. Whatever exceeds the last, 960 mm, is cut off."""
 
 LEAST_SCORE = 0.08
 _SLICE_STEP_MM = 2.5  # of a stack with thinner slices, every second or third is used
@@ -30,19 +30,12 @@ _SUPPORT = 3
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A body, or the sacrum, in one slice.
+    """A body, or the sacrum, in one slice. Places are (row, column) in mm from the centre of its first pixel."""
 
-    Args:
-        kind: `BODY` or `SACRUM`.
-        score: in (0, 1).
-        centre: (row, column) in mm from the centre of the slice's first pixel.
-        corners: likewise, in the order of `VertebralBody.corners`; the sacrum's lower two have no meaning.
-    """
-
-    kind: int
-    score: float
+    kind: int  # `BODY` or `SACRUM`
+    score: float  # in (0, 1)
     centre: Float[np.ndarray, "2"]
-    corners: Float[np.ndarray, "4 2"]
+    corners: Float[np.ndarray, "4 2"]  # as `VertebralBody.corners`; the sacrum's lower two have no meaning
 
 
 @dataclass(eq=False)

@@ -20,9 +20,7 @@ _SACRAL_SIZE_RATIO = 0.25
 _MISSING_COST = 5.0
 _MOST_COST = 14.0  # of a link; beyond it, two bodies are no neighbours
 _GAIN = 3.0  # added to a body's log-odds: a candidate is worth taking from a score of 0.05
-SAME_PLACE_MM = 14.0
-"""A body and a sacrum whose centres are nearer than this are the same structure."""
-
+SAME_PLACE_MM = 14.0  # a body and a sacrum whose centres are nearer than this are the same structure
 _LEAST_BODY_MM = (8.0, 5.0)  # length and height
 
 

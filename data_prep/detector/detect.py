@@ -29,19 +29,12 @@ _NO_SACRUM_CONFIDENCE = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """What was found in a scan.
+    """What was found in a scan."""
 
-    Args:
-        bodies: from the top down.
-        confidence: of each body's place and name, in [0, 1], by name.
-        notes: what is doubtful, one sentence each, for whoever uses the levels.
-        doubtful_levels: whether all names may be off by one, because no sacrum was seen or a doubtful one.
-    """
-
-    bodies: list[VertebralBody]
-    confidence: Mapping[str, float]
-    notes: list[str]
-    doubtful_levels: bool = False
+    bodies: list[VertebralBody]  # from the top down
+    confidence: Mapping[str, float]  # in each body's place and name, in [0, 1], by name
+    notes: list[str]  # what is doubtful, one sentence each
+    doubtful_levels: bool = False  # all names may be off by one: no sacrum was seen, or a doubtful one
 
 
 def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPPED) -> Detection:
@@ -82,9 +75,6 @@ def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPP
     return Detection(bodies[::-1], confidence, [f"{scan.name}: {note}." for note in notes], doubtful)
 
 
-# Names ---------------------------------------------------------------------------------------------------------------
-
-
 def _name(
     column: Column, groups: Sequence[Group], lowest_level: str | None
 ) -> tuple[tuple[str, ...], float, list[str], bool]:
@@ -121,9 +111,6 @@ def _rivalry(one: Group, column: Column, sacrum: Group) -> float:
     return one.score if near and one not in column.groups else 0.0
 
 
-# Bodies --------------------------------------------------------------------------------------------------------------
-
-
 def _body(scan: Scan, name: str, one: Group) -> VertebralBody:
     """A group as a body in the scan's voxels. An endplate with a corner outside the image is unknown."""
     corners = one.corners / scan.spacing_mm[:2]
@@ -148,9 +135,6 @@ def _between(column: Column, place: int) -> Group:
     corners = np.concatenate([lower + (1 - _DISC_SHARE) * way, (lower + _DISC_SHARE * way)[::-1]])
     made = Candidate(BODY, 0.0, corners.mean(0), corners)
     return Group(BODY, above.support, dict.fromkeys(above.members, made))
-
-
-# Refusals ------------------------------------------------------------------------------------------------------------
 
 
 def _refuse_other_sizes(scan: Scan, column: Column) -> None:

@@ -8,14 +8,10 @@ import numpy as np
 from jaxtyping import Float, Float32, Num
 from scipy import ndimage
 
-PIXEL_MM = 1.5
-"""Of the network's input: a lumbar endplate is 20 to 27 pixels long."""
-
+PIXEL_MM = 1.5  # of the network's input: a lumbar endplate is 20 to 27 pixels long
 CELL_PX = 2
 CELL_MM = CELL_PX * PIXEL_MM
-
-OFFSET_MM = 10.0
-"""Unit of the network's offsets, so that they are of the order of one."""
+OFFSET_MM = 10.0  # unit of the network's offsets, so that they are of the order of one
 
 
 def resample(

@@ -11,11 +11,8 @@ from jaxtyping import Array, Float
 
 from data_prep.detector.grid import CELL_PX
 
-WIDTHS = (24, 48, 96, 128)
-"""Channels at 3, 6, 12 and 24 mm a cell."""
-
-NUM_CLASSES = 2
-"""Centres of vertebral bodies, and the sacrum (S1): each has its own heat map."""
+WIDTHS = (24, 48, 96, 128)  # channels at 3, 6, 12 and 24 mm a cell
+NUM_CLASSES = 2  # centres of vertebral bodies, and the sacrum (S1): each has its own heat map
 
 
 class BodyNet(nn.Module):

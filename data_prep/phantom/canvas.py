@@ -15,21 +15,13 @@ from data_prep.phantom.spine import Body
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """An unfinished phantom; drawing changes its arrays.
+    """An unfinished phantom; drawing changes its arrays."""
 
-    Args:
-        image: signal; that of CSF is about 1.
-        mask: structures, by `Phantom`'s labels.
-        lesions: bit k for a lesion of task k.
-        spacing_mm: of slices, rows and columns.
-        textures: of unit variance: coarse, fine, and stretched like fibres.
-    """
-
-    image: Float32[np.ndarray, "S H W"]
-    mask: UInt8[np.ndarray, "S H W"]
-    lesions: UInt16[np.ndarray, "S H W"]
+    image: Float32[np.ndarray, "S H W"]  # signal; that of CSF is about 1
+    mask: UInt8[np.ndarray, "S H W"]  # structures, by `Phantom`'s labels
+    lesions: UInt16[np.ndarray, "S H W"]  # bit k for a lesion of task k
     spacing_mm: Float[np.ndarray, "3"]
-    textures: tuple[Float32[np.ndarray, "S H W"], Float32[np.ndarray, "S H W"], Float32[np.ndarray, "S H W"]]
+    textures: tuple[np.ndarray, np.ndarray, np.ndarray]  # of unit variance: coarse, fine, and stretched like fibres
 
     def coordinates(self, box=(slice(None),) * 3):
         """The y, x and z in mm within a box; they broadcast to its shape."""

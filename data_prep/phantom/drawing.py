@@ -51,12 +51,8 @@ def draw(
 ) -> None:
     """Fill an empty canvas: image, mask and lesions.
 
-    Args:
-        rng: of the patient.
-        canvas: changed.
-        bodies: T11 … S3, on the canvas.
-        grades: level → task name → true grade, for the six discs from T12-L1 down.
-        age: as a standard normal deviate; it makes marrow and muscle fatty.
+    `grades` are level → task name → true grade, for the six discs from T12-L1 down. Age, a standard normal deviate,
+    makes marrow and muscle fatty.
     """
     tissue = _choose_tissue(rng, age)
     canal = Canal.behind(bodies)
@@ -89,9 +85,6 @@ def _choose_tissue(rng, age):
         disc=marrow * np.exp(rng.normal(0, 0.18)),
         heterogeneity=rng.uniform(0.03, 0.09),
     )
-
-
-# Around the spine
 
 
 def _draw_surroundings(rng, canvas, canal, tissue, age):
@@ -142,9 +135,6 @@ def _draw_canal(canvas, canal, conus_y, tissue):
     canvas.mask[box][inside > 0] = CANAL_LABEL
 
 
-# Discs
-
-
 def _draw_disc(rng, canvas, upper, lower, grades, tissue):
     """Fill the gap between two bodies: annulus, nucleus by Pfirrmann grade, and sometimes a fissure."""
     level = f"{upper.name}-{lower.name}"
@@ -182,9 +172,6 @@ def _draw_disc(rng, canvas, upper, lower, grades, tissue):
     canvas.paint(box, canvas.cover(inside), signal * np.maximum(value, 0.08))
     if level in DISC_LABELS:
         canvas.mask[box][inside > 0] = DISC_LABELS[level]
-
-
-# Vertebrae
 
 
 def _draw_vertebra(rng, canvas, body, marrow, sides, grades, tissue):
@@ -252,9 +239,6 @@ def _arch(body, u, v, w):
         square = a * a
         depth = np.maximum(depth, size * (1 - np.sqrt(np.sqrt(square * square + (b * b) ** 2 + (c * c) ** 2))))
     return depth
-
-
-# Lesions
 
 
 def _lesions(body, grades, kind):

@@ -25,30 +25,23 @@ from data_prep.read.scan import Scan
 from spinejax.paper import NUM_DISCS, TABLE_1
 from spinejax.tasks import LEVELS, PAPER_TASKS, UNLABELLED
 
-DRAWN_LEVELS = LEVELS[-6:]
-"""The discs of a phantom that have grades."""
+DRAWN_LEVELS = LEVELS[-6:]  # the discs of a phantom that have grades
 
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
     """A synthetic scan with its truth.
 
-    Args:
-        scan: in arbitrary scanner units.
-        mask: uint8 in SPIDER's convention: vertebrae with their posterior elements L5 = 1 … T12 = 6, canal 100, discs
-            201 (L5-S1) … 206 (T12-L1). The sacrum and T11 have no label. A Schmorl's node belongs to its vertebra.
-        lesions: uint16. Bit k is set where the lesion drawn for `PAPER_TASKS[k]` changes the image.
-        grades: level → task name → label, `UNLABELLED` where it is missing; its lesions are drawn all the same.
-        bodies: "T12" … "S1" → corners in the body's mid-sagittal plane, as `VertebralBody.corners`.
-        mid_slice: "T12" … "S1" → slice coordinate of that plane.
+    The mask has SPIDER's labels: vertebrae with their posterior elements L5 = 1 … T12 = 6, canal 100, discs 201 (L5-S1)
+    … 206 (T12-L1). The sacrum and T11 have no label. A Schmorl's node belongs to its vertebra.
     """
 
-    scan: Scan
+    scan: Scan  # in arbitrary scanner units
     mask: Scan
-    lesions: Scan
-    grades: dict[str, dict[str, int]]
-    bodies: dict[str, Float[np.ndarray, "4 2"]]
-    mid_slice: dict[str, float]
+    lesions: Scan  # bit k is set where the lesion drawn for `PAPER_TASKS[k]` changes the image
+    grades: dict[str, dict[str, int]]  # level → task name → label; a lesion is drawn even if its label is missing
+    bodies: dict[str, Float[np.ndarray, "4 2"]]  # "T12" … "S1" → corners in the body's mid-sagittal plane
+    mid_slice: dict[str, float]  # "T12" … "S1" → slice coordinate of that plane
 
 
 def phantom(seed: int, patient: int) -> Phantom:
@@ -93,8 +86,6 @@ def _by_level(grades):
     names = [task.name for task in PAPER_TASKS]
     return {level: dict(zip(names, row.tolist(), strict=True)) for level, row in zip(DRAWN_LEVELS, grades, strict=True)}
 
-
-# Grades
 
 # Shares of the patient's age, the level and the disc in the variance of a task's severity; the remainder is the task's
 # own. The four lesions share little: if they depended on the disc more, its signal alone would reveal them.

@@ -9,11 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.interpolate import PchipInterpolator
 
-BODIES = ("T12", "L1", "L2", "L3", "L4", "L5", "S1")
-"""The bodies whose corners are part of a phantom's truth: those beside a graded disc."""
-
-CANAL_HALF_WIDTH_MM = 11.0
-"""Half the width of the dural sac from side to side."""
+BODIES = ("T12", "L1", "L2", "L3", "L4", "L5", "S1")  # beside a graded disc: their corners are part of the truth
+CANAL_HALF_WIDTH_MM = 11.0  # half the width of the dural sac from side to side
 
 # Sizes of an average adult. Tuples run from the top down: bodies T11 … S1, discs T11-T12 … L5-S1.
 _BODY_HEIGHT_MM = (25.0, 25.0, 26.0, 27.0, 27.5, 27.5, 27.5, 28.0)
@@ -33,19 +30,17 @@ _CANAL_BEHIND_BODY_MM = 8.6 - 7.5  # to its middle, less its half depth
 class Body:
     """A vertebral body: a drum whose outline in the sagittal plane is a quadrilateral with hollow sides.
 
-    `angle_deg` turns its front-to-back axis upwards. `shear` is the shift of (y, x) per mm of z by which scoliosis
-    tilts and turns it: unlike a rotation it keeps the mid-sagittal outline in one slice. `half_depth` is half the
-    length of the upper and of the lower endplate; `wedge_deg` is the angle between them, open to the front.
+    Scoliosis tilts and turns it by a shear, which unlike a rotation keeps the mid-sagittal outline in one slice.
     """
 
     name: str
     centre: Float[np.ndarray, "3"]
-    angle_deg: float
-    wedge_deg: float
+    angle_deg: float  # turns its front-to-back axis upwards
+    wedge_deg: float  # between the endplates, open to the front
     half_height: float
-    half_depth: tuple[float, float]
+    half_depth: tuple[float, float]  # half the length of the upper and of the lower endplate
     half_width: float
-    shear: tuple[float, float] = (0.0, 0.0)
+    shear: tuple[float, float] = (0.0, 0.0)  # of (y, x) per mm of z
 
     @property
     def axes(self):
@@ -174,12 +169,9 @@ def _bend_sideways(rng, bodies):
 
 @dataclass(frozen=True, eq=False)
 class Canal:
-    """The canal as smooth functions of y: the x of its middle, its half depth and the z of its middle.
+    """The canal as smooth functions of y: the x of its middle, its half depth and the z of its middle."""
 
-    `y` is where it passes behind each body, from the top down.
-    """
-
-    y: Float[np.ndarray, "10"]
+    y: Float[np.ndarray, "10"]  # where it passes behind each body, from the top down
     course: PchipInterpolator
 
     @classmethod

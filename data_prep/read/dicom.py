@@ -93,8 +93,6 @@ def _refuse_uneven(frames: Sequence[Frame], steps_mm: np.ndarray, name: str) -> 
         raise SpinejaxError(f"{name}: {kind}. Export the whole series again.")
 
 
-# Pixels -------------------------------------------------------------------------------------------------
-
 _START_OF_FRAME = (0xC0, 0xC1, 0xC3, 0xF7)  # baseline, extended, lossless, JPEG-LS
 _END_OF_IMAGE = b"\xff\xd9"
 
@@ -115,10 +113,7 @@ _DECODERS = {
 def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, list[str]]:
     """A series as a scan in the standard orientation, its rescaling applied, and notes on what is doubtful.
 
-    Args:
-        files: of one series, in any order.
-        name: how messages call it.
-        dtype: of the voxels in memory.
+    `files` may be in any order, `name` is for messages, `dtype` is that of the voxels in memory.
 
     Raises:
         SpinejaxError: the frames make no volume (`in_order`), pixels are damaged or their encoding is not supported, or

@@ -32,26 +32,16 @@ _HEADER_TAGS = [
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One image of a series and its place in the patient (DICOM PS3.3, C.7.6.2).
-
-    Args:
-        path, index: the file, and which of its frames.
-        position_mm: centre of the first pixel, LPS.
-        axes: directions in which the column index and the row index grow.
-        spacing_mm: between rows, between columns.
-        thickness_mm: from slice to slice, if the header says so, or of the slice; 0 if unknown.
-        shape: rows, columns.
-        slope, intercept: from stored values to the scanner's.
-    """
+    """One image of a series and its place in the patient (DICOM PS3.3, C.7.6.2)."""
 
     path: Path
-    index: int
-    position_mm: Float[np.ndarray, "3"]
-    axes: Float[np.ndarray, "2 3"]
-    spacing_mm: Float[np.ndarray, "2"]
-    thickness_mm: float
-    shape: tuple[int, int]
-    slope: float
+    index: int  # in the file
+    position_mm: Float[np.ndarray, "3"]  # centre of the first pixel, LPS
+    axes: Float[np.ndarray, "2 3"]  # directions in which the column index and the row index grow
+    spacing_mm: Float[np.ndarray, "2"]  # between rows, between columns
+    thickness_mm: float  # from slice to slice, if the header says so, or of the slice; 0 if unknown
+    shape: tuple[int, int]  # rows, columns
+    slope: float  # from stored values to the scanner's
     intercept: float
 
     @property
@@ -62,21 +52,14 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class DicomFile:
-    """What the first pass finds in a file.
-
-    Args:
-        series: its SeriesInstanceUID.
-        weighting: "t1", "t2", "pd", "stir", or None if the header does not say.
-        not_a_scan: why the file cannot be part of a scan, or None.
-        declared: the number of images that the series says it has, 0 if it does not.
-    """
+    """What the first pass finds in a file."""
 
     path: Path
-    series: str
+    series: str  # its SeriesInstanceUID
     patient: str
-    weighting: str | None
-    not_a_scan: str | None
-    declared: int
+    weighting: str | None  # "t1", "t2", "pd", "stir", or None if the header does not say
+    not_a_scan: str | None  # why the file cannot be part of a scan
+    declared: int  # the number of images that the series says it has, 0 if it does not
     frames: tuple[Frame, ...]
 
 
@@ -92,9 +75,6 @@ def is_dicom(path: Path) -> bool:
     """Whether a file has DICOM's magic word, whatever its name."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
-
-
-# Reading one file ---------------------------------------------------------------------------------------------------
 
 
 def read_header(path: Path) -> DicomFile:

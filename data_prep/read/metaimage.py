@@ -16,8 +16,7 @@ from spinejax.errors import SpinejaxError, needs
 _ELEMENT_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "FLOAT": 4, "DOUBLE": 8}
 _ELEMENT_BYTES |= {"LONG": 4, "ULONG": 4, "LONG_LONG": 8, "ULONG_LONG": 8}
 _MAX_HEADER_BYTES = 1 << 16
-_DEFLATE_LIMIT = 1032
-"""No zlib stream unpacks to more than this many times its size (zlib's technical notes)."""
+_DEFLATE_LIMIT = 1032  # no zlib stream unpacks to more than this many times its size (zlib's technical notes)
 
 
 def read_mha(path: str | Path, dtype) -> Scan:

@@ -18,16 +18,12 @@ class NotSagittalError(SpinejaxError):
 class Scan:
     """One sagittal series in the standard orientation.
 
-    Args:
-        voxels: float32, or integers for a mask. Rows superior→inferior, columns anterior→posterior, slices from the
-            patient's right to the left.
-        affine: maps (row, column, slice, 1) to patient space, LPS, in mm.
-        name: how messages call this scan.
+    Rows run superior→inferior, columns anterior→posterior, slices from the patient's right to the left.
     """
 
-    voxels: Shaped[np.ndarray, "H W S"]
-    affine: Float[np.ndarray, "4 4"]
-    name: str
+    voxels: Shaped[np.ndarray, "H W S"]  # float32, or integers for a mask
+    affine: Float[np.ndarray, "4 4"]  # (row, column, slice, 1) → patient space, LPS, in mm
+    name: str  # for messages
 
     @property
     def spacing_mm(self) -> Float[np.ndarray, "3"]:
@@ -46,14 +42,10 @@ _MAX_ANISOTROPY = 1.5
 def reorient(voxels: Shaped[np.ndarray, "A B C"], affine: Float[np.ndarray, "4 4"], name: str) -> Scan:
     """Bring a series to the standard orientation by permuting and flipping axes; no voxel is resampled.
 
-    Args:
-        voxels: in any order and direction of axes.
-        affine: (a, b, c, 1) → patient space, LPS, mm.
-        name: how messages call the scan.
+    The affine maps (a, b, c, 1) to patient space, LPS, mm.
 
     Raises:
-        SpinejaxError: the axes are not at right angles.
-        NotSagittalError: the series is of another plane.
+        SpinejaxError: the axes are not at right angles; NotSagittalError: the series is of another plane.
     """
     affine, order, flipped = _standard(voxels.shape, affine, name)
     voxels = voxels.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
@@ -121,8 +113,7 @@ def require_same_grid(scan: Scan, other: Scan) -> None:
 
 # Voxels --------------------------------------------------------------------------------------------------------------
 
-MAX_VOXELS = 1 << 27
-"""Of one scan. A sagittal lumbar series has up to 640 × 640 × 200; a header that declares more than this is wrong."""
+MAX_VOXELS = 1 << 27  # of one scan; a sagittal lumbar series has up to 640 × 640 × 200
 
 
 def as_dtype(voxels: Shaped[np.ndarray, "*shape"], dtype, name) -> Shaped[np.ndarray, "*shape"]:

@@ -27,34 +27,26 @@ MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?"
 class Series:
     """A scan that was found.
 
-    Args:
-        name: for messages: its file, or its DICOM folder.
-        key: for masks, corners and label tables: its file's name without the suffix, after its folder's name if
-            patients are identified by folder; or its SeriesInstanceUID.
-        patient: the patient's own identifier. It enters no data set.
-        files: all files of the scan.
-        read: returns the scan, and notes on what is doubtful; raises SpinejaxError. Picklable.
+    Masks, corners and label tables name it by its `key`: its file's name without the suffix, after its folder's name if
+    patients are identified by folder; or its SeriesInstanceUID.
     """
 
-    name: str
+    name: str  # for messages: its file, or its DICOM folder
     key: str
-    patient: str
+    patient: str  # the patient's own identifier, which enters no data set
     files: tuple[Path, ...]
-    read: Callable[[], tuple[Scan, list[str]]]
+    read: Callable[[], tuple[Scan, list[str]]]  # the scan, and notes on what is doubtful; picklable
 
 
 @dataclass
 class Found:
-    """The scans of some paths, notes on what was left out or is doubtful, and failures: name → reason.
-
-    `unreadable` are the failed files and folders that may or may not be scans.
-    """
+    """The scans of some paths, and notes on what was left out or is doubtful."""
 
     series: list[Series] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-    unreadable: set[str] = field(default_factory=set)
+    failures: dict[str, str] = field(default_factory=dict)  # name → reason
+    unreadable: set[str] = field(default_factory=set)  # failed files and folders that may or may not be scans
 
     def cannot_read(self, path: str | Path, error: SpinejaxError | OSError) -> None:
         """Record a file or folder that cannot be read."""

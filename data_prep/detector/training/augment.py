@@ -15,22 +15,16 @@ from jax.scipy.ndimage import map_coordinates
 from data_prep.detector.grid import PIXEL_MM
 from data_prep.detector.training.truth import BODY, NOTHING, SACRUM, SOURCE_MM, Slice
 
-CROP_SHAPE = (160, 128)
-"""Of a training crop in network pixels: 240 × 192 mm."""
-
-_ONE = 200
-"""The stored intensity, uint8, that stands for 1."""
+CROP_SHAPE = (160, 128)  # in network pixels: 240 × 192 mm
+_ONE = 200  # the stored intensity, uint8, that stands for 1
 
 
 class Crops(NamedTuple):
-    """Slices or crops with their truth, as arrays: the fields of `truth.Slice` with a batch axis.
-
-    `size` (N, 2) is the part of a padded image that is image.
-    """
+    """Slices or crops with their truth, as arrays: the fields of `truth.Slice` with a batch axis."""
 
     image: Any
     tissue: Any
-    size: Any
+    size: Any  # the rows and columns of a padded image that are image
     kinds: Any
     centres: Any
     corners: Any

@@ -36,21 +36,14 @@ _SPIDER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a run's weights depend on, besides the data.
-
-    Args:
-        steps, batch_size, learning_rate: of the optimiser.
-        phantoms: how many are drawn; 0 for none.
-        real_share: the share of crops from real scans, if there are phantoms too.
-        seed: of weights, phantoms and crops.
-    """
+    """Everything that a run's weights depend on, besides the data."""
 
     steps: int = 12000
     batch_size: int = 8
     learning_rate: float = 3e-3
     phantoms: int = 120
-    real_share: float = 0.65
-    seed: int = 0
+    real_share: float = 0.65  # of the crops, if there are real scans and phantoms
+    seed: int = 0  # of weights, phantoms and crops
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1 or self.phantoms < 0 or self.seed < 0 or not 0 < self.real_share < 1:
@@ -151,9 +144,6 @@ def _refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.exists() and json.loads(path.read_text()) != settings:
         raise SpinejaxError(f"{path.parent}: holds a run with other settings. Remove it, or give another --out.")
     write_atomically(path, lambda part: part.write_text(json.dumps(settings) + "\n"))
-
-
-# Data ----------------------------------------------------------------------------------------------------------------
 
 
 def _stacks(root: Path, series: str) -> tuple[list[tuple[Path, Path]], list[str]]:

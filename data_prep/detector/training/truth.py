@@ -22,14 +22,9 @@ from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
 NUM_DEVELOPMENT = 6
-
-SOURCE_MM = 1.0
-"""Pixel of stored slices: finer than the network's, so that augmentation may enlarge them."""
-
-NOTHING, BODY, SACRUM, DOUBTFUL = range(4)
-"""Kinds of keypoint. The loss ignores the surroundings of a doubtful one."""
-
 MAX_POINTS = 16
+SOURCE_MM = 1.0  # pixel of stored slices: finer than the network's, so that augmentation may enlarge them
+NOTHING, BODY, SACRUM, DOUBTFUL = range(4)  # kinds of keypoint; the loss ignores the surroundings of a doubtful one
 
 _INTO_SACRUM_MM = 10.0  # from the middle of its upper endplate to the point that serves as S1's centre
 _HALF_HEIGHT = 0.38  # of an endplate's length: half the height of a body of which only the lower plate is in view
@@ -44,21 +39,13 @@ def development_patients(patients: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """A slice with its truth.
+    """A slice, `SOURCE_MM` a pixel, with its keypoints."""
 
-    Args:
-        image: normalised, `SOURCE_MM` a pixel.
-        tissue: 0 other, 1 vertebra, 2 disc, 3 canal: random contrasts depend on it.
-        kinds: of each keypoint.
-        centres: (row, column) in pixels.
-        corners: as `VertebralBody.corners`; NaN where not known.
-    """
-
-    image: Float32[np.ndarray, "h w"]
-    tissue: UInt8[np.ndarray, "h w"]
+    image: Float32[np.ndarray, "h w"]  # normalised
+    tissue: UInt8[np.ndarray, "h w"]  # 0 other, 1 vertebra, 2 disc, 3 canal: random contrasts depend on it
     kinds: Int32[np.ndarray, "K"]
-    centres: Float32[np.ndarray, "K 2"]
-    corners: Float32[np.ndarray, "K 4 2"]
+    centres: Float32[np.ndarray, "K 2"]  # (row, column) in pixels
+    corners: Float32[np.ndarray, "K 4 2"]  # as `VertebralBody.corners`; NaN where not known
 
 
 def slices_with_truth(scan: Scan, mask: Scan, indices: Iterable[int] | None = None) -> list[Slice]:
