@@ -56,6 +56,9 @@ def status_of(command: Callable[[], int | None]) -> int:
     What the user can fix, and what the system refuses (a full disk, a folder without write access), is one line on the
     standard error. Anything else is a fault of ours: its traceback is shown, and the status is 1.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):  # a log in Latin-1 must not end a command
+            reconfigure(errors="replace")
     try:
         return command() or 0
     except SpinejaxError as error:

@@ -37,8 +37,8 @@ ROOMS = {
 # What data_prep may use of spinejax: the data set's format, never the network.
 SHARED = {"errors", "tasks", "paper", "geometry", "files", "data"}
 
-# Training the detector first sets JAX up for this machine, as train.py does.
-ALSO_SHARED = {"data_prep/__main__.py": {"parallel"}}
+# Training the detector first sets JAX up for this machine, as train.py does; detecting checks that there is a device.
+ALSO_SHARED = {"data_prep/__main__.py": {"parallel"}, "data_prep/sources/scan_files.py": {"parallel"}}
 
 # `evaluate.py --scan` cuts discs out of raw scans first.
 USES_DATA_PREP = {"spinejax/commands/evaluate.py"}

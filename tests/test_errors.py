@@ -1,6 +1,8 @@
 """How a command ends: what the user can mend is one line and status 2, and only our own faults show a traceback."""
 
+import io
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,10 @@ def test_missing_library_is_told_the_same_from_a_worker():
 def test_our_own_faults_are_not_hidden():
     with pytest.raises(ZeroDivisionError):
         status_of(lambda: 1 // 0)
+
+
+def test_text_that_the_output_cannot_encode_is_replaced(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert status_of(lambda: print("112 \u00d7 224")) == 0
+    assert written.getvalue() == b"112 ? 224\n"

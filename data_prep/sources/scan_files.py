@@ -168,7 +168,11 @@ def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
     if isinstance(vertebrae, str):
         raise SpinejaxError(f"{series.name}: {vertebrae}")
     if vertebrae is None:
-        from data_prep.detector.detect import detect  # loads JAX, which masks and corners do not need
+        # Both load JAX, which masks and corners do not need.
+        from data_prep.detector.detect import detect
+        from spinejax.parallel.devices import all_devices
+
+        all_devices()  # refuses JAX_PLATFORMS that are not there
 
         detection = detect(scan, lowest_level=cutting.lowest_level)
         return Located(

@@ -1,23 +1,22 @@
-"""Which device keeps which part of the network: the rule table, and what it makes of a step.
+"""Which device keeps which part of the network: the rule table, and what follows from it for a step.
 
 97 % of this network's parameters are fully connected, and 97 % of its arithmetic is not. So two layouts share one axis
 of devices:
 
-    data    every device has all parameters and its share of the discs; every gradient travels, every step
+    data    every device has all parameters and its share of the discs; all gradients are summed over devices each step
     split   convolutions work on each device's own discs; fully connected layers are split over the same devices
             (Krizhevsky, 2014). The features of all discs are gathered, fc6 is split by columns and fc7 by rows, so that
-            nothing travels between the two, and each device gets back the sums of its own discs. Features are small
-            beside the weights; gradients of fc6 and fc7 never travel.
+            nothing is sent between the two, and each device gets back the sums of its own discs. Features are small
+            beside the weights; gradients of fc6 and fc7 are never sent.
 
 Of a convolution's kernel each device keeps, and updates, a slice (Rajbhandari et al., 2020). The slices are gathered
-where they are used, in the precision of the computation, and gradients are summed straight into slices: as much travels
-as if whole gradients were summed, but neither kernels nor momentum are read and written on every device.
+where they are used, in the precision of the computation, and gradients are summed straight into slices. That sends as
+much as summing whole gradients, but no device reads and writes whole kernels and momentum.
 
-Both layouts compute the same numbers, to the rounding of sums that are taken in another order: randomness is a function
-of keys and places (`jax_threefry_partitionable`), never of devices.
+Both layouts compute the same numbers, up to the rounding of sums in another order: randomness is a function of keys and
+places (`jax_threefry_partitionable`), never of devices.
 """
 
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices
@@ -40,24 +40,23 @@ RULES = (
     (r"\bconv[3-5]/kernel$", PartitionSpec(None, None, DATA_AXIS, None)),
     (r"", PartitionSpec()),
 )
-"""Of layout split: the first pattern that is found in a parameter's path says how it is stored. What an optimiser keeps
-for a parameter has the parameter's path as the end of its own, and so lives beside it. Convolutions are cut where the
-slices lie best in memory: by input channels, but conv2 has only 96 of them. conv1, fc8 and biases are too small to
-split."""
+"""For layout split: the first pattern found in a parameter's path decides how it is stored. What an optimiser keeps for
+a parameter has a path that ends in the parameter's, and is stored alike. Convolutions are split by input channels,
+whose slices are contiguous in memory, but conv2 has only 96 of them. conv1, fc8 and biases are too small to split."""
 
 ONE_RING = 8
-"""Up to so many devices gather what they share in one ring."""
+"""Up to so many devices gather in one ring."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How arrays lie on a mesh; hashable, so that compiled functions can take it as a static argument.
+    """How arrays are divided over a mesh; hashable, so that compiled functions can take it as a static argument.
 
     Args:
         mesh: one axis, `devices.DATA_AXIS`.
-        split: whether the table holds; without it every device has everything.
-        whole: of layout split, the patterns of the table that are not followed: a dimension does not divide.
-        row: how many devices, side by side in the mesh, share a kernel's slices among themselves before rows do.
+        split: whether the table applies; without it every device has everything.
+        whole: patterns of the table that are not followed, because a dimension does not divide.
+        row: number of neighbouring devices that first gather a kernel's slices among themselves.
     """
 
     mesh: Mesh
@@ -77,7 +76,7 @@ class Layout:
         return jax.tree.map_with_path(lambda path, _: NamedSharding(self.mesh, self.spec(_name(path))), tree)
 
     def on(self, model: SpineNet) -> SpineNet:
-        """The same network, with the layout's say on where its activations lie."""
+        """The same network, whose activations this layout divides."""
         return model.clone(layout=self) if self.split else model
 
     def notes(self) -> list[str]:
@@ -90,8 +89,8 @@ class Layout:
             "keeps all of it. Another --width, or number of devices, would split it."
         ]
 
-    def put(self, tree):
-        """Lay a tree of arrays out; each host gives all of it."""
+    def put(self, tree) -> Any:
+        """Transfer a tree of arrays to the devices; each process holds all of it."""
         return devices.put(tree, self.shardings(tree))
 
     def constrain(self, tree) -> Any:
@@ -100,111 +99,82 @@ class Layout:
 
     def by_disc(self, function: Callable) -> Callable:
         """Inside jit: a function of arrays with discs along the first axis, which each device applies to its own."""
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=PartitionSpec(DATA_AXIS), out_specs=PartitionSpec(DATA_AXIS)
-        )
+        return self._shard_map(function, PartitionSpec(DATA_AXIS), PartitionSpec(DATA_AXIS), check_vma=True)
 
-    def lay_out(self, x: jax.Array, layer: str) -> jax.Array:
-        """Inside jit: what a layer made, laid out as what follows wants it.
-
-        Args:
-            x: float[N, …]. Of conv5 after its pool, of fc6 and fc7 before the ReLU.
-            layer: the layer's name.
-        """
+    def lay_out(self, x: Float[Array, "N ..."], layer: str) -> Float[Array, "N ..."]:
+        """Inside jit: a layer's output (conv5 after its pool, fc6 and fc7 before the ReLU), for the layer after it."""
         if self.spec("fc6/kernel") == PartitionSpec():
             return x
-        if layer == "conv5":  # gathered; the gradients that come back are sums over devices, each disc's for its own
+        if layer == "conv5":
             return self._of_all_discs(x)
         if layer == "fc6":
-            return _lie(x, (self._by_column,), (self._by_column,))
+            return jax.lax.with_sharding_constraint(x, self._sharding(None, DATA_AXIS))
         if layer in ("fc7", "fc8"):
-            # What follows is so little that every device does it for every disc: nothing travels on the way back.
-            return _lie(x, (self._everywhere,), (self._everywhere,))
+            # What follows is so little that every device does it for every disc: no gradient is sent back.
+            return jax.lax.with_sharding_constraint(x, self._sharding())
         return x
 
     def convolve(
-        self, layer: str, convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, *args, **options
-    ) -> jax.Array:
-        """Inside jit: each device convolves its own discs, with the kernel that all devices share.
+        self,
+        layer: str,
+        convolve: Callable[..., jax.Array],
+        x: Float[Array, "N H W C"],
+        kernel: Float[Array, "h w C F"],
+        *args,
+        **options,
+    ) -> Float[Array, "N _ _ F"]:
+        """Inside jit: each device convolves its own discs, with the kernel whose slices all devices share.
 
         Args:
             layer: the layer's name.
             convolve: called like `jax.lax.conv_general_dilated`.
-            x: float[N, H, W, C].
-            kernel: float[h, w, C, F], as the table stores it.
-            args, options: more of `jax.lax.conv_general_dilated`'s.
+            x, kernel, args, options: its arguments; the kernel is divided as the table says.
         """
         spec = self.spec(f"{layer}/kernel")
         if spec == PartitionSpec():
             return convolve(x, kernel, *args, **options)
 
-        # By hand, because the compiler would sum whole gradients on every device and then throw most of them away.
-        @functools.partial(
-            jax.shard_map,
-            mesh=self.mesh,
-            in_specs=(self._by_disc.spec, spec),
-            out_specs=self._by_disc.spec,
-            check_vma=False,
-        )
+        # Left to the compiler, every device would sum whole gradients and then discard most of them.
         def of_own_discs(x, kernel):
             return convolve(x, self._gather(kernel, spec.index(DATA_AXIS)), *args, **options)
 
-        return of_own_discs(x, kernel)
+        by_disc = PartitionSpec(DATA_AXIS)
+        return self._shard_map(of_own_discs, (by_disc, spec), by_disc)(x, kernel)
 
-    def _gather(self, own: jax.Array, axis: int) -> jax.Array:
-        """What all devices have, side by side along an axis: gathered along rows of devices, then along columns.
+    def _gather(self, own: Array, axis: int) -> Array:
+        """The devices' parts, side by side along an axis: gathered along rows of devices, then along columns.
 
-        Its gradient goes back the same way, as sums. In one ring of all devices a share is so small, and the way so
-        long, that XLA for TPUs sends whole arrays instead, filled up with zeros: twice as much.
+        Its gradient is summed the same way back. In one ring of many devices each share is so small that XLA for TPUs
+        sends whole arrays padded with zeros instead: twice as much.
         """
         place = np.arange(self.mesh.size).reshape(-1, self.row)
         for rings in (place, place.T):
             own = jax.lax.all_gather(own, DATA_AXIS, axis=axis, tiled=True, axis_index_groups=rings.tolist())
         return own
 
-    def _of_all_discs(self, x: jax.Array) -> jax.Array:
-        gather = jax.shard_map(
-            lambda own: self._gather(own, 0),
-            mesh=self.mesh,
-            in_specs=self._by_disc.spec,
-            out_specs=self._everywhere.spec,
-            check_vma=False,
-        )
-        by_disc = self._by_disc
-
-        @jax.custom_vjp
-        def gathered(x):
-            return gather(x)
-
+    def _of_all_discs(self, x: Array) -> Array:
+        """The features of all discs on every device. The gradient is summed over devices, each disc's on its own."""
+        gather = self._shard_map(lambda own: self._gather(own, 0), PartitionSpec(DATA_AXIS), PartitionSpec())
+        by_disc = self._sharding(DATA_AXIS)
+        gathered = jax.custom_vjp(gather)
         gathered.defvjp(
             lambda x: (gather(x), None),
             lambda _, gradient: (jax.lax.with_sharding_constraint(gradient, by_disc),),
         )
         return gathered(x)
 
-    @property
-    def _everywhere(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec())
+    def _shard_map(self, function: Callable, in_specs, out_specs, *, check_vma: bool = False) -> Callable:
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)
 
-    @property
-    def _by_disc(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
-
-    @property
-    def _by_column(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(None, DATA_AXIS))
+    def _sharding(self, *axes: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
 
 
 def make(choice: str, mesh: Mesh, params: Mapping, *, batch_size: int) -> Layout:
-    """The layout that was asked for, or for "auto" the one of which less travels between devices in a step.
+    """The layout "data" or "split"; for "auto", the one that communicates less in a step of `batch_size` discs.
 
-    Where a dimension does not divide by the devices, the parameter is replicated; `Layout.notes` says so.
-
-    Args:
-        choice: "data", "split" or "auto".
-        mesh: the devices.
-        params: the network's parameters, or their shapes.
-        batch_size: discs in a step.
+    Where a dimension does not divide by the devices, the parameter is replicated; `Layout.notes` says so. `params` are
+    the network's parameters, or their shapes.
     """
     shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
     if choice == "data":
@@ -212,7 +182,13 @@ def make(choice: str, mesh: Mesh, params: Mapping, *, batch_size: int) -> Layout
     whole = tuple(
         pattern
         for pattern, spec in RULES
-        if any(size % mesh.size for name, shape in shapes.items() for size in _split_sizes(name, shape, pattern, spec))
+        if any(
+            size % mesh.size
+            for name, shape in shapes.items()
+            if re.search(pattern, name)
+            for size, axis in zip(shape, spec, strict=False)
+            if axis
+        )
     )
     split = Layout(mesh, True, whole, _row(mesh.size))
     if choice == "split" or num_moved(split, shapes, batch_size) < num_moved(Layout(mesh), shapes, batch_size):
@@ -221,12 +197,7 @@ def make(choice: str, mesh: Mesh, params: Mapping, *, batch_size: int) -> Layout
 
 
 def for_grading(mesh: Mesh, params: Mapping) -> Layout:
-    """The split layout, with convolutions whole on each device: they are used once a view, and never updated.
-
-    Args:
-        mesh: the devices.
-        params: the network's parameters, or their shapes.
-    """
+    """The split layout, with convolutions whole on each device: they are used once a view, and never updated."""
     layout = make("split", mesh, params, batch_size=1)
     convolutions = tuple(pattern for pattern, _ in RULES if "conv" in pattern)
     return replace(layout, whole=tuple(dict.fromkeys((*layout.whole, *convolutions))))
@@ -235,10 +206,7 @@ def for_grading(mesh: Mesh, params: Mapping) -> Layout:
 def num_moved(layout: Layout, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> int:
     """Numbers that a device sends in a training step, to first order: an all-reduce sends each one twice.
 
-    Args:
-        layout: the layout.
-        shapes: parameter's path → its shape.
-        batch_size: discs in a step.
+    `shapes` are the parameters' by path; `batch_size` counts discs.
     """
     if layout.mesh.size == 1:
         return 0
@@ -254,31 +222,11 @@ def num_moved(layout: Layout, shapes: Mapping[str, tuple[int, ...]], batch_size:
 
 
 def _row(num_devices: int) -> int:
-    """Of what length rows are, as near to a square as it goes; up to `ONE_RING` devices are one column."""
+    """Length of the rows of a grid of devices, as near to a square as possible; one column up to `ONE_RING`."""
     if num_devices <= ONE_RING:
         return 1
     return max(length for length in range(1, math.isqrt(num_devices) + 1) if num_devices % length == 0)
 
 
-def _split_sizes(name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec) -> list[int]:
-    """The sizes that a rule would split, if it is this parameter's."""
-    return [size for size, axis in zip(shape, spec, strict=False) if axis] if re.search(pattern, name) else []
-
-
 def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _lie(x: jax.Array, forwards: tuple[NamedSharding, ...], backwards: tuple[NamedSharding, ...]) -> jax.Array:
-    """x, laid out in these ways one after the other; its gradient in those. A plain constraint holds both to the same.
-
-    Two ways in a row say where the data travel: without the first, the compiler may move it to before a pool.
-    """
-    return functools.reduce(jax.lax.with_sharding_constraint, forwards, x)
-
-
-_lie.defvjp(
-    lambda x, forwards, backwards: (_lie(x, forwards, backwards), None),
-    lambda forwards, backwards, _, gradient: (functools.reduce(jax.lax.with_sharding_constraint, backwards, gradient),),
-)

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from spinejax.errors import SpinejaxError, status_of
+from spinejax.parallel.devices import all_devices
 
 HEARTBEAT_SECONDS = 20
 """A process that sends nothing for so long counts as dead, and the others end."""
@@ -47,13 +48,15 @@ def started(distributed: bool, *, start_seconds: int = 300) -> Iterator[None]:
         start_seconds: how long to wait for the others.
 
     Raises:
-        SpinejaxError: the environment does not say who the others are.
+        SpinejaxError: the environment does not say who the others are, or names a platform that is not there.
     """
     if not distributed:
+        all_devices()
         yield
         return
     try:
         _join(start_seconds)
+        all_devices()
         yield
     except BaseException as error:
         status = _status(error)

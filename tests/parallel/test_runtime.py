@@ -144,6 +144,17 @@ def test_a_platform_that_is_not_there_is_one_message(monkeypatch):
             devices.make_mesh()
 
 
+@pytest.mark.parametrize("command", [("train.py", "quickstart", "--workdir"), ("evaluate.py", "--checkpoint")])
+@pytest.mark.parametrize("name", ["cuda", "no-such-platform"])
+def test_a_command_on_a_platform_that_is_not_there_ends_with_one_line_and_status_2(command, name, tmp_path):
+    command = [sys.executable, *command, str(tmp_path / "run"), "--data", str(tmp_path / "data")]
+    env = os.environ | {"JAX_PLATFORMS": name, "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: JAX_PLATFORMS is {name}, which JAX cannot use on this machine")
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_a_large_buffer_gets_the_memory_of_the_last_one():
     program = """
