@@ -36,7 +36,7 @@ def split_patients(
         SpinejaxError: the fractions are not positive, or do not add up to 1.
     """
     shares = [float(share) for share in fractions.values()]
-    if abs(sum(shares) - 1) > 1e-9 or min(shares) <= 0:
+    if sum(fractions.values()) != 1 or min(shares) <= 0:
         raise SpinejaxError(f"Split fractions {dict(fractions)}: expected positive shares that add up to 1.")
     names = sorted(patients)
     discs = {name: _count_grades(patients[name]) for name in names}

@@ -85,7 +85,7 @@ def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, report: Callable[[s
         measured.append(one)
         report(
             f"{job.name}: {one.found} of {one.bodies} bodies, {one.false} false, {one.levels_right} levels right, "
-            f"corners {_percentile(one.corner_mm, 50):.2f} mm {one.refused or one.notes or ''}"
+            f"corners {_percentile(one.corner_mm, 50.0):.2f} mm {one.refused or one.notes or ''}"
         )
     return {"summary": summary(measured), "scans": [asdict(one) for one in measured]}
 
@@ -142,12 +142,12 @@ def summary(measured: Sequence[Measured]) -> dict:
         "false_bodies_per_scan": lambda scans: total(scans, "false") / len(scans),
         "sacra_found": ratio("sacra_found", "sacra"),
         "levels_right": ratio("levels_right", "found"),
-        "corner_mm_median": percentile("corner_mm", 50),
-        "corner_mm_p95": percentile("corner_mm", 95),
-        "sacrum_corner_mm_median": percentile("sacrum_mm", 50),
-        "disc_box_iou_median": percentile("box_iou", 50),
-        "disc_box_iou_p5": percentile("box_iou", 5),
-        "seconds_per_scan": lambda scans: _percentile([one.seconds for one in scans], 50),
+        "corner_mm_median": percentile("corner_mm", 50.0),
+        "corner_mm_p95": percentile("corner_mm", 95.0),
+        "sacrum_corner_mm_median": percentile("sacrum_mm", 50.0),
+        "disc_box_iou_median": percentile("box_iou", 50.0),
+        "disc_box_iou_p5": percentile("box_iou", 5.0),
+        "seconds_per_scan": lambda scans: _percentile([one.seconds for one in scans], 50.0),
         "scans_refused": lambda scans: sum(bool(one.refused) for one in scans) / len(scans),
         "scans_flagged": lambda scans: sum(bool(one.notes) for one in scans) / len(scans),
     }

@@ -93,7 +93,7 @@ def test_two_splits():
     assert Counter(splits.values()) == {"train": 40, "validation": 5}
 
 
-@pytest.mark.parametrize("shares", [(0.8, 0.1), (1.2, -0.2), (1.0, 0.0)])
+@pytest.mark.parametrize("shares", [("0.8", "0.1"), ("1.2", "-0.2"), ("1", "0")])
 def test_fractions_are_shares_of_one(shares):
     with pytest.raises(SpinejaxError, match="add up to 1"):
-        split_patients({}, seed=0, fractions=dict(zip(("train", "validation"), shares, strict=True)))
+        split_patients({}, seed=0, fractions=dict(zip(("train", "validation"), map(Fraction, shares), strict=True)))
