@@ -1,4 +1,4 @@
-"""A spine of blocks, drawn from known corners: the simplest scan that the preparation of discs can be held against."""
+"""A spine of blocks, drawn from known corners: the simplest scan with a known truth."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class BlockSpine:
 
 
 def sagittal_affine(spacing_mm, angles_deg=(0.0, 0.0)) -> np.ndarray:
-    """House axes with these spacings, turned about the left–right axis and then about the superior–inferior one."""
+    """The standard axes with these spacings, turned about the left–right and then the superior–inferior axis."""
     about_x, about_z = np.deg2rad(angles_deg)
     turn_x = np.array([[1, 0, 0], [0, np.cos(about_x), -np.sin(about_x)], [0, np.sin(about_x), np.cos(about_x)]])
     turn_z = np.array([[np.cos(about_z), -np.sin(about_z), 0], [np.sin(about_z), np.cos(about_z), 0], [0, 0, 1]])

@@ -69,7 +69,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"scans": 1}', "[" * 100000, '{"L4": {}}'])
-def test_what_is_no_corner_file_is_refused(tmp_path, text):
+def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(SpinejaxError, match=r"--corners .*c\.json: "):
         read_corners(tmp_path / "c.json")

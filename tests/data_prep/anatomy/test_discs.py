@@ -79,7 +79,7 @@ def test_lesion_bits_survive(discs):
     np.testing.assert_array_equal(discs[1].lesion > 0, discs[1].region == 2)
 
 
-def test_intensities_hang_on_the_bodies_median(discs):
+def test_intensities_are_relative_to_the_bodies_median(discs):
     for disc in discs:
         for slot in range(*disc.slices):
             body = disc.volume[:, :, slot][disc.region[:, :, slot] == 1]
@@ -215,7 +215,7 @@ def test_mirrored_front_and_back_is_refused():
         extract_discs(spine.scan, bodies)
 
 
-def test_a_disc_that_cannot_be_cut_takes_no_other_with_it():
+def test_a_disc_that_cannot_be_cut_does_not_affect_the_others():
     spine = block_spine()
     bodies = true_bodies(spine)
     levels = [disc.level for disc in extract_discs(spine.scan, bodies)]

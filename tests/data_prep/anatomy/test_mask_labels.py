@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import shapely
 
 from data_prep.anatomy.mask_labels import CONVENTIONS, to_spider
 from data_prep.anatomy.vertebrae import SACRUM, SPIDER_VERTEBRAE, bodies_from_spider_mask
@@ -13,21 +14,17 @@ NAMES = {label: name for name, label in SPIDER_VERTEBRAE.items()}
 
 def mask_of(convention, *, sacrum=True, spine=SPINE):
     """The spine's mask as a tool would label it, its sacrum with it if the tool labels one."""
-    tool, relabelled = CONVENTIONS[convention], spine.mask.voxels
-    voxels = np.zeros_like(relabelled)
+    tool, labels = CONVENTIONS[convention], spine.mask.voxels
+    voxels = np.zeros_like(labels)
     if tool.canal:
-        voxels[relabelled == 100] = tool.canal[-1]
+        voxels[labels == 100] = tool.canal[-1]
     for name, label in tool.vertebrae.items():
         if name in SPIDER_VERTEBRAE:
-            voxels[relabelled == SPIDER_VERTEBRAE[name]] = label
-            voxels[relabelled == 200 + SPIDER_VERTEBRAE[name]] = tool.discs.get(name, 0)
+            voxels[labels == SPIDER_VERTEBRAE[name]] = label
+            voxels[labels == 200 + SPIDER_VERTEBRAE[name]] = tool.discs.get(name, 0)
     if tool.sacrum and sacrum:
-        corners = spine.corners["S1"]
-        row, column = np.indices(relabelled.shape[:2])
-        inside = np.ones(relabelled.shape[:2], bool)
-        for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            inside &= (end - start)[1] * (row - start[0]) - (end - start)[0] * (column - start[1]) >= 0
-        voxels[inside[:, :, None] & relabelled.any((0, 1))] = tool.sacrum
+        inside = shapely.intersects_xy(shapely.Polygon(spine.corners["S1"]), *np.indices(labels.shape[:2]))
+        voxels[inside[:, :, None] & labels.any((0, 1))] = tool.sacrum
     return Scan(voxels, spine.mask.affine, "mask")
 
 
@@ -91,7 +88,7 @@ def test_a_labelled_sacrum_speaks_against_another_lowest_level():
         ({100, 5}, "1 vertebrae from T9 down by spider's labels, expected two or more"),
     ],
 )
-def test_what_is_no_mask_of_a_known_tool_is_refused(labels, message):
+def test_masks_of_unknown_tools_are_refused(labels, message):
     voxels = np.zeros((30, 30, 3), np.uint8)
     for place, label in enumerate(sorted(labels)):
         voxels[3 * place : 3 * place + 3] = label

@@ -1,4 +1,4 @@
-"""Bodies without their posterior elements, where a mask has no canal to tell them by."""
+"""Bodies without their posterior elements, in a mask without a canal."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_corners_where_every_slice_shows_a_pedicle(tilt_deg):
     assert max(worst.values()) < 3.0, worst
 
 
-def test_posterior_elements_alone_are_told():
+def test_only_posterior_elements_are_found():
     spine = block_spine()
     relabelled = np.where(np.isin(spine.mask.voxels, NUMBERS), spine.mask.voxels, 0)
     behind = posterior_elements(relabelled, spine.mask.spacing_mm)

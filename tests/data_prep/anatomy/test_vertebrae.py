@@ -93,7 +93,7 @@ def test_a_body_that_slips_forward_keeps_its_own_corners():
 
 
 def test_bodies_to_the_side_are_found_where_their_own_middle_is():
-    """Scoliosis: each vertebra lies further to one side than the one below."""
+    """Scoliosis: each vertebra is further to one side than the one below."""
     spine = block_spine(num_slices=25, spacing_mm=(0.8, 0.8, 3.0))
 
     def bend(voxels):
@@ -188,7 +188,7 @@ def test_partly_visible_label_gives_lower_corners_only():
         ),
     ],
 )
-def test_what_is_doubtful_is_left_out_with_a_reason(change, note):
+def test_doubtful_vertebrae_are_left_out_with_a_reason(change, note):
     bodies, notes = bodies_from_spider_mask(changed(block_spine(tilt_deg=0), change))
     assert len(bodies) == 4
     assert len(notes) == 1

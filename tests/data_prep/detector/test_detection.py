@@ -1,4 +1,4 @@
-"""The weights that ship, on whole phantoms: good scans, and bad ones, which must be refused or flagged."""
+"""The shipped weights on whole phantoms: good scans, and bad ones, which must be refused or flagged."""
 
 import json
 import shutil

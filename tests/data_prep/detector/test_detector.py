@@ -1,4 +1,4 @@
-"""The detector: chain and names on candidates that are given, its parts against truth, and the whole on phantoms."""
+"""The detector: chain and names on given candidates, its parts against truth, and a training run."""
 
 import contextlib
 
@@ -32,7 +32,7 @@ from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine, sagittal_affine
 
-# Candidates that are given -------------------------------------------------------------------------------------------
+# Given candidates ----------------------------------------------------------------------------------------------------
 
 
 def body(row, column=60.0, *, height=26.0, depth=34.0, score=0.9, kind=BODY, tilt_deg=0.0):
@@ -53,14 +53,14 @@ def spine(num_bodies=6, sacrum=True):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Have the network see what a test says, in every slice; turned images show nothing."""
+    """Replace the network: every slice shows the given candidates, turned images show none."""
 
-    def say(candidates):
+    def show(candidates):
         monkeypatch.setattr(detecting, "see", lambda variables, scan, indices: [candidates for _ in indices])
         monkeypatch.setattr(detecting, "see_images", lambda variables, images: [candidates, [], [], []])
         monkeypatch.setattr(detecting, "load", lambda path: {})
 
-    return say
+    return show
 
 
 SCAN = Scan(np.zeros((300, 150, 5), np.float32), sagittal_affine((1.0, 1.0, 4.0)), "scan")
@@ -77,7 +77,7 @@ def test_levels_are_counted_from_the_sacrum_up(seen):
     assert found.bodies[0].slices == (0, 5)
 
 
-def test_a_body_that_no_candidate_stands_for_is_bridged_and_counted(seen):
+def test_a_body_without_a_candidate_is_skipped_and_counted(seen):
     candidates = [one for one in spine() if one.centre[0] != 155.0]  # L3
     seen(candidates)
     found = detect(SCAN)
@@ -96,15 +96,15 @@ def test_candidates_off_the_column_are_left_out(seen):
     assert all(abs(np.nanmean(one.corners[:, 1]) - 60) < 1 for one in found.bodies)
 
 
-def test_without_a_sacrum_levels_are_a_guess_that_is_flagged_unless_the_lowest_is_given(seen):
+def test_without_a_sacrum_levels_are_flagged_unless_the_lowest_is_given(seen):
     seen(spine(5, sacrum=False))
     found = detect(SCAN)
     assert found.bodies[-1].name == "L5"
     assert any("no sacrum" in note and "--lowest-level" in note for note in found.notes)
     assert max(found.confidence.values()) < 0.5
-    told = detect(SCAN, lowest_level="L3-L4")
-    assert [one.name for one in told.bodies] == ["T12", "L1", "L2", "L3", "L4"]
-    assert not any("no sacrum" in note for note in told.notes)
+    named = detect(SCAN, lowest_level="L3-L4")
+    assert [one.name for one in named.bodies] == ["T12", "L1", "L2", "L3", "L4"]
+    assert not any("no sacrum" in note for note in named.notes)
 
 
 def test_a_short_field_of_view_and_a_transitional_vertebra_are_flagged(seen):
@@ -139,7 +139,7 @@ def test_a_turned_image_is_refused(seen, monkeypatch):
 
 
 def test_a_longer_column_alone_does_not_make_an_image_turned(seen, monkeypatch):
-    """Sacral segments pass for bodies when the image is upside down; but the sacrum is surer the right way up."""
+    """Sacral segments look like bodies when the image is upside down, but the sacrum is surer the right way up."""
     here, upside_down = spine(6), [body(260.0, kind=SACRUM, score=0.15), *spine(7, sacrum=False)]
     seen(here)
     monkeypatch.setattr(detecting, "see_images", lambda variables, images: [here, upside_down, [], []])
@@ -151,7 +151,7 @@ def test_a_longer_column_alone_does_not_make_an_image_turned(seen, monkeypatch):
         detect(SCAN)
 
 
-def test_where_no_sacrum_is_in_view_a_faint_one_in_a_turned_image_says_nothing(seen, monkeypatch):
+def test_a_faint_sacrum_in_a_turned_image_is_ignored(seen, monkeypatch):
     here = spine(6, sacrum=False)
     seen(here)
     for score, refused in ((0.5, False), (0.6, True)):
@@ -161,7 +161,7 @@ def test_where_no_sacrum_is_in_view_a_faint_one_in_a_turned_image_says_nothing(s
             detect(SCAN)
 
 
-def test_slices_are_grouped_and_one_slices_slip_does_not_count():
+def test_slices_are_grouped_and_an_error_in_one_does_not_count():
     shifted = [[body(100.0 + index), body(140.0)] for index in range(5)]
     shifted[2] = [body(102.0, depth=60.0), body(140.0)]
     groups = group(shifted, range(5))
@@ -171,13 +171,13 @@ def test_slices_are_grouped_and_one_slices_slip_does_not_count():
     np.testing.assert_allclose(np.linalg.norm(upper.corners[1] - upper.corners[0]), 34.0, atol=1.0)
 
 
-def test_what_one_slice_of_many_shows_counts_for_little():
+def test_a_body_in_one_slice_of_many_scores_low():
     groups = group([[body(100.0)], [], [], [], []], range(5))
     assert groups[0].score == pytest.approx(0.3)
     assert group([[body(100.0)]], [0])[0].score == pytest.approx(0.9)
 
 
-def test_what_is_surer_a_sacrum_is_no_vertebra_for_the_sake_of_a_longer_column():
+def test_a_likely_sacrum_is_no_vertebra_even_in_a_longer_column():
     above = spine(5, sacrum=False)
     second = body(295.0, kind=SACRUM, score=0.38)
 
@@ -209,7 +209,7 @@ def test_resampling_keeps_places():
     assert np.unravel_index(np.argmax(coarse), coarse.shape) == (round(40 * 0.5 / PIXEL_MM), 60 * 0.75 / PIXEL_MM)
 
 
-def test_normalising_forgets_units():
+def test_normalising_removes_units():
     image = np.random.default_rng(0).random((50, 50))
     np.testing.assert_allclose(normalise(1000 * image + 77), normalise(image), atol=1e-5)
     assert np.isfinite(normalise(np.zeros((5, 5)))).all()
@@ -224,7 +224,7 @@ def test_development_patients_are_a_fixed_choice():
     assert len(set(development_patients([*patients, "x"])) & set(chosen)) >= 5
 
 
-def test_truth_is_that_of_the_drawing():
+def test_truth_is_the_same_as_in_the_drawing():
     drawn = block_spine(spacing_mm=(0.8, 0.7, 4.0), num_slices=5)
     slices = slices_with_truth(drawn.scan, drawn.mask)
     assert len(slices) == 5
@@ -238,7 +238,7 @@ def test_truth_is_that_of_the_drawing():
     assert (one.tissue[at[:, 0], at[:, 1]] == 1).all()
 
 
-def test_the_centre_of_what_is_half_known():
+def test_the_centre_of_a_half_known_body():
     corners = body(100.0).corners
     upper, lower = corners.copy(), corners.copy()
     upper[2:], lower[:2] = np.nan, np.nan
@@ -278,7 +278,7 @@ def test_keypoints_move_with_the_image():
     assert crops.image.max() <= 1.25
 
 
-def test_the_loss_is_least_at_the_truth_and_leaves_doubt_alone():
+def test_the_loss_is_least_at_the_truth_and_ignores_doubtful_bodies():
     one = stack([dots()])
     scaled = jax.tree.map(jnp.asarray, one._replace(centres=one.centres / 1.5, corners=one.corners / 1.5))
     rows, columns = np.arange(70) * 2 + 0.5, np.arange(60) * 2 + 0.5
@@ -299,7 +299,7 @@ def test_the_loss_is_least_at_the_truth_and_leaves_doubt_alone():
     assert float(right) < 0.05
     for wrong in ((-heat, offsets, nearby), (heat, offsets + 0.3, nearby), (heat, offsets, nearby + 0.3)):
         assert float(detector_loss(*wrong, scaled)[0]) > 0.5
-    # Where no corner is within 9 mm, nothing is asked.
+    # Cells further than 9 mm from any corner do not count.
     far = jnp.linalg.norm(nearby, axis=-1, keepdims=True) * OFFSET_MM > 9.01
     elsewhere = jnp.where(far, nearby + 1, nearby)
     assert float(detector_loss(heat, offsets, elsewhere, scaled)[0]) == float(right)
@@ -311,14 +311,14 @@ def test_the_loss_is_least_at_the_truth_and_leaves_doubt_alone():
     assert abs(np.asarray(gradient)[0, 0, 0]).max() > 0
 
 
-def test_the_network_answers_each_cell():
+def test_the_network_has_an_output_for_each_cell():
     variables = BodyNet().init(jax.random.key(0), jnp.zeros((1, 32, 48)), train=False)
     heat, offsets, nearby = BodyNet().apply(variables, jnp.zeros((2, 64, 48)), train=False)
     assert heat.shape == (2, 32, 24, 2)
     assert offsets.shape == nearby.shape == (2, 32, 24, 4, 2)
 
 
-def test_corners_are_looked_at_again_where_they_are():
+def test_corners_are_refined_by_the_cells_around_them():
     """The cells about the centre are 4 mm off, those about a corner 2 mm the other way; none is beyond the image."""
     rows, columns = np.arange(40) * 3 + 0.75, np.arange(30) * 3 + 0.75
     cells = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
@@ -339,7 +339,7 @@ def test_corners_are_looked_at_again_where_they_are():
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
-def test_weights_come_back_and_damage_is_told(tmp_path):
+def test_weights_come_back_and_damage_is_reported(tmp_path):
     variables = BodyNet().init(jax.random.key(1), jnp.zeros((1, 32, 32)), train=False)
     path = tmp_path / "some.npz"
     weights.save(path, variables, {"source": "test"})

@@ -20,7 +20,7 @@ def test_overlap_of_boxes():
     assert overlap(square, turned) == pytest.approx(octagon / (32 - octagon))
 
 
-def test_measuring_tells_shifts_wrong_levels_and_false_bodies():
+def test_measuring_finds_shifts_wrong_levels_and_false_bodies():
     drawn = block_spine(num_bodies=6)
     bodies, _ = bodies_from_spider_mask(drawn.mask)
     truth = Located(drawn.scan, bodies, regions=drawn.mask)

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import shapely
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
@@ -39,19 +40,9 @@ def around(p, level):
     return BODIES[k], BODIES[k + 1], 206 - k
 
 
-def polygon_area(corners_mm):
-    y, x = corners_mm.T
-    return 0.5 * abs(np.dot(y, np.roll(x, 1)) - np.dot(x, np.roll(y, 1)))
-
-
 def inside_polygon(corners, shape):
-    """bool[H, W]: pixels whose centre is inside a convex polygon of (row, column) corners."""
-    row, column = np.ogrid[: shape[0], : shape[1]]
-    edges = np.roll(corners, -1, axis=0) - corners
-    sides = np.array(
-        [edge[1] * (row - at[0]) - edge[0] * (column - at[1]) for edge, at in zip(edges, corners, strict=True)]
-    )
-    return np.all(sides >= 0, axis=0) | np.all(sides <= 0, axis=0)
+    """Pixels whose centre is inside a polygon of (row, column) corners."""
+    return shapely.intersects_xy(shapely.Polygon(corners), *np.indices(shape))
 
 
 def test_is_a_pure_function_of_seed_and_patient(patients):
@@ -124,7 +115,7 @@ def test_corners_outline_the_bodies_of_the_mask(patients):
 def test_bodies_are_of_human_size(patients):
     for p in patients:
         for corners in p.bodies.values():
-            area_mm2 = polygon_area(corners * p.scan.spacing_mm[:2])
+            area_mm2 = shapely.Polygon(corners * p.scan.spacing_mm[:2]).area
             assert 480 < area_mm2 < 1250
         for body in BODIES:
             assert 0 <= p.mid_slice[body] <= p.scan.voxels.shape[2] - 1

@@ -58,7 +58,7 @@ def test_highdicom_agrees(tmp_path, scan):
         assert volume.array[tuple(index[:3])] == pytest.approx(ours.voxels[row, column, slot], abs=1e-2)
 
 
-def test_instance_numbers_and_names_say_nothing(tmp_path, scan):
+def test_instance_numbers_and_names_are_ignored(tmp_path, scan):
     slices = series(tmp_path / "a", scan)
     for one, number in zip(slices, (4, 1, 6, 2, 5, 3), strict=True):
         one.InstanceNumber = number
@@ -121,7 +121,7 @@ def test_jpeg_lossless_comes_back_exactly(tmp_path, scan, syntax, whole):
 
 
 def test_jpeg_baseline_is_read_as_far_as_it_goes(tmp_path):
-    """8 bits, lossy: a secondary copy, but some archives hold nothing else."""
+    """8 bits, lossy: a secondary copy, but some archives have nothing else."""
     smooth = Scan(np.indices((40, 36, 6)).sum(0).astype(np.float32), OBLIQUE, "smooth")
     for one in series(tmp_path / "a", smooth):
         eight = (one.pixel_array >> 8).astype(np.uint8)
@@ -214,7 +214,7 @@ NORMAL_MM = OBLIQUE[:3, 2] / 4
         (change(PixelData=b"\0" * 100), "damaged, truncated"),
     ],
 )  # fmt: skip
-def test_what_makes_no_volume_is_refused(tmp_path, scan, spoil, message):
+def test_frames_that_make_no_volume_are_refused(tmp_path, scan, spoil, message):
     slices = spoil(series(tmp_path / "a", scan))
     for path in (tmp_path / "a").iterdir():
         path.unlink()
@@ -242,7 +242,7 @@ def test_file_cut_at_any_length_is_refused(tmp_path, scan):
             read(tmp_path / "cut")
 
 
-def test_deflate_bomb_is_refused_before_it_goes_off(tmp_path, scan, monkeypatch):
+def test_deflate_bomb_is_refused_before_it_is_unpacked(tmp_path, scan, monkeypatch):
     monkeypatch.setattr("data_prep.read.dicom_headers._MAX_FILE_BYTES", 1 << 20)
     one = series(tmp_path / "a", scan)[0]
     one.add_new((0x0009, 0x0010), "LO", "spinejax")
@@ -321,7 +321,7 @@ def test_weighting_in_words(words, weighting):
         ({"ImageOrientationPatient": None}, None),
     ],
 )
-def test_what_is_not_a_scan(tmp_path, scan, values, reason):
+def test_files_that_are_no_scan(tmp_path, scan, values, reason):
     one = series(tmp_path / "a", scan)[0]
     for name, value in values.items():
         setattr(one, name, value)

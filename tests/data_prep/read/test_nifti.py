@@ -97,7 +97,7 @@ def set_fields(**values):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
-def test_header_that_lies_is_refused(tmp_path, scan, change, message, name):
+def test_false_header_is_refused(tmp_path, scan, change, message, name):
     path = save(tmp_path / name, scan.voxels, scan.affine, change=change)
     with pytest.raises(SpinejaxError, match=message) as error:
         read_nifti(path, np.float32)
@@ -113,7 +113,7 @@ def test_file_cut_at_any_length_is_refused(tmp_path, scan, name):
             read_nifti(tmp_path / name, np.float32)
 
 
-def test_gzip_bomb_is_refused_before_it_goes_off(tmp_path, scan):
+def test_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path, scan):
     path = save(tmp_path / "scan.nii.gz", scan.voxels)
     bomb = gzip.compress(gzip.decompress(path.read_bytes()) + bytes(300 << 20), compresslevel=1)
     path.write_bytes(bomb)
@@ -138,7 +138,7 @@ def test_voxels_must_be_finite(tmp_path, scan, value):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float64])
-def test_labels_come_back_whole(tmp_path, dtype):
+def test_labels_come_back_exactly(tmp_path, dtype):
     labels = np.arange(120).reshape(6, 5, 4).astype(dtype)
     read = read_nifti(save(tmp_path / "mask.nii.gz", labels), np.uint8)
     assert np.array_equal(read.voxels, labels)

@@ -58,7 +58,7 @@ def test_any_order_and_direction_of_axes_ends_as_the_same_scan(tmp_path, scan, o
             np.testing.assert_allclose(read.affine, scan.affine, atol=1e-9)
 
 
-def test_house_orientation_is_superior_anterior_right_first():
+def test_standard_orientation_is_superior_anterior_right_first():
     scan = reorient(np.zeros((2, 3, 4), np.float32), sagittal_affine((1, 1, 4)), "scan")
     to_patient = scan.affine[:3, :3] @ np.eye(3)
     assert to_patient[2, 0] < 0  # rows run down
@@ -107,7 +107,7 @@ def test_hand_written_file_is_read_as_the_format_says(tmp_path):
         (("0 0 -1 0 1 0 1 0 0", "0 0 -1 0 1 1 1 0 0"), "damaged|right angles|cannot read"),
     ],
 )
-def test_header_that_lies_is_refused(tmp_path, change, message):
+def test_false_header_is_refused(tmp_path, change, message):
     assert change[0] in HEADER
     path = write(tmp_path / "scan.mha", HEADER.replace(*change))
     with pytest.raises(SpinejaxError, match=message) as error:
@@ -132,7 +132,7 @@ def test_voxels_in_a_file_beside_the_header(tmp_path):
 
 @pytest.mark.parametrize("declares_size", [True, False])
 @pytest.mark.parametrize("fault", ["truncated", "damaged", "bomb"])
-def test_compressed_data_that_lie_are_refused(tmp_path, declares_size, fault):
+def test_damaged_compressed_data_are_refused(tmp_path, declares_size, fault):
     header, data = HEADER.replace("CompressedData = False", "CompressedData = True"), zlib.compress(bytes(range(120)))
     if fault == "truncated":
         data = data[:-20]
