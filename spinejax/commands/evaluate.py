@@ -115,10 +115,8 @@ class Job:
 def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
     runtime.set_up()
-    with (
-        processes.started(arguments.distributed, start_seconds=arguments.start_seconds),
-        contextlib.ExitStack() as held,
-    ):
+    together = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
+    with together, contextlib.ExitStack() as held:
         processes.end_on_sigterm()  # there is nothing to save
         job = set_up(arguments, held)
         graded = grade(job, arguments.split)
@@ -129,11 +127,7 @@ def main(arguments: Arguments) -> None:
 
 
 def set_up(arguments: Arguments, held: contextlib.ExitStack) -> Job:
-    """Read the network and the discs, and lock the results' folder until `held` closes.
-
-    Raises:
-        SpinejaxError: the checkpoint, the discs or an option cannot be used.
-    """
+    """Read the network and the discs, and lock the results' folder until `held` closes."""
     mesh = devices.make_mesh()
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
     if arguments.distributed and (arguments.scan or arguments.hotspots or arguments.calibrate):
@@ -156,11 +150,7 @@ def set_up(arguments: Arguments, held: contextlib.ExitStack) -> Job:
 
 
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
-    """The folder of the step that `path` stands for now, the same on every process; its record, weights and network.
-
-    Raises:
-        SpinejaxError: there is no checkpoint, it is damaged, or training deleted or replaced it in the meantime.
-    """
+    """The folder of the step that `path` stands for now, the same on every process; its record, weights and network."""
     path = path.absolute()
     folder = path / processes.by_first(lambda: str(checkpoint.find(path).relative_to(path)))
     try:
@@ -187,11 +177,7 @@ def output_folder(arguments: Arguments) -> Path:
 
 
 def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
-    """The data set, or one cut out of the raw scans, of which doubtful findings are printed.
-
-    Raises:
-        SpinejaxError: there is no disc, or the discs do not fit the network or the options.
-    """
+    """The data set, or one cut out of the raw scans, of which doubtful findings are printed."""
     if arguments.scan:
         notes = ungraded_discs(
             arguments.scan,
@@ -232,11 +218,7 @@ def grade(job: Job, split: str) -> Graded:
 
 
 def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
-    """The discs at the checkpoint's temperatures, and the effect on each task that has labels.
-
-    Raises:
-        SpinejaxError: the discs are those that the temperatures were fitted on.
-    """
+    """The discs at the checkpoint's temperatures, and the effect on each task that has labels."""
     num_views, average = job.arguments.num_views, job.arguments.average
     found = temperatures.read(job.step, num_views=num_views, average=average, weights=job.weights)
     if job.arguments.split == "validation" and (found is None or found["data"] == job.data.digest):

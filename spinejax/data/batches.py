@@ -57,15 +57,12 @@ def train_batches(
     workers: int = 0,
     volumes: bool = True,
 ) -> Generator[Batch]:
-    """This host's part of every global batch from `step` on, without end.
+    """This host's part of every global batch of training discs from `step` on, without end.
 
     Args:
-        data: the data set, whose training split is used.
-        columns: the columns of its task table that become `labels`, in this order.
+        columns: the columns of the task table that become `labels`, in this order.
         batch_size: discs in a global batch.
-        seed: seed of the shuffling.
         step: the first batch to give. To resume a run takes no other state.
-        host, num_hosts: which part.
         workers: processes that read ahead; 0 reads in threads.
         volumes: if false, batches lack `volume`, as `device_cache` needs them.
 
@@ -89,9 +86,7 @@ def eval_batches(
 ) -> Generator[Batch]:
     """This host's part of the given rows in order, each once, padded with discs that are not `valid`.
 
-    Args:
-        rows: positions in the data set.
-        data, columns, batch_size, host, num_hosts, volumes: as for `train_batches`.
+    The other arguments are those of `train_batches`.
     """
     padded = np.full(math.ceil(len(rows) / batch_size) * batch_size, _PADDING)
     padded[: len(rows)] = rows

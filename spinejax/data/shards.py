@@ -136,10 +136,9 @@ def shard_name(index: int, num_shards: int) -> str:
 
 
 def write_shard(path: Path, discs: Iterable[Disc], tasks: Sequence[Task], masks: Sequence[str] = ()) -> ShardSummary:
-    """Stream discs into one shard; the same discs give the same bytes.
+    """Stream discs into one shard, which appears once it is complete; the same discs give the same bytes.
 
     Args:
-        path: the shard's final name. The file appears once the whole shard is on disk.
         discs: in order; only one is in memory.
         tasks: the columns of `labels`.
         masks: which of "region" and "lesion" the data set stores; every disc must have them.

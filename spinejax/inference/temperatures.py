@@ -27,19 +27,12 @@ from spinejax.training.saved_step import weights_digest
 
 
 class Fit(TypedDict):
-    """The temperatures of one way of grading.
-
-    Args:
-        num_views, average: the way.
-        data: digest of the data set whose validation discs it was fitted on.
-        discs: number of labelled discs of each task there; without any, the temperature is 1.
-        temperatures: task name → what its scores are divided by.
-    """
+    """The temperatures of one way of grading: a number of views, and what is averaged over them."""
 
     num_views: Annotated[int, pydantic.Field(ge=1)]
     average: Literal["probabilities", "logits"]
-    data: str
-    discs: dict[str, int]
+    data: str  # digest of the data set whose validation discs it was fitted on
+    discs: dict[str, int]  # labelled discs of each task there; without any, the temperature is 1
     temperatures: dict[str, Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]]
 
 
@@ -81,16 +74,13 @@ def effect(graded: Graded, temperatures: Mapping[str, float]) -> dict[str, dict[
 
 
 def store(path: str | Path, found: Fit, *, weights: str | None = None) -> Path:
-    """Store a fit with a checkpoint, beside those of other ways of grading; one of the same way is replaced.
+    """Store a fit with a checkpoint, beside those of other ways of grading, and return the file.
 
     Args:
         path: a run, an exported folder or one step's folder, as for `checkpoint.load`.
-        found: the fit.
+        found: the fit; it replaces one of the same way.
         weights: `weights_digest` of the weights that it was fitted to, if `path` is a step's folder that training may
             delete or replace. Default: those that are there now.
-
-    Returns:
-        The file in the checkpoint's folder.
 
     Raises:
         SpinejaxError: there is no checkpoint, or its file of temperatures is damaged.

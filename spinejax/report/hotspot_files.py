@@ -23,7 +23,7 @@ from jaxtyping import Float, Float32, Int, Integer
 
 from spinejax import tasks as task_tables
 from spinejax.data.dataset import DataSet
-from spinejax.errors import NotInstalledError, SpinejaxError
+from spinejax.errors import SpinejaxError, needs
 from spinejax.files.atomic import write_atomically
 from spinejax.files.hdf5 import Column, write_table
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
@@ -93,10 +93,7 @@ def write_nifti(
 ) -> None:
     """Write one disc's maps as `<scan>_<level>_<task>.nii.gz`, whose affine places them in the scan.
 
-    NIfTI's patient space is RAS, the data set's LPS; the affine is converted.
-
-    Raises:
-        SpinejaxError: as `check_nifti`.
+    NIfTI's patient space is RAS, the data set's LPS; the affine is converted. Raises as `check_nifti`.
     """
     check_nifti(data, [row])
     nibabel = _nibabel()
@@ -119,8 +116,6 @@ def check_nifti(data: DataSet, rows: Sequence[int | np.integer] | Integer[np.nda
 
 
 def _nibabel():
-    try:
+    with needs("Writing NIfTI needs nibabel", "report"):
         import nibabel
-    except ImportError as error:
-        raise NotInstalledError("Writing NIfTI needs nibabel", "report") from error
     return nibabel

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt16
 from PIL import Image
 
 from spinejax import paper
-from spinejax.errors import NotInstalledError
+from spinejax.errors import needs
 from spinejax.files.atomic import make_folder, write_atomically
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded
@@ -147,7 +147,7 @@ def prepare_folder(folder: Path) -> None:
     """Make a report's folder, and remove the disc pages of an earlier report from it.
 
     Raises:
-        SpinejaxError: it is a file, or cannot be made; or Jinja2 is not installed.
+        SpinejaxError: it cannot be made, or Jinja2 is not installed.
     """
     _environment()
     for old in make_folder(folder, "--report").glob("discs-[0-9][0-9][0-9].html"):
@@ -175,10 +175,8 @@ def title(name: str) -> str:
 
 @functools.cache
 def _environment():
-    try:
+    with needs("Option --report needs Jinja2", "report"):
         import jinja2
-    except ImportError as error:
-        raise NotInstalledError("Option --report needs Jinja2", "report") from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spinejax.report"),
         autoescape=True,
