@@ -16,6 +16,7 @@ import rich.console
 import rich.progress
 import tyro
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.dataset.resuming import only_writer
@@ -233,7 +234,7 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
     return temperatures.apply(graded, found["temperatures"]), temperatures.effect(graded, found["temperatures"])
 
 
-def explain(job: Job, graded: Graded, traced: np.ndarray, page: Report | None) -> Mapping[str, Pointing]:
+def explain(job: Job, graded: Graded, traced: Int[np.ndarray, "M T"], page: Report | None) -> Mapping[str, Pointing]:
     """Write the discs' hotspots, and add them to the page. Returns how well they point, where masks can tell."""
     method, options = job.arguments.hotspot, job.arguments.checkpoint / checkpoint.OPTIONS
     if job.arguments.trained_views and options.is_file():
