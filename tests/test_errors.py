@@ -47,5 +47,5 @@ def test_our_own_faults_are_not_hidden():
 def test_text_that_the_output_cannot_encode_is_replaced(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
-    assert status_of(lambda: print("112 \u00d7 224")) == 0
+    assert status_of(lambda: print("112 \u00d7 224")) == 0  # noqa: T201
     assert written.getvalue() == b"112 ? 224\n"

@@ -8,10 +8,10 @@ the same number of steps.
 
 import contextlib
 import ctypes
+import functools
 import math
 import signal
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 
 import absl.flags
 import grain
@@ -71,7 +71,7 @@ def train_batches(
     """
     rows = data.rows("train")
     order = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat().batch(batch_size)
-    return _read(order.map(_Reader(data, rows, columns, host, num_hosts, batch_size, volumes))[step:], workers)
+    return _read(order.map(_reader(data, rows, columns, host, num_hosts, batch_size, volumes))[step:], workers)
 
 
 def eval_batches(
@@ -91,36 +91,28 @@ def eval_batches(
     padded = np.full(math.ceil(len(rows) / batch_size) * batch_size, _PADDING)
     padded[: len(rows)] = rows
     order = grain.MapDataset.range(len(padded)).batch(batch_size)
-    return _read(order.map(_Reader(data, padded, columns, host, num_hosts, batch_size, volumes)), workers=0)
+    return _read(order.map(_reader(data, padded, columns, host, num_hosts, batch_size, volumes)), workers=0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Reader:
-    """Reads a host's part of a global batch: positions in a list of rows → the discs there."""
+def _reader(
+    data: DataSet, rows: np.ndarray, columns: list[int], host: int, num_hosts: int, batch_size: int, volumes: bool
+) -> Callable[[np.ndarray], Batch]:
+    """Reads a host's part of a global batch: positions in `rows` → the discs there."""
+    if batch_size % num_hosts:
+        raise SpinejaxError(f"Batch size {batch_size}: expected a multiple of the {num_hosts} hosts.")
+    share = batch_size // num_hosts
+    return functools.partial(_discs, data, rows, columns, slice(host * share, (host + 1) * share), volumes)
 
-    data: DataSet
-    rows: np.ndarray
-    columns: list[int]
-    host: int
-    num_hosts: int
-    batch_size: int
-    volumes: bool
 
-    def __post_init__(self):
-        if self.batch_size % self.num_hosts:
-            raise SpinejaxError(f"Batch size {self.batch_size}: expected a multiple of the {self.num_hosts} hosts.")
-
-    def __call__(self, positions: np.ndarray) -> Batch:
-        share = self.batch_size // self.num_hosts
-        rows = self.rows[positions[self.host * share : (self.host + 1) * share]]
-        valid = rows != _PADDING
-        stored = np.where(valid, rows, 0)  # padding repeats the first disc, so that the network sees a real one
-        read = {"volume": self.data.volumes(stored)} if self.volumes else {}
-        return read | {
-            "labels": self.data.labels[stored][:, self.columns].astype(np.int32),
-            "row": rows.astype(np.int32),
-            "valid": valid,
-        }
+def _discs(
+    data: DataSet, rows: np.ndarray, columns: list[int], part: slice, volumes: bool, positions: np.ndarray
+) -> Batch:
+    rows = rows[positions[part]]
+    valid = rows != _PADDING
+    stored = np.where(valid, rows, 0)  # padding repeats the first disc, so that the network sees a real one
+    batch = {"volume": data.volumes(stored)} if volumes else {}
+    labels = data.labels[stored][:, columns].astype(np.int32)
+    return batch | {"labels": labels, "row": rows.astype(np.int32), "valid": valid}
 
 
 def _read(batches: grain.MapDataset, workers: int) -> Generator[Batch]:
