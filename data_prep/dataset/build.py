@@ -100,12 +100,13 @@ def build(
         in_order = list(itertools.chain.from_iterable(shards))
         finished = run(partial(_finish, folder=made, strict=settings.strict), in_order)
         outcome, cut = Outcome(), []
-        for job, scan in zip(in_order, _with_progress(finished, len(in_order), console), strict=True):
-            cut.append((job, scan.file))
-            outcome.notes += scan.notes
-            outcome.resumed += scan.resumed
-            if scan.failure is not None:
-                outcome.failures[job.name] = scan.failure
+        progress = _with_progress(finished, len(in_order), console)
+        for job, (file, result, resumed) in zip(in_order, progress, strict=True):
+            cut.append((job, file))
+            outcome.notes += result.notes
+            outcome.resumed += resumed
+            if result.failure is not None:
+                outcome.failures[job.name] = result.failure
         paths = [made / shard_name(index, len(shards)) for index in range(len(shards))]
         parts = iter(cut)
         scans = [list(itertools.islice(parts, len(shard))) for shard in shards]
@@ -141,18 +142,12 @@ def _deal(jobs: Sequence[Job], num_shards: int) -> list[list[Job]]:
 # One scan ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """What is reported of a scan, and the file that holds its discs; None if it must be tried again."""
+def _finish(job: Job, *, folder: Path, strict: bool) -> tuple[Path | None, ScanResult, bool]:
+    """Cut a scan and write its discs to a file, unless an earlier run did.
 
-    file: Path | None
-    notes: list[str]
-    failure: str | None
-    resumed: bool
-
-
-def _finish(job: Job, *, folder: Path, strict: bool) -> _Finished:
-    """Cut a scan and write its discs to a file, unless an earlier run did."""
+    Returns:
+        The file, None if the scan must be tried again; the result without discs; whether an earlier run had it.
+    """
     how = (job.name, job.recipe, job.per_disc, job.refuse_doubtful)
     name = resuming.digest(spinejax.__version__, how, *map(str, job.sources), *job.sources)
     file = folder / f"{name}.npz"
@@ -169,11 +164,11 @@ def _finish(job: Job, *, folder: Path, strict: bool) -> _Finished:
     not_found = sorted(set(job.labels) - {disc.level for disc in result.discs})
     if not_found and result.discs:
         notes.append(f"{job.name}: graded, but not found in the scan: {', '.join(not_found)}.")
-    return _Finished(file if final else None, notes, result.failure, resumed)
+    return file if final else None, ScanResult((), notes, result.failure), resumed
 
 
 def _cut(job: Job) -> tuple[ScanResult, bool]:
-    """What becomes of a scan, and whether that is final. A scan that cannot be read just now is tried again."""
+    """The result of a scan, and whether it is final. A scan that cannot be read at present is tried again later."""
     try:
         return ScanResult(*job.cut()), True
     except NotSagittalError as error:
@@ -200,7 +195,6 @@ def _full_disk_named(path: Path) -> Iterator[None]:
 
 
 # One shard -----------------------------------------------------------------------------------------------------------
-
 
 _Scans = Sequence[tuple[Job, Path | None]]
 

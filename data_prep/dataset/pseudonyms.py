@@ -47,23 +47,17 @@ def load_or_make_key(path: Path | None, out: Path) -> Pseudonyms:
     if path.resolve().is_relative_to(out.resolve()):
         raise SpinejaxError(f"--key {path}: lies inside the data set {out}, which may be shared. Put it elsewhere.")
     if not path.exists():
-        _make_key(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Created with its final mode, and only if new: others can never read it, and no key is replaced.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
     if not path.is_file():
         raise SpinejaxError(f"--key {path}: is no file. Give a key file, or the name of a new one.")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise SpinejaxError(f"--key {path}: others may read it. Run `chmod 600` on it.")
     key = path.read_bytes()
     if len(key) != _KEY_BYTES:
-        raise SpinejaxError(
-            f"--key {path}: {len(key)} bytes, a key has {_KEY_BYTES}. Give a key file made by data_prep."
-        )
+        raise SpinejaxError(f"--key {path}: {len(key)} bytes, a key has {_KEY_BYTES}. Give a key made by data_prep.")
     return Pseudonyms(key)
-
-
-def _make_key(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Created with its final mode, and only if new: others can never read it, and no key is replaced.
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(_KEY_BYTES))
-        file.flush()
-        os.fsync(file.fileno())

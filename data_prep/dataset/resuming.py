@@ -96,7 +96,7 @@ def publish(made: Path, out: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ScanResult:
-    """What became of a scan: its discs and notes, or the reason why it failed."""
+    """A scan's discs and notes, or the reason why it failed."""
 
     discs: Sequence[DiscVolume] = ()
     notes: Sequence[str] = ()
@@ -121,7 +121,7 @@ def digest(*parts) -> str:
 
 
 def save_scan(path: Path, result: ScanResult) -> None:
-    """Write what became of a scan. Raises OSError, as on a full disk."""
+    """Write a scan's result. Raises OSError, as on a full disk."""
     about = {
         "notes": list(result.notes),
         "failure": result.failure,

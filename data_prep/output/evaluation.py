@@ -3,7 +3,6 @@
 An evaluation may come from another machine: its files are not trusted, and links to other files are refused.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
+from data_prep.read.tables import read_table
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
 from spinejax.tasks import LEVELS, Task, from_json
@@ -51,44 +51,29 @@ class DiscMaps:
 def read_predictions(folder: Path) -> list[GradedDisc]:
     """Every disc of an evaluation. Raises SpinejaxError if `predictions.csv` is missing or damaged."""
     path = folder / PREDICTIONS
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            table = csv.reader(file)
-            columns = _columns(next(table, []), path)
-            return [_disc(row, columns, path, line) for line, row in enumerate(table, start=2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpinejaxError(
-            f"{path}: cannot be read ({error}). Give the folder that `evaluate.py` wrote to with --out."
-        ) from error
-
-
-def _columns(header: list[str], path: Path) -> dict[str, dict[str, int]]:
-    """Task → grade → the column of its probability. A task's columns follow its column TASK_grade."""
-    if header[:3] != ["patient", "scan", "level"]:
-        raise SpinejaxError(f"{path}: begins with {header[:3]}; expected patient, scan, level.")
-    columns: dict[str, dict[str, int]] = {}
+    table = read_table(path, ("patient", "scan", "level"))
+    columns: dict[str, dict[str, str]] = {}  # task → grade → the column of its probability, somewhere after TASK_grade
     task = ""
-    for index, name in enumerate(header):
+    for name in table.columns:
         if name.endswith("_grade"):
             task = name.removesuffix("_grade")
             columns[task] = {}
         elif task and name.startswith(f"{task}_p_"):
-            columns[task][name.removeprefix(f"{task}_p_")] = index
+            columns[task][name.removeprefix(f"{task}_p_")] = name
     if not columns or not all(columns.values()):
         raise SpinejaxError(f"{path}: has no task with its grades' probabilities.")
-    return columns
-
-
-def _disc(row: list[str], columns: dict[str, dict[str, int]], path: Path, line: int) -> GradedDisc:
-    try:
-        probabilities = {
-            task: {grade: float(row[index]) for grade, index in grades.items()} for task, grades in columns.items()
-        }
-        if row[2] not in LEVELS or not all(0 <= p <= 1 for each in probabilities.values() for p in each.values()):
-            raise ValueError("no such level, or a probability out of range")
-    except (ValueError, IndexError) as error:
-        raise SpinejaxError(f"{path}, line {line}: {error}. Evaluate again.") from error
-    return GradedDisc(row[0], row[1], row[2], probabilities)
+    discs = []
+    for line, row in table.rows:
+        try:
+            chances = {
+                task: {grade: float(row[name]) for grade, name in each.items()} for task, each in columns.items()
+            }
+            if row["level"] not in LEVELS or not all(0 <= p <= 1 for each in chances.values() for p in each.values()):
+                raise ValueError("no such level, or a probability out of range")
+        except ValueError as error:
+            raise SpinejaxError(f"{path}, line {line}: {error}. Evaluate again.") from error
+        discs.append(GradedDisc(row["patient"], row["scan"], row["level"], chances))
+    return discs
 
 
 def how_it_was_made(folder: Path) -> list[str]:
