@@ -1,4 +1,6 @@
-"""Strictness lives here, so that users pay nothing for it: eight devices, no silent promotion of ranks or dtypes."""
+"""Strictness lives here, so that users pay nothing for it: eight devices, no silent promotion of ranks or dtypes, and
+arguments and results checked against their annotations.
+"""
 
 import os
 
@@ -8,11 +10,18 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from beartype import BeartypeConf, FrozenDict, beartype
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# An int is a float too, and numpy's numbers are numbers.
+_NUMBERS = {bool: bool | np.bool_, int: int | np.integer, float: float | int | np.floating | np.integer}
+typechecker = beartype(conf=BeartypeConf(hint_overrides=FrozenDict(_NUMBERS)))
+jaxtyping.install_import_hook(["spinejax", "data_prep"], "conftest.typechecker")  # before anything of ours is imported
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,7 @@ def to_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     return [{"name": task.name, "grades": list(task.grades)} for task in tasks]
 
 
-def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Task, ...]:
+def from_json(values: Any) -> tuple[Task, ...]:
     """The task table from `to_json`'s values.
 
     Raises:

@@ -16,7 +16,7 @@ def split_patients(
     patients: Mapping[str, Iterable[Mapping[str, int]]],
     *,
     seed: int,
-    fractions: Mapping[str, Fraction] = PAPER_FRACTIONS,
+    fractions: Mapping[str, float | Fraction] = PAPER_FRACTIONS,
 ) -> dict[str, str]:
     """Deal patients to splits so that each split has its share of patients and of every grade of every task.
 
