@@ -5,7 +5,7 @@ other scores (SPIDER's, a hospital's) needs no change of code.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

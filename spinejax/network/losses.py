@@ -74,9 +74,9 @@ def task_loss(
 def multi_task_loss(
     logits: Mapping[str, jax.Array],
     labels: Mapping[str, jax.Array],
-    class_weights: Mapping[str, jax.Array],
+    class_weights: Mapping[str, jax.Array | np.ndarray],
     task_weights: Mapping[str, float],
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum of all tasks' losses, L = Σ_t ω_t L_t (paper, Sect. 2), and each L_t by name.
 
     Args:

@@ -21,7 +21,7 @@ from spinejax.network.views import View, ViewRanges
 from spinejax.parallel.layout import Layout
 from spinejax.tasks import UNLABELLED, Task
 
-ClassWeights = Mapping[str, jax.Array]
+ClassWeights = Mapping[str, jax.Array | np.ndarray]
 Metrics = dict[str, Float[Array, ""]]
 
 DISCS_AT_ONCE = 64
@@ -118,7 +118,7 @@ def is_over(state: TrainState, config: Config) -> bool:
 def train_step(
     key: jax.Array,
     state: TrainState,
-    batch: Mapping[str, jax.Array],
+    batch: Mapping[str, jax.Array | np.ndarray],
     class_weights: ClassWeights,
     *,
     model: SpineNet,
@@ -241,7 +241,9 @@ def update(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def eval_step(variables: Mapping, batch: Mapping[str, jax.Array], *, model: SpineNet) -> dict[str, Int[Array, "_ _"]]:
+def eval_step(
+    variables: Mapping, batch: Mapping[str, jax.Array | np.ndarray], *, model: SpineNet
+) -> dict[str, Int[Array, "_ _"]]:
     """Task name → confusion counts of one batch on the identity view, of its valid and labelled discs.
 
     Rows are labels, columns predicted grades. Counts of batches add up.
@@ -282,5 +284,5 @@ def _is_weight(params: dict) -> dict:
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def _by_task(labels: jax.Array, tasks: Sequence[Task]) -> dict[str, jax.Array]:
-    return {task.name: labels[:, column] for column, task in enumerate(tasks)}
+def _by_task(labels: jax.Array | np.ndarray, tasks: Sequence[Task]) -> dict[str, jax.Array]:
+    return {task.name: jnp.asarray(labels[:, column]) for column, task in enumerate(tasks)}
