@@ -139,19 +139,12 @@ PRESETS = {
 }
 """Name → (what it is for, the options)."""
 
+_PLATEAU = ("plateau_patience", "plateau_factor", "num_decays")
 CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard", "layout", "cache", "deterministic")
 """Options that may differ when a run goes on: none of them changes what a step computes (another layout, like another
 number of devices, only sums in another order)."""
 
-_OF_THE_LOOP = (
-    "seed",
-    "init_from",
-    "validation_split",
-    "eval_epochs",
-    "plateau_patience",
-    "plateau_factor",
-    "num_decays",
-)
+_OF_THE_LOOP = ("seed", "init_from", "validation_split", "eval_epochs", *_PLATEAU)
 
 
 def of_a_step(config: Config) -> Config:

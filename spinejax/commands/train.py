@@ -8,34 +8,24 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import jax
-import numpy as np
 import tyro
-from jax.sharding import Mesh
 
 from spinejax import config, tasks
 from spinejax.config import Config
-from spinejax.data.batches import Batch, eval_batches, num_steps, refuse_unlabelled, train_batches
+from spinejax.data.batches import num_steps, refuse_unlabelled
 from spinejax.data.dataset import DataSet
-from spinejax.data.device_cache import DeviceCache
 from spinejax.errors import status_of
 from spinejax.files import lock
-from spinejax.network import losses
-from spinejax.network.cpu_kernels import with_cpu_kernels
-from spinejax.parallel import devices, processes, runtime
-from spinejax.parallel import layout as layouts
+from spinejax.network import cpu_kernels, losses
+from spinejax.parallel import devices, layout, processes, runtime
 from spinejax.report import figures
-from spinejax.tasks import Task
 from spinejax.training import checkpoint, epoch, train_step
-from spinejax.training.checkpoint import Checkpoints
 from spinejax.training.log import Log, progress
-from spinejax.training.train_step import TrainState
-
-HELD = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +47,8 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Train in one process, or as one of several."""
     runtime.set_up(deterministic=arguments.options.deterministic)
-    with (
-        processes.started(arguments.distributed, start_seconds=arguments.start_seconds),
-        processes.stop_notices() as stop,
-    ):
+    start = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
+    with start, processes.stop_notices() as stop:
         message = run(arguments.options, DataSet(arguments.data), arguments.workdir, stop)
         if processes.is_first():
             print(message)
@@ -76,94 +64,81 @@ def run(options: Config, data: DataSet, folder: Path, stop: Callable[[int], bool
     chosen = tasks.select(data.tasks, options.tasks)
     tasks.select(chosen, [name for name, _ in options.task_weights])
     refuse_unlabelled(data, chosen, ("train", options.validation_split))
-    first = processes.is_first()
+    advice = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
     with contextlib.ExitStack() as held:
-        processes.by_first(lambda: held.enter_context(lock.locked(folder, HELD)))
+        processes.by_first(lambda: held.enter_context(lock.locked(folder, advice)))
         processes.by_first(lambda: checkpoint.check_options(options, folder))
-        checkpoints = Checkpoints(folder, read_only=not first)
+        checkpoints = checkpoint.Checkpoints(folder, read_only=not processes.is_first())
         held.enter_context(contextlib.closing(checkpoints))  # waits for the last save
-        state, unlogged, step, validate, save, batches = set_up(options, data, chosen, checkpoints, mesh)
-        held.enter_context(contextlib.closing(batches))  # ends the processes that read ahead
-        log = Log(folder, step=int(state.step), tensorboard=options.tensorboard, write=first)
-        steps_per_epoch = num_steps(len(data.rows("train")), options.batch_size)
-        total = options.epochs * steps_per_epoch
-        bar = held.enter_context(progress(total, int(state.step), options.batch_size, show=first))
-        for number in options.evaluation_epochs(int(state.step) // steps_per_epoch):
-            if train_step.is_over(state, options):
-                break
-            until = number * steps_per_epoch
-            state, metrics, speed = epoch.take_steps(state, batches, until, step, stop, bar)
-            unlogged += metrics
-            if int(state.step) < until:  # SIGTERM came
-                save(state, error=None, unlogged=unlogged)
-                processes.by_first(checkpoints.wait)
-                return f"{folder} was told to stop. It is saved at step {int(state.step)}: start it again to go on."
-            means, unlogged = epoch.summary(unlogged, most_skipped=options.max_skipped), []
-            error, accuracies = validate(state)
-            if number % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
-                state = train_step.evaluated(state, error, options)
-                state = state.replace(plateau=devices.put_replicated(state.plateau, mesh))
-            rate = options.learning_rate * float(state.plateau.scale)
-            entry = {"step": int(state.step), "epoch": number, "learning_rate": rate, "validation_error": error}
-            entry |= means | speed | accuracies
-            # The log comes first: a run that goes on cuts it back to the checkpoint, but could not fill a gap.
-            log.write(entry)
-            bar.evaluated(entry)
-            save(state, error=error)
-
-        def finish() -> str:
-            checkpoints.wait()
-            exported = checkpoint.export(folder)
-            figures.learning_curves(log.entries, folder / "curves.png")
-            best = checkpoint.best_step(folder)
-            return f"{folder} is finished: step {int(state.step)}, best step {best}, exported to {exported}."
-
-        return processes.by_first(finish)
+        return fit(options, data, chosen, checkpoints, mesh, stop, held)
 
 
-def set_up(options: Config, data: DataSet, chosen: Sequence[Task], checkpoints: Checkpoints, mesh: Mesh) -> tuple:
-    """The state to begin with, the metrics that the log lacks, functions to step, validate and save, and batches."""
+def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh, stop, held) -> str:
+    """The loop. An epoch takes steps, is evaluated, logged and saved; what `held` is given is closed in the end."""
+    state, unlogged, step, save, feed, model = set_up(options, data, chosen, checkpoints, mesh)
+    held.enter_context(contextlib.closing(feed.batches))
+    first, folder = processes.is_first(), checkpoints.run
+    log = Log(folder, step=int(state.step), tensorboard=options.tensorboard, write=first)
+    steps_per_epoch = num_steps(len(data.rows("train")), options.batch_size)
+    total = options.epochs * steps_per_epoch
+    bar = held.enter_context(progress(total, int(state.step), options.batch_size, show=first))
+    for number in options.evaluation_epochs(int(state.step) // steps_per_epoch):
+        if train_step.is_over(state, options):
+            break
+        until = number * steps_per_epoch
+        state, metrics, speed = epoch.take_steps(state, feed, until, step, stop, bar)
+        unlogged += metrics
+        if int(state.step) < until:  # SIGTERM came
+            save(state, error=None, unlogged=unlogged)
+            processes.by_first(checkpoints.wait)
+            return f"{folder} was told to stop. It is saved at step {int(state.step)}: start it again to go on."
+        means, unlogged = epoch.summary(unlogged, most_skipped=options.max_skipped), []
+        error, accuracies = epoch.validate(state, feed, model=model)
+        if number % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
+            state = train_step.evaluated(state, error, options)
+            state = state.replace(plateau=devices.put_replicated(state.plateau, mesh))
+        rate = options.learning_rate * float(state.plateau.scale)
+        entry: dict = {"step": int(state.step), "epoch": number, "learning_rate": rate, "validation_error": error}
+        entry |= means | speed | accuracies
+        # The log comes first: a run that goes on cuts it back to the checkpoint, but could not fill a gap.
+        log.write(entry)
+        bar.evaluated(entry)
+        save(state, error=error)
+
+    def finish() -> str:
+        checkpoints.wait()
+        exported = checkpoint.export(folder)
+        figures.learning_curves(log.entries, folder / "curves.png")
+        best = checkpoint.best_step(folder)
+        return f"{folder} is finished: step {int(state.step)}, best step {best}, exported to {exported}."
+
+    return processes.by_first(finish)
+
+
+def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh) -> tuple:
+    """The state to begin with, the metrics that the log lacks, functions to step and save, batches and network."""
     init_key, run_key = jax.random.split(jax.random.key(options.seed))
     model = train_step.make_model(options, chosen)
     slice_mean = data.mean_of_filled_slices() if options.fill_slices else data.slice_mean
-    fresh = train_step.init(init_key, model, options, slice_mean)
     saved: dict = {"model": model, "data_digest": data.digest}
-    state, unlogged, layers = checkpoint.resume(checkpoints, fresh, **saved, init_from=options.init_from)
-    layout = layouts.make(options.layout, mesh, state.params, batch_size=options.batch_size)
-    if layers and processes.is_first():
-        print(f"From {options.init_from}: {', '.join(layers)}.")
-    for note in layout.notes() if processes.is_first() else ():
-        print(note)
-    state, model = layout.put(state), layout.on(with_cpu_kernels(model))
-
-    columns = [data.tasks.index(task) for task in chosen]
-    train_rows, validation_rows = data.rows("train"), data.rows(options.validation_split)
-    weights = losses.class_weights(data.labels[train_rows][:, columns], chosen)
-    put: Callable = functools.partial(devices.put_batch, mesh=mesh)
-    if options.cache == "device":
-        put = DeviceCache(data, np.concatenate([train_rows, validation_rows]), mesh).put
-    share: dict = {"host": jax.process_index(), "num_hosts": jax.process_count(), "volumes": options.cache == "none"}
-    read = functools.partial(eval_batches, data, validation_rows, columns, batch_size=options.batch_size, **share)
-    batches = train_batches(
-        data,
-        columns,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        step=int(state.step),
-        workers=options.workers,
-        **share,
+    state, unlogged, layers = checkpoint.resume(
+        checkpoints, train_step.init(init_key, model, options, slice_mean), **saved, init_from=options.init_from
     )
+    divided = layout.make(options.layout, mesh, state.params, batch_size=options.batch_size)
+    start = [f"From {options.init_from}: {', '.join(layers)}."] if layers else []
+    for note in (*start, *divided.notes()) if processes.is_first() else ():
+        print(note)
+    feed = epoch.make_feed(options, data, chosen, mesh, step=int(state.step))
+    weights = losses.class_weights(data.labels[data.rows("train")][:, feed.columns], chosen)
+    state, model = divided.put(state), divided.on(cpu_kernels.with_cpu_kernels(model))
     key, weights = devices.put_replicated((run_key, weights), mesh)
-    fixed: dict = {"model": model, "config": config.of_a_step(options), "layout": layout}
+    fixed: dict = {"model": model, "config": config.of_a_step(options), "layout": divided}
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        return train_step.train_step(key, state, put(batch), weights, **fixed)
-
-    def validate(state: TrainState) -> tuple[float, dict[str, float]]:
-        return epoch.validate(state, read(), model=model, put=put)
+    def step(state: train_step.TrainState, batch: dict[str, jax.Array]) -> tuple:
+        return train_step.train_step(key, state, batch, weights, **fixed)
 
     save = functools.partial(checkpoint.save, checkpoints, **saved, validation_split=options.validation_split)
-    return state, unlogged, step, validate, save, batches
+    return state, unlogged, step, save, feed, model
 
 
 def cli() -> None:

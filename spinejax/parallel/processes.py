@@ -71,10 +71,11 @@ def _join(start_seconds: int) -> None:
     clock = threading.Timer(start_seconds, _end_waiting, [start_seconds])
     clock.daemon = True
     clock.start()
+    given = os.environ
     try:
         jax.distributed.initialize(
-            num_processes=_whole_number("JAX_NUM_PROCESSES"),
-            process_id=_whole_number("JAX_PROCESS_ID"),
+            num_processes=int(given["JAX_NUM_PROCESSES"]) if "JAX_NUM_PROCESSES" in given else None,
+            process_id=int(given["JAX_PROCESS_ID"]) if "JAX_PROCESS_ID" in given else None,
             initialization_timeout=2 * start_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
@@ -87,11 +88,6 @@ def _join(start_seconds: int) -> None:
         ) from error
     finally:
         clock.cancel()
-
-
-def _whole_number(variable: str) -> int | None:
-    value = os.environ.get(variable)
-    return None if value is None else int(value)
 
 
 def _end_waiting(seconds: int) -> None:

@@ -1,27 +1,63 @@
 """Between two evaluations: steps, their metrics, and the validation that follows them."""
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from spinejax.data.batches import Batch
+from spinejax.config import Config
+from spinejax.data.batches import Batch, eval_batches, train_batches
+from spinejax.data.dataset import DataSet
+from spinejax.data.device_cache import DeviceCache
 from spinejax.errors import SpinejaxError
 from spinejax.metrics.grading import mean_per_class_accuracy
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices
+from spinejax.tasks import Task
 from spinejax.training.log import Progress
 from spinejax.training.saved_step import Unlogged
 from spinejax.training.train_step import TrainState, eval_step
 
 
+class Feed(NamedTuple):
+    """The batches of a run.
+
+    Args:
+        columns: of the data set's labels, one for each task.
+        batches: of training, from the step to go on from; without an end.
+        validation: gives those of an evaluation.
+        put: transfers a batch to the devices.
+    """
+
+    columns: list[int]
+    batches: Generator[Batch]
+    validation: Callable[[], Iterable[Batch]]
+    put: Callable[[Batch], dict[str, jax.Array]]
+
+
+def make_feed(options: Config, data: DataSet, tasks: Sequence[Task], mesh: Mesh, *, step: int) -> Feed:
+    """The batches of a run, from a step on: this process's part, or row numbers if the devices keep the discs."""
+    columns = [data.tasks.index(task) for task in tasks]
+    rows = data.rows(options.validation_split)
+    put: Callable = functools.partial(devices.put_batch, mesh=mesh)
+    if options.cache == "device":
+        put = DeviceCache(data, np.concatenate([data.rows("train"), rows]), mesh).put
+    share: dict = {"batch_size": options.batch_size, "host": jax.process_index(), "num_hosts": jax.process_count()}
+    share["volumes"] = options.cache == "none"
+    batches = train_batches(data, columns, seed=options.seed, step=step, workers=options.workers, **share)
+    return Feed(columns, batches, functools.partial(eval_batches, data, rows, columns, **share), put)
+
+
 def take_steps(
     state: TrainState,
-    batches: Iterator[Batch],
+    feed: Feed,
     until: int,
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict]],
+    step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict]],
     stop: Callable[[int], bool],
     progress: Progress,
 ) -> tuple[TrainState, Unlogged, dict[str, float]]:
@@ -35,9 +71,9 @@ def take_steps(
         if stop(number):
             break
         asked = time.perf_counter()
-        batch = next(batches)
+        batch = next(feed.batches)
         waited += time.perf_counter() - asked
-        state, metrics = step(state, batch)
+        state, metrics = step(state, feed.put(batch))
         on_devices.append(metrics)
         progress.step()
     # Metrics are read back once, here: inside the loop the devices never wait for the host.
@@ -68,12 +104,10 @@ def summary(metrics_of_steps: Unlogged, *, most_skipped: int) -> dict[str, float
     return means | {"skipped_steps": len(metrics_of_steps) - len(taken)}
 
 
-def validate(
-    state: TrainState, batches: Iterable[Batch], *, model: SpineNet, put: Callable[[Batch], dict[str, jax.Array]]
-) -> tuple[float, dict[str, float]]:
+def validate(state: TrainState, feed: Feed, *, model: SpineNet) -> tuple[float, dict[str, float]]:
     """The validation error, 1 - the mean over tasks, and each task's mean per-class accuracy, named as in the log."""
     variables = {"params": state.params, "constants": state.constants}
-    counts = [eval_step(variables, put(batch), model=model) for batch in batches]
+    counts = [eval_step(variables, feed.put(batch), model=model) for batch in feed.validation()]
     confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *devices.to_host(counts))
     found = {f"validation_accuracy/{name}": float(mean_per_class_accuracy(each)) for name, each in confusions.items()}
     return 1 - float(np.mean(list(found.values()))), found

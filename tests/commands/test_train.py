@@ -16,7 +16,7 @@ from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import runtime
-from spinejax.training import checkpoint, train_step
+from spinejax.training import checkpoint, epoch, train_step
 from spinejax.training.log import read_log
 from tests.conftest import write_tiny
 from tests.running import Launcher, digests, train_command
@@ -180,13 +180,13 @@ def test_a_task_without_a_label_is_refused_before_anything_is_computed(tmp_path)
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_either_held_out_split_can_decide_and_the_other_stays_unseen(tiny, tmp_path, monkeypatch, split):
     """The paper's standard deviation comes from two networks with validation and test swapped (Sect. 5)."""
-    evaluated, eval_batches = [], train.eval_batches
+    evaluated, eval_batches = [], epoch.eval_batches
 
     def recorded(data, rows, *args, **kwargs):
         evaluated.extend(rows)
         return eval_batches(data, rows, *args, **kwargs)
 
-    monkeypatch.setattr(train, "eval_batches", recorded)
+    monkeypatch.setattr(epoch, "eval_batches", recorded)
     main(tiny, tmp_path / "run", epochs=1, validation_split=split)
     assert evaluated == list(DataSet(tiny).rows(split))
     for folder in (checkpoint.find(tmp_path / "run"), tmp_path / "run" / "export"):
