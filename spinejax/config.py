@@ -141,8 +141,8 @@ PRESETS = {
 
 _PLATEAU = ("plateau_patience", "plateau_factor", "num_decays")
 CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard", "layout", "cache", "deterministic")
-"""Options that may differ when a run goes on: none of them changes what a step computes (another layout, like another
-number of devices, only sums in another order)."""
+"""Options that may differ when a run is resumed. None of them changes what a step computes; another layout, like
+another number of devices, only sums in another order."""
 
 _OF_THE_LOOP = ("seed", "init_from", "validation_split", "eval_epochs", *_PLATEAU)
 

@@ -47,7 +47,7 @@ def test_damaged_options_are_refused_and_named(tmp_path, changes, fault):
         config.load(path)
 
 
-def test_a_missing_or_broken_file_is_said_so(tmp_path):
+def test_a_missing_or_broken_file_is_one_message(tmp_path):
     with pytest.raises(SpinejaxError, match="not a run"):
         config.load(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")

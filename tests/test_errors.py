@@ -1,4 +1,4 @@
-"""How a command ends: what the user can mend is one line and status 2, and only our own faults show a traceback."""
+"""How a command ends: what the user can fix is one line and status 2, and only our own faults show a traceback."""
 
 import io
 import pickle
@@ -33,7 +33,7 @@ def test_status_and_message(command, status, said, capsys):
     assert capsys.readouterr().err == said
 
 
-def test_missing_library_is_told_the_same_from_a_worker():
+def test_a_missing_library_has_the_same_message_from_a_worker():
     error = NotInstalledError("Reading NIfTI files needs nibabel", "scans")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert "`pip install -e '.[scans]'`" in str(error)

@@ -1,7 +1,6 @@
 """Train SpineNet on a data set of disc volumes: `python train.py PRESET --data DIR --workdir RUN [--option value]…`.
 
-A run is a folder. Started again, it goes on from its last checkpoint, and ends with the same parameters, bit for bit,
-as without an interruption.
+A run is a folder. Started again, it resumes from its last checkpoint, and ends with the same parameters, bit for bit.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ class Arguments:
     data: Path
     """Data set: a folder that `python -m data_prep` made."""
     workdir: Path
-    """The run's folder. If it holds a run of the same options, that run goes on."""
+    """The run's folder. If it holds a run of the same options, that run is resumed."""
     options: Annotated[Config, tyro.conf.arg(name="")]
     distributed: bool = False
     """Be one of several processes of this run. SLURM, MPI, GKE or Cloud TPU tell each its place; elsewhere set
@@ -91,7 +90,7 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
         if int(state.step) < until:  # SIGTERM came
             save(state, error=None, unlogged=unlogged)
             processes.by_first(checkpoints.wait)
-            return f"{folder} was told to stop. It is saved at step {int(state.step)}: start it again to go on."
+            return f"{folder} was stopped by SIGTERM. It is saved at step {int(state.step)}: start it again to go on."
         means, unlogged = epoch.summary(unlogged, most_skipped=options.max_skipped), []
         error, accuracies = epoch.validate(state, feed, model=model)
         if number % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
@@ -100,7 +99,7 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
         rate = options.learning_rate * float(state.plateau.scale)
         entry: dict = {"step": int(state.step), "epoch": number, "learning_rate": rate, "validation_error": error}
         entry |= means | speed | accuracies
-        # The log comes first: a run that goes on cuts it back to the checkpoint, but could not fill a gap.
+        # The log comes first: a resumed run cuts it back to the checkpoint, but could not fill a gap.
         log.write(entry)
         bar.evaluated(entry)
         save(state, error=error)

@@ -125,7 +125,7 @@ def _needed(size: int) -> int:
 
 
 def check_options(options: Config, run: Path) -> None:
-    """Write a new run's options into its folder; for a run that goes on, compare them with those it began with.
+    """Write a new run's options into its folder; for a resumed run, compare them with those it began with.
 
     A run that ended before its first save, because of a mistyped option perhaps, begins anew.
 
@@ -229,13 +229,13 @@ def resume(
 def restore(
     checkpoints: Checkpoints, template: TrainState, step: int, *, model: SpineNet, data_digest: str
 ) -> TrainState:
-    """Verify and read a state to go on from, as numpy arrays.
+    """Verify and read a state to resume from, as numpy arrays.
 
     Args:
         checkpoints: where it was saved.
         template: a state of the same network and optimiser; only its structure, shapes and dtypes matter.
         step: which one.
-        model, data_digest: the network and the data that the run goes on with.
+        model, data_digest: of the resumed run.
 
     Raises:
         SpinejaxError: a file is damaged or missing, or the checkpoint is of another network or data set.

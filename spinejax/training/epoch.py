@@ -29,7 +29,7 @@ class Feed(NamedTuple):
 
     Args:
         columns: of the data set's labels, one for each task.
-        batches: of training, from the step to go on from; without an end.
+        batches: of training, from the step to resume from, without an end.
         validation: gives those of an evaluation.
         put: transfers a batch to the devices.
     """

@@ -37,7 +37,7 @@ class Log:
 
     Args:
         run: the run's folder.
-        step: the step that the run goes on from. Later lines are deleted: their steps were not saved, and come again.
+        step: the step that the run resumes from. Later lines are deleted: their steps were not saved, and are repeated.
         tensorboard: also write event files into the run's folder.
         write: if not, only keep the entries in memory: another process writes them.
 

@@ -119,9 +119,8 @@ def read(folder: Path, *items: str) -> tuple[Record, dict[str, dict]]:
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as reader:
             return record, {item: reader.restore(folder / item) for item in items}
-    except Exception as error:  # Orbax and TensorStore raise many types
-        fault = f"damaged or incomplete ({type(error).__name__})"
-        raise SpinejaxError(f"{folder}: {fault}. {way_back(folder)}") from error
+    except Exception as error:  # of many types; a trainer may have deleted this step by now
+        raise SpinejaxError(f"{folder}: cannot be read ({type(error).__name__}). {way_back(folder)}") from error
 
 
 def read_record(folder: Path) -> Record:

@@ -132,7 +132,7 @@ def status_text(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers end with their parent on Linux alone")
 @pytest.mark.parametrize("notice", [signal.SIGKILL, signal.SIGTERM])
-def test_a_trainer_that_is_killed_leaves_no_worker_behind_and_a_told_one_ends_them(tiny, tmp_path, notice):
+def test_neither_a_killed_nor_a_stopped_trainer_leaves_a_worker_behind(tiny, tmp_path, notice):
     run = tmp_path / "run"
     command = [sys.executable, *train_command(tiny, run, "--workers", "2", "--epochs", "2000")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -95,7 +95,7 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tin
         (["--width", "0.03"], "width was 0.02, now 0.03"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_status_2(uninterrupted, launcher, tiny, options, fault):
+def test_what_the_user_can_fix_is_one_line_and_status_2(uninterrupted, launcher, tiny, options, fault):
     result = run_train(launcher, tiny, uninterrupted[0], *options)
     assert result.status == 2
     assert fault in result.stderr

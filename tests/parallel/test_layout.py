@@ -62,7 +62,7 @@ def test_the_table_holds_at_every_branch_point(branch_point):
     assert sum(spec != PartitionSpec() for spec in found.values()) >= 7
 
 
-def test_what_the_optimiser_keeps_lies_beside_its_parameter():
+def test_what_the_optimiser_keeps_is_divided_like_its_parameter():
     model = train_step.make_model(CONFIG, TASKS)
     state = jax.eval_shape(lambda key: train_step.init(key, model, CONFIG, np.zeros(9, np.float32)), KEY)
     found = specs(layouts.make("split", mesh_of(8), state.params, batch_size=8), state)

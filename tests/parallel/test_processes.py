@@ -32,7 +32,7 @@ def launcher(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tiny, launcher, tmp_path_factory):
-    """A run of two processes of which the second, and it alone, was told to stop after the first epoch."""
+    """A run of two processes of which the second, and it alone, got SIGTERM after the first epoch."""
     run = tmp_path_factory.mktemp("two") / "run"
     with launcher.together(*[train_command(tiny, run, *GENTLY, 1000)] * 2) as processes:
         processes[0].wait_until(lambda: latest(run))
@@ -265,7 +265,7 @@ def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
                 process.communicate()
 
 
-def test_an_environment_that_names_nobody_is_said_so(tiny, launcher, tmp_path):
+def test_an_environment_that_names_no_other_process_is_one_message(tiny, launcher, tmp_path):
     end = launcher.run(train_command(tiny, tmp_path / "run", "--distributed"))
     assert end.status == 2
     assert len(end.said) == 1

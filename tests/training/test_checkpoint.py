@@ -106,8 +106,8 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("harm", [flip_a_byte, cut_short, remove, empty])
-def test_harm_to_any_file_is_found_in_one_line_that_names_the_way_back(run, tmp_path, harm):
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, remove, empty])
+def test_damage_to_any_file_is_one_line_that_names_the_step_to_go_back_to(run, tmp_path, damage):
     """Every file there is: arrays, Orbax's and OCDBT's own, the record, the list of sums."""
     original = run[0] / "checkpoints" / "30"
     names = files_of(original)
@@ -117,10 +117,10 @@ def test_harm_to_any_file_is_found_in_one_line_that_names_the_way_back(run, tmp_
     checkpoints = checkpoint.Checkpoints(copy, read_only=True)
     for name in names:
         path = copy / "checkpoints" / "30" / name
-        if not path.stat().st_size and harm is not remove:
+        if not path.stat().st_size and damage is not remove:
             continue
         before = path.read_bytes()
-        harm(path)
+        damage(path)
         reads = [lambda: restored(checkpoints, 30), lambda: spinejax.load(copy / "checkpoints" / "30")]
         for read in reads if name.parts[0] in ("variables", "record") else reads[:1]:
             with pytest.raises(SpinejaxError, match=r"go back to step 20\.") as caught:
@@ -169,7 +169,7 @@ def test_a_full_disk_is_noticed_before_a_save_and_says_how_much_is_needed(tmp_pa
 
 @pytest.mark.parametrize("call", range(1, 12))
 def test_a_disk_that_fills_up_during_a_save_keeps_the_last_good_step(run, tmp_path, monkeypatch, call):
-    """The error comes at one flush after the other: nothing half-written stands, and it is one line."""
+    """The error comes at one flush after the other: no half-written folder remains, and it is one line."""
     checkpoints = checkpoint.Checkpoints(tmp_path)
     model, state = run[1], run[2][20]
     checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.4)
@@ -190,7 +190,7 @@ def test_a_disk_that_fills_up_during_a_save_keeps_the_last_good_step(run, tmp_pa
     same(restored(checkpoint.Checkpoints(tmp_path), 20), run[2][20])
 
 
-def test_a_step_of_a_run_told_to_stop_is_the_best_only_if_there_is_no_other(run, tmp_path):
+def test_a_step_saved_on_sigterm_is_the_best_only_if_there_is_no_other(run, tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path)
     model, states = run[1], run[2]
     checkpoint.save(checkpoints, states[10], model, data_digest="abc", error=None, unlogged=[{"loss": 1 / 3}])
@@ -311,12 +311,12 @@ def test_a_checkpoint_of_another_network_is_refused(run, tasks, config, differen
         restored(checkpoints, 30, tasks, config)
 
 
-def test_no_checkpoint_is_said_so(tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(SpinejaxError, match="no checkpoint there"):
         spinejax.load(tmp_path)
 
 
-def test_a_second_trainer_is_refused_and_told_who_holds_the_folder(tmp_path):
+def test_a_second_trainer_is_refused_by_a_message_that_names_the_first(tmp_path):
     with (
         lock.locked(tmp_path / "run", "advice"),
         pytest.raises(SpinejaxError, match=rf"another process \(host .*, process {os.getpid()}\) is writing .*advice"),
