@@ -5,7 +5,7 @@ are evenly spaced in order of position. Instance numbers and file names are igno
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,11 +54,9 @@ def in_order(files: Sequence[DicomFile], name: str) -> tuple[list[Frame], Float[
 
 
 def _refuse_mixture(frames: Sequence[Frame], name: str) -> None:
-    kinds = defaultdict(list)
-    for frame in frames:
-        kinds[frame.shape, *np.round(frame.spacing_mm, 3)].append(frame)
+    kinds = Counter((frame.shape, *np.round(frame.spacing_mm, 3)) for frame in frames)
     if len(kinds) > 1:
-        sizes = ", ".join(f"{len(members)} of {key[0][0]}×{key[0][1]}" for key, members in kinds.items())
+        sizes = ", ".join(f"{count} of {rows}×{columns}" for ((rows, columns), *_), count in kinds.items())
         raise SpinejaxError(f"{name}: its images differ in size or pixel spacing ({sizes}). Split the series.")
     turned = next((frame for frame in frames if abs(frame.axes - frames[0].axes).max() > 1e-3), None)
     if turned:
