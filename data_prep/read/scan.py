@@ -73,13 +73,8 @@ def _standard(shape: tuple[int, ...], affine: np.ndarray, name: str) -> tuple[np
         if flipped[place]:
             turn[axis, place] = -1
             turn[axis, 3] = shape[axis] - 1
-    affine = affine @ turn
-    _require_sagittal(affine, name)
-    return affine, order, flipped
 
-
-def _require_sagittal(affine: np.ndarray, name: str) -> None:
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    affine, spacing = affine @ turn, spacing[list(order)]
     angle_deg = math.degrees(math.acos(min(affine[0, 2] / spacing[2], 1)))
     if angle_deg > MOST_OFF_SAGITTAL_DEG:
         raise NotSagittalError(
@@ -93,6 +88,7 @@ def _require_sagittal(affine: np.ndarray, name: str) -> None:
             f"{name}: spacing {millimetres} mm (superior–inferior × anterior–posterior × left–right) is that of "
             f"{plane} series. Give a sagittal series."
         )
+    return affine, order, flipped
 
 
 def require_same_grid(scan: Scan, other: Scan) -> None:
