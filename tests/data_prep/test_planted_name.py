@@ -107,7 +107,7 @@ def used(made):
     options = Config(tasks=("pfirrmann",), width=0.02, batch_size=8, epochs=1)
     logs = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "set_up", lambda: None)
+        patch.setattr(runtime, "set_up", lambda **_: None)
         with contextlib.redirect_stdout(logs), contextlib.redirect_stderr(logs):
             train.main(train.Arguments(made, root / "run", options))
             common = {"checkpoint": root / "run", "batch_size": 8, "hotspots": True, "hotspot": Method(num_views=1)}
