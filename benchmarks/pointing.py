@@ -223,8 +223,8 @@ def maps_of(
     chosen = draw(view_keys, way.ranges or trained)
     map, coverage = np.zeros((1, *WINDOW_SHAPE), np.float32), np.zeros(WINDOW_SHAPE, np.float32)
     for first in range(0, most, AT_ONCE):
-        some = jax.tree.map(lambda leaf, first=first: leaf[first : first + AT_ONCE], (noise_keys, chosen))
-        each = each_view(*some, variables, volume, jnp.array([grade]), model=model, method=way.method)
+        keys, some = jax.tree.map(lambda leaf, first=first: leaf[first : first + AT_ONCE], (noise_keys, chosen))
+        each = each_view(keys, variables, volume, jnp.array([grade]), some, model=model, method=way.method)
         for count, (added, covered) in enumerate(zip(*jax.tree.map(np.asarray, each), strict=True), start=first + 1):
             map += added
             coverage += covered

@@ -1,0 +1,40 @@
+"""The table of ways to make hotspots, for a network with random weights and one lesion."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import pointing
+from data_prep.__main__ import main
+from spinejax.config import PRESETS
+from spinejax.network.spinenet import SpineNet
+from spinejax.tasks import PAPER_TASKS
+
+pytestmark = pytest.mark.slow
+
+
+def test_ways_of_making_maps_are_measured(tmp_path, monkeypatch):
+    assert main(["phantom", "--patients", "3", "--out", str(tmp_path / "discs")]) == 0
+    model = SpineNet(PAPER_TASKS, width=0.02)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
+    monkeypatch.setattr(pointing.runtime, "set_up", lambda: None)
+    monkeypatch.setattr(pointing.checkpoint, "load", lambda run: (model, jax.device_get(variables)))
+    monkeypatch.setattr(pointing.config, "load", lambda path: PRESETS["quickstart"][1])
+    monkeypatch.setattr(pointing, "NUM_VIEWS", 4)
+    monkeypatch.setattr(pointing, "AT_ONCE", 2)
+    few = {
+        name: dataclasses.replace(pointing.WAYS[name], num_views=(1, 4) if name == pointing.FULL else (4,))
+        for name in (pointing.FULL, "SmoothGrad, noise of 0.1", "abnormal less normal score", "weights shuffled")
+    }
+    monkeypatch.setattr(pointing, "WAYS", few)
+    path = tmp_path / "pointing.json"
+    pointing.main(
+        pointing.Arguments((tmp_path / "run",), tmp_path / "discs", ways=tuple(few), num_lesions=1, json=path)
+    )
+    found = json.loads(path.read_text())["run"]
+    assert set(found) == {f"1 {pointing.FULL}", f"4 {pointing.FULL}", *few} - {pointing.FULL}
+    assert all(row["all"]["n"] == 1 for row in found.values())
+    assert 0 <= found["weights shuffled"]["all"]["deletion"]["value"] <= 1
