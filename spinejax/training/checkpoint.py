@@ -157,7 +157,7 @@ def save(
     data_digest: str,
     error: float | None,
     validation_split: str = "validation",
-    unlogged: Sequence[Mapping[str, float]] = (),
+    unlogged: Sequence[Mapping[str, float | None]] = (),
 ) -> None:
     """Save a state under its step, on the first process; all processes of a run call it together.
 
