@@ -1,14 +1,19 @@
 """The shapes of disc volumes and windows, and the step of a stored intensity."""
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Shaped
 
 VOLUME_SHAPE = (192, 320, 15)
 WINDOW_SHAPE = (112, 224, 9)
+MARGINS = tuple((outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True))
+"""Rows, columns and slices of a volume on either side of its central window."""
+
 INTENSITY_ONE = 65535
 INTENSITY_STEP = np.float32(1 / INTENSITY_ONE)  # a product, unlike a quotient, is the same to the bit on every backend
 
 
-def central_window(volume):
-    """The paper's 112×224×9 input inside a [192, 320, 15] array: its middle, as a view of the array."""
-    starts = [(outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True)]
-    return volume[tuple(slice(start, start + size) for start, size in zip(starts, WINDOW_SHAPE, strict=True))]
+def central_window(volume: Shaped[Any, "192 320 15"]) -> Shaped[Any, "112 224 9"]:
+    """The middle of a volume, the paper's input, as a view of the array."""
+    return volume[tuple(slice(margin, margin + size) for margin, size in zip(MARGINS, WINDOW_SHAPE, strict=True))]

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, Shaped
 
 from spinejax.errors import SpinejaxError
-from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
+from spinejax.geometry import MARGINS, VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.network import views
 from spinejax.network.spinenet import SpineNet, shown
 from spinejax.network.views import View, ViewRanges
@@ -157,7 +157,7 @@ def mean_evidence(
 ) -> Float[Array, "T 112 224 9"]:
     """Σ map / Σ coverage, from both sums over views; 0 where no view looked, and in `slices` outside the scan."""
     # A network has weights for slices outside the scan too, but their content is not evidence.
-    place = jnp.arange(WINDOW_SHAPE[2]) + views.MARGINS[2]
+    place = jnp.arange(WINDOW_SHAPE[2]) + MARGINS[2]
     inside = (place >= slices[0]) & (place < slices[1])
     seen = (coverage > 0) & inside[None, None]
     return jnp.where(seen[None], maps / jnp.where(seen, coverage, 1)[None], 0)

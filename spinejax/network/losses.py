@@ -37,7 +37,9 @@ def class_weights(labels: Int[np.ndarray, "N T"], tasks: Sequence[Task]) -> dict
 
 
 def task_loss(
-    logits: Float[Array, "N C"], labels: Int[Array, "..."], class_weights: Float[Array | np.ndarray, "..."]
+    logits: Float[Array | np.ndarray, "N C"],
+    labels: Int[Array | np.ndarray, "..."],
+    class_weights: Float[Array | np.ndarray, "..."],
 ) -> Float[Array, ""]:
     """Class-balanced softmax log-loss of one task, averaged over its labelled discs (paper, Sect. 2).
 

@@ -20,12 +20,10 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from spinejax.errors import SpinejaxError, require_option
-from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE
+from spinejax.geometry import INTENSITY_STEP, MARGINS, VOLUME_SHAPE, WINDOW_SHAPE
 
 TTA_SHIFT_PX = 16
 NUM_TTA_VIEWS = 54
-MARGINS = tuple((outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True))
-"""Rows, columns and slices of a volume on either side of its central window."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +48,10 @@ class ViewRanges:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def __post_init__(self) -> None:
-        require_option(0 <= self.angle_deg <= 45, "views.angle_deg", self.angle_deg, "0 to 45")
-        require_option(
-            0 <= self.shift_slices <= 3, "views.shift_slices", self.shift_slices, "0 to 3, the volume's spare slices"
-        )
-        require_option(0 <= self.scale <= 0.5, "views.scale", self.scale, "0 to 0.5")
-        require_option(0 <= self.flip <= 1, "views.flip", self.flip, "a probability")
-        require_option(
-            0 <= self.shift_rows_px <= 96, "views.shift_rows_px", self.shift_rows_px, "0 to 96, half the volume"
-        )
-        require_option(0 <= self.shift_columns_px <= 160, "views.shift_columns_px", self.shift_columns_px, "0 to 160")
-        require_option(0 <= self.intensity <= 1, "views.intensity", self.intensity, "0 to 1")
+        limits = {"angle_deg": 45, "shift_rows_px": 96, "shift_columns_px": 160, "shift_slices": MARGINS[2]}
+        for name, limit in (limits | {"scale": 0.5, "intensity": 1, "flip": 1}).items():
+            value = getattr(self, name)
+            require_option(0 <= value <= limit, f"views.{name}", value, f"0 to {limit}")
 
 
 class View(NamedTuple):

@@ -28,7 +28,7 @@ FEW = Method(num_views=6, views_at_once=2)
 
 @dataclass(frozen=True)
 class Linear:
-    """score = w · window: its gradient is w, whatever the disc looks like."""
+    """score = w · window: its gradient is w for any disc."""
 
     tasks: tuple[Task, ...] = TASKS
 
@@ -113,7 +113,7 @@ def carried(map, rows, columns, slices):
     return room[tuple(slice(size, 2 * size) for size in WINDOW_SHAPE)]
 
 
-def test_the_identity_alone_gives_the_gradient(weights, volume):
+def test_the_identity_view_gives_the_gradient(weights, volume):
     chosen = view_set(views.identity())
     maps = evidence(Linear(), weights, volume, chosen, grades=(2, 0))
     np.testing.assert_array_equal(maps, np.abs([weights["brightness"][2], weights["side"][0]]))
@@ -121,7 +121,7 @@ def test_the_identity_alone_gives_the_gradient(weights, volume):
     np.testing.assert_array_equal(signed, [weights["brightness"][2], weights["side"][0]])
 
 
-def test_a_network_seen_once_gives_its_plain_gradient(network, batch):
+def test_the_baseline_is_the_networks_plain_gradient(network, batch):
     model, variables = network
     maps = hotspots.hotspot_step(KEY, variables, batch, model=model, method=PLAIN_GRADIENT)
     windows = central_window(batch["volume"][3]).astype(np.float32) * INTENSITY_STEP
@@ -132,8 +132,8 @@ def test_a_network_seen_once_gives_its_plain_gradient(network, batch):
 
 
 @pytest.mark.parametrize("warp", ["inverse", "adjoint"])
-def test_a_linear_models_map_over_shifts_is_worked_by_hand(weights, volume, warp):
-    """Whole-pixel views move |w| without blurring it: the mean is taken over those that saw a pixel, and no others."""
+def test_a_linear_models_map_over_shifts_equals_slicing(weights, volume, warp):
+    """Whole-pixel views move |w| without blurring it: each pixel is averaged over the views that saw it."""
     moves = [(0, 0, 0, False), (30, -17, 2, True), (-24, 60, -1, False), (80, 150, 0, False)]
     chosen = view_set(*(shifted(rows, columns, slices, flip=flip) for rows, columns, slices, flip in moves))
     method = Method(views_at_once=3, warp=warp)
@@ -148,7 +148,7 @@ def test_a_linear_models_map_over_shifts_is_worked_by_hand(weights, volume, warp
 
 @pytest.mark.parametrize("warp", ["inverse", "adjoint"])
 def test_an_even_map_stays_even_under_any_views(volume, warp):
-    """A constant gradient has a constant map: nothing fades at the borders of the views, nothing piles up."""
+    """A constant gradient has a constant map: it neither fades nor adds up at the borders of the views."""
     even = {task.name: np.full((task.num_grades, *WINDOW_SHAPE), 0.7, np.float32) for task in TASKS}
     chosen = view_set(*(views.sample(key) for key in jax.random.split(KEY, 4)))
     method = Method(views_at_once=4, warp=warp)
@@ -159,7 +159,7 @@ def test_an_even_map_stays_even_under_any_views(volume, warp):
 
 
 def test_a_shifted_disc_gives_a_shifted_map(network, volume):
-    """A disc moved in its volume, and views that follow it: the map moves along, wherever both can see."""
+    """A disc moved in its volume, and views that follow it: the map moves with them, where both views see it."""
     model, variables = network
     move = (9, -14, 1)
     chosen = [shifted(*shift) for shift in ((0, 0, 0), (-8, 6, 0), (4, 11, -1), (2, -3, 1))]
@@ -178,8 +178,8 @@ def test_a_shifted_disc_gives_a_shifted_map(network, volume):
     np.testing.assert_allclose(after[0][inside], expected[inside], atol=1e-5 * expected.max())
 
 
-def test_the_map_lies_where_the_evidence_lies_under_random_views():
-    """A bright ball off the centre, seen under turned and shifted views: the map's peak is the ball's middle."""
+def test_the_maps_peak_is_at_the_evidence_under_random_views():
+    """A bright ball off the centre, in turned and shifted views: the map's peak is the middle of the ball."""
     grid = np.stack(np.meshgrid(*(np.arange(size) for size in VOLUME_SHAPE), indexing="ij"))
     middle = np.array([40 + 30, 48 + 160, 3 + 6])
     distance = np.sqrt(
@@ -201,7 +201,7 @@ def test_slices_outside_the_scan_have_no_evidence(maps, batch):
     np.testing.assert_array_equal(map.any((0, 1)), [False, False, True, True, True, True, True, False, False])
 
 
-def test_a_disc_has_the_same_map_in_any_batch_and_however_many_views_at_once(network, batch, maps):
+def test_a_disc_has_the_same_map_in_any_batch_and_for_any_views_at_once(network, batch, maps):
     model, variables = network
     other = {name: array[[6, 2, 5]] for name, array in batch.items()}
     method = Method(num_views=6, views_at_once=6)
@@ -223,8 +223,8 @@ def test_eight_devices_and_a_stream_agree_with_one(tiny, network, maps):
     np.testing.assert_allclose(got, maps[:6], rtol=1e-4, atol=1e-6 * maps.max())
 
 
-def test_a_stream_asks_for_a_batch_only_when_the_maps_before_it_were_taken(tiny, network):
-    """So a data set may be larger than memory: one batch of it, and of its maps, is there at a time."""
+def test_a_stream_reads_a_batch_only_after_the_maps_before_it_were_taken(tiny, network):
+    """A data set may be larger than memory: one batch of it, and of its maps, is in memory at a time."""
     data, (model, variables) = DataSet(tiny), network
     asked = []
 
@@ -241,8 +241,8 @@ def test_a_stream_asks_for_a_batch_only_when_the_maps_before_it_were_taken(tiny,
         assert rows.tolist() == [count - 1]
 
 
-def test_a_discs_views_follow_from_the_key_and_its_row(weights, batch):
-    """View i of a disc is drawn from fold_in(fold_in(key, row), i): more views refine a map, they do not replace it."""
+def test_the_key_and_the_row_decide_a_discs_views(weights, batch):
+    """View i of a disc is drawn from fold_in(fold_in(key, row), i): with more views, the first ones stay the same."""
     got = hotspots.hotspot_step(KEY, weights, batch, model=Linear(), method=Method(num_views=3))
     keys = (jax.random.fold_in(jax.random.fold_in(KEY, batch["row"][5]), i) for i in range(3))
     chosen = view_set(*(views.sample(key) for key in keys))
@@ -251,7 +251,7 @@ def test_a_discs_views_follow_from_the_key_and_its_row(weights, batch):
     np.testing.assert_allclose(got[5], expected, atol=2e-4)
 
 
-def test_noise_is_seeded_and_leaves_a_linear_models_map_alone(weights, volume):
+def test_noise_is_seeded_and_does_not_change_a_linear_models_map(weights, volume):
     chosen = view_set(*[views.identity()] * 2)
     noisy = Method(noise=0.1)
     np.testing.assert_allclose(
@@ -265,7 +265,7 @@ def test_noise_is_seeded_and_leaves_a_linear_models_map_alone(weights, volume):
 
 
 def test_noise_leaves_slices_outside_the_scan_empty(volume):
-    """A network that fills them from their neighbours knows them by that."""
+    """A network with `fill_slices` recognises them by that."""
     one_slice = jnp.zeros(VOLUME_SHAPE).at[..., 7].set(volume[..., 7])
     map = evidence(Energy(), {}, one_slice, view_set(views.identity()), method=Method(noise=0.1))[0]
     assert np.flatnonzero(map.any((0, 1))).tolist() == [4]
@@ -273,7 +273,7 @@ def test_noise_leaves_slices_outside_the_scan_empty(volume):
 
 
 def test_views_go_through_the_network_together(weights, volume):
-    """One by one under `vmap` they would look like single discs to the layers, which have quicker ways for several."""
+    """One by one under `vmap`, layers would see single discs; they have faster kernels for several."""
     together = []
 
     @dataclass(frozen=True)
@@ -310,11 +310,11 @@ def test_noise_and_views_have_keys_of_their_own():
     assert len(np.unique(data, axis=0)) == len(data)
 
 
-def test_no_range_is_the_identity():
+def test_ranges_of_zero_give_the_identity():
     jax.tree.map(np.testing.assert_array_equal, views.sample(KEY, ONE_PLACE), views.identity())
 
 
-def test_choices_that_cannot_be_made_are_refused():
+def test_unknown_tasks_and_grades_are_refused():
     probabilities = {"brightness": np.array([[0.1, 0.7, 0.2]]), "side": np.array([[0.6, 0.4]])}
     np.testing.assert_array_equal(hotspots.choose_grades(TASKS, probabilities, {"brightness": "dark"}), [[0, 0]])
     with pytest.raises(SpinejaxError, match="unknown task modic; the network grades brightness, side"):

@@ -51,7 +51,7 @@ def test_one_view_is_the_plain_network(network):
     assert not any(np.any(each) for each in spread.values())
 
 
-def test_every_disc_is_graded_once_in_order_whatever_the_batch(network):
+def test_every_disc_is_graded_once_and_in_order_for_any_batch_size(network):
     model, variables, data = network
     rows = data.rows("train")[:11]
     mesh = devices.make_mesh()
@@ -67,7 +67,9 @@ def test_every_disc_is_graded_once_in_order_whatever_the_batch(network):
 
 def test_the_nine_in_plane_views_share_conv1_to_the_same_scores(network):
     model, variables, data = network
-    variables = variables | {"constants": {"slice_mean": jnp.linspace(0.1, 0.5, 9)}}  # a flip must not pass unseen
+    variables = variables | {
+        "constants": {"slice_mean": jnp.linspace(0.1, 0.5, 9)}
+    }  # so that an unnoticed flip would show
     volumes = jnp.asarray(data.volumes(np.arange(2)))
     plain, shared = (
         predict.predict_step(variables, volumes, views.grid(), model=model, grid=grid) for grid in (False, True)
@@ -75,7 +77,7 @@ def test_the_nine_in_plane_views_share_conv1_to_the_same_scores(network):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), shared, plain)
 
 
-def test_a_place_gives_what_its_own_window_gives(network):
+def test_a_place_gives_the_scores_of_its_own_window(network):
     model, variables, _ = network
     around = jax.random.uniform(jax.random.key(1), (2, 144, 256, 9))
     places = ((0, 0), (16, 4), (32, 32))

@@ -1,4 +1,4 @@
-"""The convolution's gradients against those that JAX derives, for every parity of size, kernel and padding."""
+"""Convolutions and pools against XLA's, and their gradients, for every parity of size, kernel and padding."""
 
 import functools
 import itertools
@@ -44,14 +44,14 @@ def assert_same_as_xlas(x, kernel, stride, padding):
 
 
 @pytest.mark.parametrize(("stride", "size", "padding"), list(itertools.product((2, 3), ((12, 15), (11, 14)), (0, 1))))
-def test_strided_ones_give_xlas_numbers_and_gradients(stride, size, padding):
-    """Sizes that the stride leaves pixels over of, which reach no output, among them; few features and many."""
+def test_strided_convolutions_and_their_gradients_equal_xlas(stride, size, padding):
+    """With few and many features; some sizes have pixels at the border on which no output depends."""
     for kernel_size, num_features in itertools.product((3, 5), (4, FEW_FEATURES + 1)):
         x, kernel = sample((2, *size, 3), 0), sample((kernel_size, kernel_size, 3, num_features), 1)
         assert_same_as_xlas(x, kernel, stride, padding)
 
 
-def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
+def test_with_many_channels_the_gradient_is_xlas_bit_for_bit():
     x, kernel = sample((2, 8, 9, 40), 0), sample((3, 3, 40, 4), 1)
 
     def gradient(convolve):
@@ -61,22 +61,22 @@ def test_where_channels_are_many_the_gradient_is_jaxs_own_to_the_bit():
 
 
 @pytest.mark.parametrize(("num", "size"), list(itertools.product((4, 16), ((6, 13), (5, 4), (1, 2)))))
-def test_winograds_way_gives_the_same_numbers_and_gradients(num, size):
-    """16 discs are enough for the kernel's gradient to go that way too; odd sizes leave part of a tile over."""
+def test_winograd_and_its_gradients_equal_xlas(num, size):
+    """With 16 discs the kernel's gradient uses Winograd too; odd sizes end within a tile."""
     x, kernel = sample((num, *size, 5), 0), sample((3, 3, 5, MANY_FEATURES), 1)
     winograds, xlas = (outcomes(convolve, x, kernel, 1, 1)[0] for convolve in (CPU.convolve, lax.conv_general_dilated))
     assert not np.array_equal(winograds, xlas)
     assert_same_as_xlas(x, kernel, 1, 1)
 
 
-def test_winograds_way_by_hand():
-    """Sums over neighbours, exact: every number on the way is a multiple of a quarter."""
+def test_winograd_of_an_exact_example():
+    """Sums over neighbours: every intermediate number is a multiple of a quarter, so the result is exact."""
     x = jnp.arange(4 * 3 * 3.0).reshape(4, 3, 3, 1)
     sums = winograd(x, jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
     np.testing.assert_array_equal(sums, [[8, 15, 12], [21, 36, 27], [20, 33, 24]])
 
 
-def test_winograds_way_under_vmap_is_that_of_each():
+def test_winograd_under_vmap_equals_one_by_one():
     batches, kernel = sample((3, 4, 6, 5, 2), 0), sample((3, 3, 2, 3), 1)
     each = jnp.stack([winograd(x, kernel) for x in batches])
     np.testing.assert_allclose(jax.vmap(winograd, (0, None))(batches, kernel), each, atol=1e-5)
@@ -86,7 +86,7 @@ def test_winograds_way_under_vmap_is_that_of_each():
     ("num", "features", "dtype"),
     [(3, MANY_FEATURES, jnp.float32), (16, MANY_FEATURES - 1, jnp.float32), (16, MANY_FEATURES, jnp.bfloat16)],
 )
-def test_few_discs_few_features_and_half_precision_go_xlas_way(num, features, dtype):
+def test_few_discs_few_features_and_bfloat16_use_xlas(num, features, dtype):
     x, kernel = sample((num, 6, 5, 2), 0).astype(dtype), sample((3, 3, 2, features), 1).astype(dtype)
     args = (x, kernel, (1, 1), [(1, 1)] * 2)
     np.testing.assert_array_equal(CPU.convolve(*args, **LAYOUT), lax.conv_general_dilated(*args, **LAYOUT))
@@ -116,7 +116,7 @@ def test_a_network_scores_and_learns_the_same_with_either_kernels():
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(one).max())
 
 
-def test_under_vmap_it_is_the_gradient_of_each():
+def test_the_input_gradient_under_vmap_equals_one_by_one():
     gradients, kernel = sample((5, 1, 4, 6, 4), 0), sample((5, 5, 3, 4), 1)
 
     def one(gradient):
@@ -126,7 +126,7 @@ def test_under_vmap_it_is_the_gradient_of_each():
     np.testing.assert_allclose(together, jnp.stack([one(gradient) for gradient in gradients]), atol=1e-5)
 
 
-def test_other_convolutions_are_jaxs():
+def test_other_convolutions_are_xlas():
     x, kernel = sample((1, 8, 9, 2), 0), sample((3, 3, 1, 4), 1)
     grouped = {**LAYOUT, "feature_group_count": 2}
     got = CPU.convolve(x, kernel, (2, 2), [(1, 1)] * 2, **grouped)
@@ -134,8 +134,8 @@ def test_other_convolutions_are_jaxs():
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 9)])
-def test_pooling_equals_flaxs_and_so_does_its_gradient(size):
-    x = jnp.round(sample((2, *size, 3), 0))  # some pixels are equal: the first of them is taken
+def test_pooling_and_its_gradient_equal_flaxs(size):
+    x = jnp.round(sample((2, *size, 3), 0))  # some pixels are equal: the gradient goes to the first
 
     def theirs(x):
         return nn.max_pool(x, (2, 2), strides=(2, 2))
@@ -154,7 +154,7 @@ def test_pooling_hides_no_nan(place):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_vmap_and_both_gradients_equal_jaxs_at_either_stride(stride):
+def test_vmap_and_both_gradients_equal_xlas_at_either_stride(stride):
     x, kernel = sample((3, 9, 12, 2), 0), sample((3, 3, 2, 4), 1)
     window = ((stride, stride), [(1, 1)] * 2)
     expected = lax.conv_general_dilated(x, kernel, *window, **LAYOUT)

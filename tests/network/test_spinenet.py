@@ -73,7 +73,7 @@ def test_layers_up_to_the_branch_point_are_shared_and_the_rest_is_per_task(branc
         assert list(params[f"head_{task.name}"]) == [*names[num_shared:], "fc8"]
 
 
-def test_logits_come_by_name_whatever_the_task_table():
+def test_logits_are_by_task_name_for_any_task_table():
     tasks = (Task("modic", ("0", "1", "2", "3")), Task("trunk", ("no", "yes")))
     model = SpineNet(tasks, "fc7", width=0.02, num_slices=5)
     windows = jnp.zeros((2, 112, 224, 5))
@@ -81,7 +81,7 @@ def test_logits_come_by_name_whatever_the_task_table():
     assert {name: scores.shape for name, scores in logits.items()} == {"modic": (2, 4), "trunk": (2, 2)}
 
 
-def test_slice_mean_is_subtracted_and_travels_in_constants(small):
+def test_slice_mean_is_subtracted_and_is_a_constant(small):
     model, variables, windows = small
     np.testing.assert_array_equal(variables["constants"]["slice_mean"], np.zeros(9))
     mean = jnp.linspace(0.1, 0.9, 9)
@@ -112,7 +112,7 @@ def test_forward_pass_equals_torch(small):
         np.testing.assert_allclose(logits, y.numpy(), atol=1e-5)
 
 
-def test_dropout_only_while_training_and_by_key_alone(small):
+def test_dropout_only_in_training_and_decided_by_the_key(small):
     model, variables, windows = small
 
     def run(key, train=True):
@@ -124,7 +124,7 @@ def test_dropout_only_while_training_and_by_key_alone(small):
 
 
 def test_dropout_keeps_the_expected_activation():
-    """Inverted dropout: what follows it linearly has, in the mean over many masks, its value without dropout."""
+    """Inverted dropout: a linear layer after it has, averaged over many masks, its value without dropout."""
     stack = Stack([Dense("fc7", 64)], width=1.0, dropout=0.5, dtype=jnp.float32, initialiser="glorot", num_outputs=2)
     x = jax.random.uniform(jax.random.key(1), (1, 32))
     params = stack.init(jax.random.key(0), x, train=False)
@@ -221,18 +221,18 @@ def test_bad_arguments_are_named(model, windows, fault):
 
 
 def window(*slices):
-    """float32[1, 112, 224, 9] with noise in some slices; the others are of one value, as random views leave them."""
+    """float32[1, 112, 224, 9] with noise in some slices; the others have one value, as random views make them."""
     noise = np.random.default_rng(0).random((1, *WINDOW_SHAPE), np.float32)
     return np.where(np.isin(np.arange(9), slices), noise, np.float32(0.07))
 
 
 def test_slices_outside_the_scan_become_the_nearest_inside():
     found = np.asarray(filled(jnp.asarray(window(2, 3, 7))))
-    for slot, nearest in enumerate([2, 2, 2, 3, 3, 3, 7, 7, 7]):  # 5 lies midway: the first of the two
+    for slot, nearest in enumerate([2, 2, 2, 3, 3, 3, 7, 7, 7]):  # 5 is midway: the first of the two
         np.testing.assert_array_equal(found[..., slot], window(2, 3, 7)[..., nearest])
 
 
-def test_windows_that_are_full_or_empty_stay_as_they_are():
+def test_full_and_empty_windows_are_unchanged():
     both = np.concatenate([window(*range(9)), window()])
     np.testing.assert_array_equal(filled(jnp.asarray(both)), both)
 

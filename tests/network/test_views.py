@@ -1,4 +1,4 @@
-"""Views against scipy, hand-worked arrays and invariants; under vmap, under jit, in both forms of the resampling."""
+"""Views against scipy, slicing and invariants; under vmap, under jit, in both forms of the resampling."""
 
 import functools
 import itertools
@@ -50,7 +50,7 @@ def one_dimensional(image, position):
 
 
 def taken_by_scipy(volume, view):
-    """The definition of a view, worked in float64 with scipy's interpolation, one pass after the other."""
+    """The definition of a view, computed in float64 with scipy's interpolation, one pass after the other."""
     view = jax.tree.map(np.asarray, view)
     first = 3 + int(view.shift_slices)
     slices = volume[:, :, first : first + 9].astype(np.float64) / INTENSITY_ONE
@@ -105,7 +105,7 @@ def test_under_vmap_and_jit_as_one_by_one(volume):
 
 
 def test_both_forms_are_the_two_passes_and_exact_at_whole_positions():
-    """Rows and columns outside the image among them, and columns that lean as they do at 15°."""
+    """With rows and columns outside the image, and columns as oblique as at 15°."""
     rng = np.random.default_rng(3)
     image = jnp.asarray(rng.random((7, 20, 3)), jnp.float32)
     row, in_row_0 = views._fixed(rng.uniform(-3, 10, (5, 11))), views._fixed(rng.uniform(-3, 23, 11))
@@ -121,7 +121,7 @@ def test_both_forms_are_the_two_passes_and_exact_at_whole_positions():
 
 
 def test_products_in_bfloat16_lose_what_a_network_in_bfloat16_loses(smooth):
-    """No more than two roundings of values and 1/512 px a pass; and whole positions and uniform images stay exact."""
+    """No more than two roundings of values and 1/512 px per pass; whole positions and uniform images stay exact."""
     rng = np.random.default_rng(3)
     form = functools.partial(views._by_matrix, dtype=jnp.bfloat16)
     stored = jnp.asarray(rng.integers(0, 256, (7, 20, 3)) / 256, jnp.float32)  # exact in bfloat16
@@ -139,7 +139,7 @@ def test_products_in_bfloat16_lose_what_a_network_in_bfloat16_loses(smooth):
     assert np.std(exact - rounded) < 1.2 * rounding
 
 
-def test_shift_shows_what_lies_there(volume):
+def test_a_shift_shows_the_shifted_volume(volume):
     view = a_view(shift_px=np.float32([16, -32]), shift_slices=np.int32(-2))
     expected = volume[40 + 16 : 152 + 16, 48 - 32 : 272 - 32, 1:10].astype(np.float32) * INTENSITY_STEP
     np.testing.assert_array_equal(views.take(volume, view), expected)
@@ -198,7 +198,7 @@ def test_put_back_of_the_identity_is_the_map_with_full_coverage():
     np.testing.assert_array_equal(coverage, np.ones(WINDOW_SHAPE))
 
 
-def test_put_back_of_a_shift_and_flip_worked_by_hand():
+def test_put_back_of_a_shift_and_flip_equals_slicing():
     map = np.random.default_rng(5).random(WINDOW_SHAPE).astype(np.float32)
     view = a_view(shift_px=np.float32([3, -5]), shift_slices=np.int32(2), flip=True)
     back, coverage = (np.asarray(part) for part in views.put_back(map, view))
@@ -251,7 +251,7 @@ def test_samples_fill_their_ranges_and_depend_on_the_key_alone():
     jax.tree.map(lambda one, many: np.testing.assert_array_equal(one, many[17]), again, drawn)
 
 
-def test_no_range_is_the_identity(volume):
+def test_ranges_of_zero_give_the_identity(volume):
     view = views.sample(jax.random.key(7), ViewRanges(0, 0, 0, 0, 0, 0, 0))
     np.testing.assert_array_equal(views.take(volume, view), views.take(volume, views.identity()))
 
