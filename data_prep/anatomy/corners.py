@@ -24,9 +24,8 @@ def fit_corners_mm(
     """Fit the corners of a piece.
 
     Args:
-        piece: its pixels.
+        piece, spacing: its pixels, and the spacing of rows and columns in mm.
         down_mm: a first guess of its downward direction (row, column), corrected by the endplates that are found.
-        spacing: of rows and columns, mm.
         kind: "body"; "cut body", whose upper edge is the image's and has no meaning; or "disc". The walls of the last
             two are too low for lines, and are assumed to be at right angles to the endplates.
 

@@ -23,11 +23,8 @@ def read_mha(path: str | Path, dtype) -> Scan:
     """Read a MetaImage file as a scan in the standard orientation.
 
     The header is checked first, because SimpleITK follows it to any file, accepts any size, and fills the missing part
-    of a damaged file with zeros.
-
-    Args:
-        path: the file. It holds its voxels (`.mha`), or names a file beside it that does (`.mhd`).
-        dtype: of the voxels in memory: float32 for an image; for a mask an integer type, which must hold its labels.
+    of a damaged file with zeros. The voxels are in the file (`.mha`), or in one beside it that it names (`.mhd`).
+    `dtype` is that of the voxels in memory: float32 for an image, an integer type that fits the labels for a mask.
 
     Raises:
         SpinejaxError: the file is missing, damaged, truncated, not one 3-D sagittal series, has voxels that are not

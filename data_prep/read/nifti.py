@@ -20,10 +20,7 @@ def read_nifti(path: str | Path, dtype) -> Scan:
     """Read a NIfTI file, of version 1 or 2, as a scan in the standard orientation, its scale applied.
 
     The file is unpacked in memory, no further than the size in its header, so a small file cannot become a huge one.
-
-    Args:
-        path: the file.
-        dtype: of the voxels in memory: float32 for an image; for a mask an integer type, which must hold its labels.
+    `dtype` is that of the voxels in memory: float32 for an image, an integer type that fits the labels for a mask.
 
     Raises:
         SpinejaxError: the file is missing, damaged or truncated; is not one 3-D sagittal volume of numbers; gives no

@@ -114,16 +114,12 @@ def train_step(
     batch_size: int,
     learning_rate: float = 3e-3,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One step on random crops of random slices, which depend on the key and the step alone.
+    """One step on random crops of random slices, which depend on the run's key and the step alone.
 
     Args:
-        key: of the run.
-        state: donated.
-        data: every slice.
-        weights: how often each slice is drawn.
-        num_steps: of the whole run; the learning rate's schedule depends on it.
-        batch_size: crops.
-        learning_rate: at its peak.
+        key, state: of the run; the state is donated.
+        data, weights: every slice, and how often it is drawn.
+        num_steps, batch_size, learning_rate: of the whole run, with the rate at its peak.
 
     Returns:
         The next state, and the loss with its parts.

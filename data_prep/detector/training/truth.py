@@ -49,13 +49,7 @@ class Slice:
 
 
 def slices_with_truth(scan: Scan, mask: Scan, indices: Iterable[int] | None = None) -> list[Slice]:
-    """The slices of a scan whose mask shows two bodies or more.
-
-    Args:
-        scan: the voxels.
-        mask: on the same grid, with SPIDER's labels.
-        indices: the slices to look at; all if not given.
-    """
+    """The slices, all or those given, in which a SPIDER mask on the scan's grid shows two bodies or more."""
     labels = body_labels(mask)
     areas = {label: (labels == label).sum((0, 1)) for label in range(1, LAST_VERTEBRA + 1) if (labels == label).any()}
     made = []
