@@ -49,16 +49,12 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What a run did.
+    """What a run did."""
 
-    `discs` counts by split; `failures` is scan → reason; `notes` say what is doubtful or was left out; `resumed` counts
-    the scans that an interrupted run had finished, which count and are reported like all others.
-    """
-
-    discs: Counter = field(default_factory=Counter)
-    failures: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    resumed: int = 0
+    discs: Counter = field(default_factory=Counter)  # number by split
+    failures: dict[str, str] = field(default_factory=dict)  # scan → reason
+    notes: list[str] = field(default_factory=list)  # what is doubtful or was left out
+    resumed: int = 0  # scans that an interrupted run had finished; they are reported like all others
 
 
 def build(
@@ -79,8 +75,7 @@ def build(
         tasks: the task table.
         masks: which of "region" and "lesion" the discs have.
         preprocessing: JSON values for the manifest.
-        settings: how to build it.
-        console: for the progress.
+        settings, console: how to build it, and where to show the progress.
 
     Returns:
         What was done. A scan that failed is named there; the others are written.

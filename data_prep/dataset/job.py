@@ -11,24 +11,15 @@ from data_prep.read.scan import Scan
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """A scan with its vertebral bodies.
-
-    Args:
-        scan, bodies: the scan and the bodies that were found in it.
-        notes: what is doubtful or was left out, a sentence each.
-        regions: SPIDER's labels without posterior elements, if there is a mask.
-        lesions: a bit per task where its evidence lies, if that is known.
-        confidence: name → confidence of each body that was detected; None for a mask or a corner file.
-        doubtful_levels: whether all names may be off by one.
-    """
+    """A scan with its vertebral bodies."""
 
     scan: Scan
     bodies: list[VertebralBody]
-    notes: Sequence[str] = ()
-    regions: Scan | None = None
-    lesions: Scan | None = None
-    confidence: Mapping[str, float] | None = None
-    doubtful_levels: bool = False
+    notes: Sequence[str] = ()  # what is doubtful or was left out
+    regions: Scan | None = None  # SPIDER's labels without posterior elements, if there is a mask
+    lesions: Scan | None = None  # a bit per task where its evidence is, if that is known
+    confidence: Mapping[str, float] | None = None  # of each body by name, if it was detected
+    doubtful_levels: bool = False  # all names may be off by one
 
     @classmethod
     def by_mask(cls, scan: Scan, mask: Scan, *, notes: Sequence[str] = (), lesions: Scan | None = None) -> "Located":
@@ -40,30 +31,18 @@ class Located:
 
 @dataclass(frozen=True)
 class Job:
-    """One scan to be cut into discs.
+    """One scan to be cut into discs. `patient` and `scan` are pseudonyms."""
 
-    Args:
-        name: the scan's name in messages. It enters no file of the data set.
-        patient, scan: pseudonyms.
-        split: "train", "validation" or "test".
-        labels: level → task → label. A level that is missing is unlabelled.
-        locate: reads the scan and finds its bodies; raises SpinejaxError if it cannot. Picklable.
-        sources: the files that `locate` reads.
-        recipe: a text of everything else that `locate` depends on.
-        per_disc: normalise each disc by one median, instead of each slice by its own.
-        refuse_doubtful: leave the scan out if its levels are doubtful.
-    """
-
-    name: str
+    name: str  # for messages; it enters no file of the data set
     patient: str
     scan: str
     split: str
-    labels: Mapping[str, Mapping[str, int]]
-    locate: Callable[[], Located]
-    sources: tuple[Path, ...] = ()
-    recipe: str = ""
-    per_disc: bool = False
-    refuse_doubtful: bool = False
+    labels: Mapping[str, Mapping[str, int]]  # level → task → label; a level that is missing is unlabelled
+    locate: Callable[[], Located]  # reads the scan and finds its bodies, or raises SpinejaxError; picklable
+    sources: tuple[Path, ...] = ()  # the files that `locate` reads
+    recipe: str = ""  # everything else that `locate` depends on
+    per_disc: bool = False  # normalise each disc by one median, instead of each slice by its own
+    refuse_doubtful: bool = False  # leave the scan out if its levels are doubtful
 
     def cut(self) -> tuple[list[DiscVolume], list[str]]:
         """The scan's disc volumes, and notes on what is doubtful or was left out. Raises SpinejaxError: as `locate`."""
@@ -71,12 +50,5 @@ class Job:
         notes = list(found.notes)
         if self.refuse_doubtful and found.doubtful_levels:
             return [], [*notes, f"left out: {self.name}: its levels are doubtful, so its labels may be of other discs."]
-        discs = extract_discs(
-            found.scan,
-            found.bodies,
-            regions=found.regions,
-            lesions=found.lesions,
-            per_disc=self.per_disc,
-            notes=notes,
-        )
-        return discs, notes
+        parts = {"regions": found.regions, "lesions": found.lesions}
+        return extract_discs(found.scan, found.bodies, **parts, per_disc=self.per_disc, notes=notes), notes

@@ -18,13 +18,7 @@ _REGION_COLOURS = ("tab:orange", "tab:cyan", "tab:green")
 def contact_sheet(data: DataSet, out: Path, *, num_discs: int, seed: int) -> None:
     """Draw the middle slice of some discs, with the outlines of regions and lesions, their level and their grades.
 
-    The dashed frame is the network's window.
-
-    Args:
-        data: the data set.
-        out: a PNG file.
-        num_discs: number of discs, chosen at random.
-        seed: seed of the choice.
+    The dashed frame is the network's window. The discs are chosen at random.
 
     Raises:
         SpinejaxError: no disc was asked for, or `out` does not end in .png.

@@ -26,44 +26,25 @@ _NUM_DRAWS = 2000
 
 @dataclass
 class Measured:
-    """What one scan adds. Lengths are in mm.
+    """What one scan adds."""
 
-    Args:
-        scan: its number in the run; results hold no names.
-        bodies, found: T12 to L5 with all four corners in the mask, and those of them with a detected centre inside.
-        false: detected bodies whose centre is on no vertebra of the mask.
-        sacra, sacra_found: 0 or 1.
-        levels_right: found bodies with the mask's name.
-        corner_mm: distances of the found bodies' corners from the mask's.
-        sacrum_mm: the same for S1's two upper corners.
-        box_iou: for each disc, intersection over union of the network's windows by detection and by mask.
-        seconds: time of the detection.
-        notes: the detector's own doubts.
-        refused: why it found nothing.
-    """
-
-    scan: int
-    bodies: int = 0
-    found: int = 0
-    false: int = 0
+    scan: int  # its number in the run: results hold no names
+    bodies: int = 0  # T12 to L5 with all four corners in the mask
+    found: int = 0  # those of them with a detected centre inside
+    false: int = 0  # detected bodies whose centre is on no vertebra of the mask
     sacra: int = 0
     sacra_found: int = 0
-    levels_right: int = 0
-    corner_mm: list[float] = field(default_factory=list)
-    sacrum_mm: list[float] = field(default_factory=list)
-    box_iou: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    refused: str = ""
+    levels_right: int = 0  # found bodies with the mask's name
+    corner_mm: list[float] = field(default_factory=list)  # distances of the found bodies' corners from the mask's
+    sacrum_mm: list[float] = field(default_factory=list)  # the same for S1's two upper corners
+    box_iou: list[float] = field(default_factory=list)  # per disc, of the network's windows by detection and by mask
+    seconds: float = 0.0  # time of the detection
+    notes: list[str] = field(default_factory=list)  # the detector's own doubts
+    refused: str = ""  # why it found nothing
 
 
 def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, report: Callable[[str], None]) -> dict:
-    """Detect in every scan and compare with its mask.
-
-    Args:
-        jobs: scans with masks.
-        weights: weights of the detector.
-        report: is called with a line per scan.
+    """Detect in every scan and compare with its mask; `report` is called with a line per scan.
 
     Returns:
         JSON values: "summary", each metric with a 95 % interval over scans, and "scans".

@@ -20,11 +20,7 @@ _COLOURS = ("tab:orange", "tab:cyan")
 def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) -> list[str]:
     """Draw the middle slice of some scans with corners (solid) and the network's windows (dashed).
 
-    Args:
-        jobs: the scans to choose from.
-        out: a PNG file. It shows no names.
-        num_scans: number of scans, chosen at random.
-        seed: seed of the choice.
+    The scans are chosen at random. The page shows no names.
 
     Returns:
         For each place on the page, its scan, or why that could not be drawn.

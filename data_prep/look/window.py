@@ -8,12 +8,7 @@ from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
 
 
 def window_in_scan(scan: Scan, affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 2"]:
-    """The window's corners, (row, column) of the scan, clockwise in a scan's view.
-
-    Args:
-        scan: the scan.
-        affine: (row, column, slice, 1) of the disc volume → patient space.
-    """
+    """The window's corners, (row, column) of the scan; `affine` is that of the disc volume, as in shards."""
     low = (np.array(VOLUME_SHAPE[:2]) - WINDOW_SHAPE[:2]) / 2 - 0.5
     corners = low + np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * WINDOW_SHAPE[:2]
     points = np.c_[corners, np.full(4, VOLUME_SHAPE[2] // 2), np.ones(4)]

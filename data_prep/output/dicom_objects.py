@@ -151,9 +151,8 @@ def write_map(
 
     Args:
         path: the file.
-        images: the source series, from `read_source`.
         disc, maps, task: which hotspot.
-        made: how it was made, from `how_it_was_made`.
+        images, made: as for `write_report`.
         number: its number in the series of all the scan's maps, from 1.
     """
     uid, index = _uids(images[0], made), maps.tasks.index(task)

@@ -20,11 +20,11 @@ from spinejax.errors import SpinejaxError
 
 @dataclass
 class Returned:
-    """What was written: numbers of scans and maps; series → why it failed; notes on what was left out."""
+    """What was written: numbers of scans and maps; notes on what was left out."""
 
     scans: int = 0
     maps: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)  # series → reason
     notes: list[str] = field(default_factory=list)
 
 

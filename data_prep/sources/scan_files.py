@@ -68,9 +68,8 @@ def scan_jobs(
         found: the series.
         masks: folder of the masks, each named after its scan's key (`_mask_of`).
         corners: a corner file, instead of `masks`.
-        labels: labels of the discs.
+        labels, seed: labels of the discs, and seed of the split.
         cutting: how discs are found and cut out.
-        seed: seed of the split.
         pseudonyms: for patients and scans.
         keep_doubtful: keep labelled scans whose levels the detector doubts.
 

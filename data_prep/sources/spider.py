@@ -64,8 +64,7 @@ def spider_jobs(
     Args:
         root: the folder of the dataset.
         series: the endings of the file names: "t2_SPACE", "t2", "t1".
-        seed: seed of the split.
-        pseudonyms: for patients and scans.
+        seed, pseudonyms: seed of the split, and pseudonyms for patients and scans.
         detect_missing: detect the vertebral bodies of scans without a mask.
         keep_doubtful: keep scans whose levels the detector doubts.
         subset: "training" or "validation" for the patients of one official subset only; or "all".

@@ -41,8 +41,7 @@ def ungraded_discs(
         tasks: the task table; no disc has a label.
         masks: folder with a mask per scan; without it the vertebrae are detected.
         lowest_level: name of the lowest disc, to count the levels from it.
-        pseudonyms: for patients and scans.
-        console: for the progress.
+        pseudonyms, console: for patients and scans, and for the progress.
 
     Returns:
         What is doubtful or was left out, a line each.

@@ -107,7 +107,7 @@ def test_strict_stops_at_the_first_failure(tmp_path):
     assert not (tmp_path / "set" / MANIFEST).exists()
 
 
-def test_if_all_scans_fail_their_reasons_are_told(tmp_path):
+def test_if_all_scans_fail_their_reasons_are_reported(tmp_path):
     with pytest.raises(SpinejaxError, match=r"(?s)no disc was found.*scan13: its slices are black"):
         run(some_jobs([13]), tmp_path / "set")
 
@@ -201,7 +201,7 @@ def test_inspect_command(phantoms, tmp_path):
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
 
-def test_verify_command_tells_faults(phantoms, tmp_path, capsys):
+def test_verify_command_reports_faults(phantoms, tmp_path, capsys):
     folder = tmp_path / "spoilt"
     folder.mkdir()
     for path in phantoms.iterdir():

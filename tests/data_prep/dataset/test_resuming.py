@@ -98,7 +98,7 @@ def spoil(folder):
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path, folder, shards):
+def test_run_killed_at_any_moment_continues_as_if_it_had_not_been(tmp_path, folder, shards):
     """Bytes, notes, failures: those of an uninterrupted run; and no scan that was finished is cut again.
 
     A scan is finished, at the latest, when the next one is begun.
@@ -164,7 +164,7 @@ def stop_at(count):
     return save
 
 
-def test_failure_told_by_an_interrupted_run_is_told_again_and_stops_a_strict_one(tmp_path, folder, monkeypatch):
+def test_failure_of_an_interrupted_run_is_reported_again_and_stops_a_strict_one(tmp_path, folder, monkeypatch):
     spoil(folder)
     out = tmp_path / "out"
     stop_before_manifest(monkeypatch, folder, out)
@@ -195,7 +195,7 @@ def test_scan_that_lacks_a_library_is_tried_again_once_it_may_be_there(tmp_path,
 
 
 @pytest.mark.parametrize("function", ["data_prep.dataset.resuming.publish", "shutil.move", "shutil.copyfile"])
-def test_run_killed_while_it_replaces_a_data_set_goes_on(tmp_path, folder, monkeypatch, function):
+def test_run_killed_while_it_replaces_a_data_set_continues(tmp_path, folder, monkeypatch, function):
     """The old data set is whole until the new one is, and no reader finds a mixture of both."""
     out = tmp_path / "out"
     run(folder, out, shards=2)
@@ -310,7 +310,7 @@ def test_a_data_set_that_is_being_replaced_has_one_writer(tmp_path, folder):
         run(folder, tmp_path / "out", overwrite=True)
 
 
-def test_full_disk_is_one_message_and_the_run_goes_on(tmp_path, folder):
+def test_full_disk_is_one_message_and_the_run_continues(tmp_path, folder):
     """A limit on the size of files stands for the full disk: the same failed write, as often as one likes."""
     out = tmp_path / "out"
     process = start(folder, out, FULL + RUN)
@@ -323,7 +323,7 @@ def test_full_disk_is_one_message_and_the_run_goes_on(tmp_path, folder):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_what_names_scans_lies_beside_the_data_set_and_is_its_owners_alone(tmp_path, folder, monkeypatch):
+def test_files_that_name_scans_are_beside_the_data_set_and_readable_by_their_owner_only(tmp_path, folder, monkeypatch):
     spoil(folder)
     out = tmp_path / "out"
     stop_before_manifest(monkeypatch, folder, out)

@@ -2,7 +2,7 @@ from data_prep.__main__ import main
 from tests.data_prep.sources.test_scan_files import write_set
 
 
-def test_overlay_draws_scans_and_tells_which(tmp_path, capsys):
+def test_overlay_draws_scans_and_reports_which(tmp_path, capsys):
     root = write_set(tmp_path)
     (root / "masks" / "b_t2.mha").unlink()
     where = ["overlay", str(root / "images"), "--masks", str(root / "masks")]

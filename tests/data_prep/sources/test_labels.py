@@ -30,7 +30,7 @@ def test_written_table_reads_back(tmp_path):
     assert read_labels(tmp_path / "t.csv", PAPER_TASKS).of("p", "s") == {"L1-L2": {"pfirrmann": 3, "upper_marrow": 1}}
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     text = (
         "patient,scan,level,pfirrmann,bulging\n"
         "1,a,L5-S1,6,0\n1,a,L6-S1,1,0\n,a,L5-S1,1,0\n1,b,L4-L5,1,0\n1,b,L4-L5,2,0\n"

@@ -98,7 +98,7 @@ def test_phantoms_are_not_written_over_files(phantoms, capsys):
 # What is found, left out, and failed ---------------------------------------------------------------------------------
 
 
-def test_mixed_tree_is_sorted_out_and_told(tmp_path, capsys):
+def test_mixed_tree_is_sorted_out_and_reported(tmp_path, capsys):
     """Two series in one folder, any nesting, no suffixes; T1, axial, a localiser, a report and junk beside them."""
     root, masks = tmp_path / "export", tmp_path / "masks"
     masks.mkdir()
@@ -117,9 +117,9 @@ def test_mixed_tree_is_sorted_out_and_told(tmp_path, capsys):
     (root / "readme.txt").write_text("not a scan")
     write_mha(root / "sub-9_T1w.mha", SPINE.scan)
     assert scans(root, "--masks", masks, "--out", tmp_path / "out") == 0
-    told = capsys.readouterr()
-    assert "8 discs" in told.out
-    assert "of 2 scans" in told.out
+    printed = capsys.readouterr()
+    assert "8 discs" in printed.out
+    assert "of 2 scans" in printed.out
     for line in (
         "t1 by its header, t2 was asked for",
         "an axial series",
@@ -129,7 +129,7 @@ def test_mixed_tree_is_sorted_out_and_told(tmp_path, capsys):
         "1 files are no scans: readme.txt",
         "sub-9_T1w.mha: t1 by its name",
     ):
-        assert line in told.err, line
+        assert line in printed.err, line
     assert len(set(DataSet(tmp_path / "out").patient)) == 2
 
 
@@ -158,7 +158,7 @@ def put(folder, scan, patient, name, **values):
     return slices
 
 
-def test_bad_series_is_told_and_the_others_are_written(tmp_path, capsys):
+def test_bad_series_is_reported_and_the_others_are_written(tmp_path, capsys):
     root, masks = tmp_path / "export", tmp_path / "masks"
     masks.mkdir()
     for patient in ("p1", "p2"):
@@ -167,12 +167,12 @@ def test_bad_series_is_told_and_the_others_are_written(tmp_path, capsys):
     (root / "p2" / "t2003").unlink()
     (root / "p1" / "cut").write_bytes((root / "p1" / "t2002").read_bytes()[:300])
     assert scans(root, "--masks", masks, "--out", tmp_path / "out") == 2
-    told = capsys.readouterr()
-    assert "4 discs" in told.out
-    assert re.search("1 slices are missing between t200[24] and t200[24]", told.err)
-    assert "cut: " in told.err
-    assert "1 of 2 scans failed" in told.err
-    assert "1 files or folders cannot be read" in told.err
+    printed = capsys.readouterr()
+    assert "4 discs" in printed.out
+    assert re.search("1 slices are missing between t200[24] and t200[24]", printed.err)
+    assert "cut: " in printed.err
+    assert "1 of 2 scans failed" in printed.err
+    assert "1 files or folders cannot be read" in printed.err
     assert scans(root, "--masks", masks, "--out", tmp_path / "strict", "--strict") == 2
     assert not (tmp_path / "strict").exists()
 
@@ -185,10 +185,10 @@ def test_series_whose_end_slice_is_damaged_fails(tmp_path, capsys):
     whole = Path(slices[0].filename).read_bytes()
     Path(slices[0].filename).write_bytes(whole[: whole.index(slices[0].SeriesInstanceUID.encode()) + 80])
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
-    told = capsys.readouterr()
-    assert "t2001 of it cannot be read" in told.err
-    assert "1 of 2 scans failed" in told.err
-    assert "4 discs" in told.out
+    printed = capsys.readouterr()
+    assert "t2001 of it cannot be read" in printed.err
+    assert "1 of 2 scans failed" in printed.err
+    assert "4 discs" in printed.out
 
 
 @pytest.mark.parametrize(
@@ -207,12 +207,12 @@ def test_series_without_one_patient_fails(tmp_path, capsys, values, message):
             setattr(one, key, value)
         save(one)
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
-    told = capsys.readouterr()
-    assert message in told.err
-    assert "4 discs" in told.out
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "4 discs" in printed.out
 
 
-def test_file_and_folder_that_may_not_be_read_are_told_and_the_others_are_written(tmp_path, capsys, monkeypatch):
+def test_file_and_folder_that_may_not_be_read_are_reported_and_the_others_are_written(tmp_path, capsys, monkeypatch):
     root = write_set(tmp_path, ("a",))
     (root / "images" / "locked").mkdir()
     (root / "images" / "locked.dcm").touch()
@@ -226,13 +226,13 @@ def test_file_and_folder_that_may_not_be_read_are_told_and_the_others_are_writte
     monkeypatch.setattr(os, "scandir", lambda path: refuse(path, scandir))
     monkeypatch.setattr("data_prep.read.series.is_dicom", lambda path: refuse(path, is_dicom))
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     for name in ("locked", "locked.dcm"):
-        assert f"failed: {root / 'images' / name}: cannot be read (Permission denied)." in told.err
-    assert "4 discs" in told.out
-    assert "of 1 scans" in told.out
-    assert "2 files or folders cannot be read" in told.err
-    assert "scans failed" not in told.err
+        assert f"failed: {root / 'images' / name}: cannot be read (Permission denied)." in printed.err
+    assert "4 discs" in printed.out
+    assert "of 1 scans" in printed.out
+    assert "2 files or folders cannot be read" in printed.err
+    assert "scans failed" not in printed.err
     (root / "masks" / "locked").mkdir()
     assert scans(root / "images" / "a_t2.mha", "--masks", root / "masks", "--out", tmp_path / "none") == 2
     assert "error: " + str(root / "masks" / "locked") in capsys.readouterr().err
@@ -350,7 +350,7 @@ def test_labels_of_doubtful_levels_teach_nothing(tmp_path, capsys, monkeypatch):
 
 
 def test_patients_by_folder(tmp_path):
-    """Where each patient has a folder, files of one name are told apart, and so are their masks and labels."""
+    """Where each patient has a folder, files of one name are printed apart, and so are their masks and labels."""
     for number, patient in enumerate(("one", "two", "three")):
         for folder in ("images", "masks"):
             (tmp_path / folder / patient).mkdir(parents=True)
@@ -401,9 +401,9 @@ def test_a_mask_of_a_longer_name_is_another_series(tmp_path, capsys, ending):
     (root / "masks" / "a_t2.mha").rename(root / "masks" / f"a_t2_SPACE{ending}.mha")
     shutil.copy(root / "images" / "a_t2.mha", root / "images" / "a_t2_SPACE.mha")
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
-    told = capsys.readouterr()
-    assert "failed: a_t2.mha: no mask a_t2.nii.gz" in told.err
-    assert "4 discs" in told.out
+    printed = capsys.readouterr()
+    assert "failed: a_t2.mha: no mask a_t2.nii.gz" in printed.err
+    assert "4 discs" in printed.out
     assert scans(root / "images" / "a_t2.mha", "--masks", root / "masks", "--out", tmp_path / "one") == 2
 
 
@@ -413,10 +413,10 @@ def test_masks_beside_their_scans_are_no_scans(tmp_path, capsys, ending, scan):
     root = write_set(tmp_path, ("a",))
     (root / "masks" / "a_t2.mha").rename(root / "images" / f"a_t2{ending}.mha")
     assert scans(root / "images" / scan, "--masks", root / "images", "--out", tmp_path / "out") == 0
-    told = capsys.readouterr()
-    assert "4 discs" in told.out
-    assert "of 1 scans" in told.out
-    assert scan or f"1 files are masks by the end of their names: a_t2{ending}.mha" in told.err
+    printed = capsys.readouterr()
+    assert "4 discs" in printed.out
+    assert "of 1 scans" in printed.out
+    assert scan or f"1 files are masks by the end of their names: a_t2{ending}.mha" in printed.err
     assert scans(root / "images" / f"a_t2{ending}.mha", "--out", tmp_path / "none") == 2
     assert "No sagittal scan was found" in capsys.readouterr().err
 
@@ -463,7 +463,7 @@ def test_discs_that_were_detected_are_not_those_of_a_mask_that_is_missing(tmp_pa
     assert "failed: a_t2.mha: no mask" in capsys.readouterr().err
 
 
-def test_missing_mask_is_not_told_of_where_the_detector_is_asked(tmp_path, detected):
+def test_missing_mask_is_not_reported_of_where_the_detector_is_asked(tmp_path, detected):
     root = write_set(tmp_path, ("a",))
     (root / "masks" / "a_t2.mha").unlink()
     command = [root / "images", "--out", tmp_path / "out", "--strict"]
@@ -519,10 +519,10 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
     root = write_set(tmp_path)
     spoil(root)
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
-    told = capsys.readouterr()
-    assert "failed: a_t2.mha" in told.err
-    assert re.search(message, told.err)
-    assert "8 discs" in told.out
+    printed = capsys.readouterr()
+    assert "failed: a_t2.mha" in printed.err
+    assert re.search(message, printed.err)
+    assert "8 discs" in printed.out
     assert verify(tmp_path / "out") == []
 
 

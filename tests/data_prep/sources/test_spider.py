@@ -179,7 +179,7 @@ def test_every_column_fills_its_task():
         assert set(column.label_of_value.values()) == set(range(column.task.num_grades))
 
 
-def test_all_faults_of_a_table_are_told_at_once(tmp_path):
+def test_all_faults_of_a_table_are_reported_at_once(tmp_path):
     rows = [
         row(1, 1, **{"Pfirrman grade": "6"}),
         row(1, 2, Modic="x"),
