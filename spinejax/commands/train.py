@@ -149,4 +149,4 @@ def cli() -> None:
     if sys.argv[1:] in (["-h"], ["--help"]):  # every option at once, not only the names of the presets
         print("Presets:", *(f"  {name:12}{purpose}" for name, (purpose, _) in presets.items()), sep="\n", end="\n\n")
         sys.argv[1:] = ["paper", "--help"]
-    sys.exit(status_of(lambda: main(tyro.extras.overridable_config_cli(presets))))
+    sys.exit(status_of(lambda: main(tyro.extras.overridable_config_cli(presets, prog=Path(sys.argv[0]).name))))
