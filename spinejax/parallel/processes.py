@@ -132,10 +132,7 @@ def is_first() -> bool:
 
 
 def by_first(make: Callable[[], Any]) -> Any:
-    """Call a function on the first process alone, and return its result on every process.
-
-    Args:
-        make: returns something that JSON can hold.
+    """Call a function on the first process alone, and return its result, which JSON can hold, on every process.
 
     Raises:
         SpinejaxError: raised there. The other processes then end with the same status and no message.
@@ -162,12 +159,7 @@ def by_first(make: Callable[[], Any]) -> Any:
 
 
 def from_first(tree, like):
-    """The first process's tree of arrays, on every process.
-
-    Args:
-        tree: on the first process, the tree to send; the others' is ignored.
-        like: numpy arrays of the same structure, shapes and dtypes.
-    """
+    """The first process's tree of arrays, on every process; `like` has its structure, shapes and dtypes, in numpy."""
     if jax.process_count() == 1:
         return tree
     # Leaf by leaf, so that no device holds more than one of them.

@@ -37,14 +37,11 @@ OPTIONS = "config.json"
 
 
 class Checkpoints:
-    """A run's saved steps, which one process writes and deletes.
+    """A run's saved steps, each in a folder of `directory` named by its number. One process writes and deletes them.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         read_only: change nothing there.
-
-    Attributes:
-        directory: holds a folder for each step, named by its number.
     """
 
     def __init__(self, run: str | Path, *, read_only: bool = False):
@@ -76,7 +73,7 @@ class Checkpoints:
             return  # SIGTERM came right after a save: what is there is this state, bit for bit
         lock.refuse_if_lost(self.run)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimiser)))
-        if _free(self.directory) < _needed(size):
+        if shutil.disk_usage(self.directory).free < _needed(size):
             raise SpinejaxError(self._no_room(record["step"], size, "the disk is too full"))
         self._saving = self._thread.submit(self._write, variables, optimiser, record, size)
 
@@ -97,9 +94,10 @@ class Checkpoints:
     def _no_room(self, step: int, size: int, reason: str) -> str:
         latest = self.latest_step()
         kept = f"Step {latest} is kept" if latest is not None else "Nothing was saved before it"
+        needed, free = _needed(size) / 1e6, shutil.disk_usage(self.directory).free / 1e6
         return (
-            f"{self.directory}: step {step} could not be saved: {reason}. A step needs {_needed(size) / 1e6:.0f} MB, "
-            f"and {_free(self.directory) / 1e6:.0f} MB are free. {kept}: make room, and start again to go on."
+            f"{self.directory}: step {step} could not be saved: {reason}. A step needs {needed:.0f} MB, and "
+            f"{free:.0f} MB are free. {kept}: make room, and start again to go on."
         )
 
     def wait(self) -> None:
@@ -114,10 +112,6 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def _needed(size: int) -> int:
@@ -200,13 +194,9 @@ def resume(
     All processes of a run call it together. The first one reads, and sends what it found: the others may have another
     copy of the same path.
 
-    Args:
-        checkpoints, template, model, data_digest: as for `restore`.
-        init_from: the other run, or its exported folder.
-
     Returns:
-        The state, the metrics of the steps before it that the log lacks, and the layers that began with the other run's
-        weights.
+        The state, the metrics of the steps before it that the log lacks, and the layers that began with the weights of
+        `init_from`, a run or its exported folder.
     """
     found = template = to_host(template)
 
@@ -229,13 +219,12 @@ def resume(
 def restore(
     checkpoints: Checkpoints, template: TrainState, step: int, *, model: SpineNet, data_digest: str
 ) -> TrainState:
-    """Verify and read a state to resume from, as numpy arrays.
+    """Verify and read a saved state, as numpy arrays.
 
     Args:
-        checkpoints: where it was saved.
+        checkpoints, step: where it was saved.
         template: a state of the same network and optimiser; only its structure, shapes and dtypes matter.
-        step: which one.
-        model, data_digest: of the resumed run.
+        model, data_digest: of the run that resumes.
 
     Raises:
         SpinejaxError: a file is damaged or missing, or the checkpoint is of another network or data set.
@@ -309,8 +298,7 @@ def find(path: str | Path) -> Path:
     path = Path(path).absolute()
     if (path / "variables").is_dir():
         return path
-    best = best_step(path)
-    if best is not None:
+    if (best := best_step(path)) is not None:
         return path / CHECKPOINTS / str(best)
     raise SpinejaxError(f"{path}: no checkpoint there. Expected a run of `python train.py`, or its `{EXPORT}` folder.")
 

@@ -172,13 +172,7 @@ def draw_windows(
 ) -> Float[Array, "N 112 224 9"]:
     """A window of each disc through its own random view, which the key, the step and its place in the batch decide.
 
-    Args:
-        key: the run's key.
-        step: steps taken.
-        volumes: the discs.
-        ranges: what views are drawn from.
-        dtype: of the network that the windows are for, as for `views.take`.
-        layout: the devices that share the discs; None if one has them all.
+    `dtype` is the network's, as for `views.take`; `layout` divides the discs over devices, None leaves them on one.
     """
     view_key, _ = _keys(key, step)
     view_keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(jnp.arange(volumes.shape[0]))
@@ -209,13 +203,7 @@ def update(
     config: Config,
     layout: Layout | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step of SGD on windows: `train_step` without the views.
-
-    Args:
-        windows: the discs as the network sees them.
-        labels: grades by task, `UNLABELLED` where missing.
-        key, state, class_weights, model, config, layout: as for `train_step`.
-    """
+    """One step of SGD on windows: `train_step` without the views. A missing label is `UNLABELLED`."""
     _, dropout_key = _keys(key, state.step)
     label = _by_task(labels, model.tasks)
 
