@@ -94,23 +94,19 @@ def spider_jobs(
     splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
     # SPIDER counts discs from the lowest, the detector from the sacrum: where that is doubtful, so are the grades.
     cutting = Cutting(convention="spider")
-    jobs = []
-    for (patient, _), image in scans.items():
-        if patient in patients:
-            scan = Series(image.name, image.stem, patient, (image,), partial(read_volume, image))
-            mask = root / "masks" / image.name
-            jobs.append(
-                job_of(
-                    scan,
-                    mask if mask.is_file() else None,
-                    cutting,
-                    labels=labels.get(patient, {}),
-                    split=splits[patient],
-                    pseudonyms=pseudonyms,
-                    refuse_doubtful=not keep_doubtful,
-                )
-            )
-    return jobs
+    return [
+        job_of(
+            Series(image.name, image.stem, patient, (image,), partial(read_volume, image)),
+            mask if (mask := root / "masks" / image.name).is_file() else None,
+            cutting,
+            labels=labels.get(patient, {}),
+            split=splits[patient],
+            pseudonyms=pseudonyms,
+            refuse_doubtful=not keep_doubtful,
+        )
+        for (patient, _), image in scans.items()
+        if patient in patients
+    ]
 
 
 def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -88,6 +89,12 @@ def test_among_scans_with_masks_one_without_has_empty_ones(tmp_path):
     data = DataSet(tmp_path)
     assert data.masks == ("region",)
     assert not any(data.mask("region", row).any() for row in range(len(data)))
+
+
+def test_progress_counts_scans_and_not_shards(tmp_path):
+    printed = io.StringIO()
+    run(some_jobs(range(3)), tmp_path / "set", shards=1, console=Console(file=printed))
+    assert printed.getvalue().splitlines() == ["1 of 3 scans", "2 of 3 scans", "3 of 3 scans"]
 
 
 def test_no_more_shards_than_patients(tmp_path):
