@@ -53,3 +53,17 @@ def write_tiny(folder, *, num_patients=(8, 2, 2), levels=LEVELS[-3:], num_shards
 def tiny(tmp_path_factory):
     """The folder of a data set: 24 training, 6 validation and 6 test discs. Not to be written to."""
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def network():
+    """A small untrained network for `TASKS`, and its variables."""
+    import jax
+
+    from spinejax.config import Config
+    from spinejax.training import train_step
+
+    config = Config(width=0.02, initialiser="he")
+    model = train_step.make_model(config, TASKS)
+    state = train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
+    return model, {"params": state.params, "constants": state.constants}

@@ -24,14 +24,6 @@ FEW = spinejax.Method(num_views=2)
 
 
 @pytest.fixture(scope="module")
-def network():
-    config = Config(width=0.02, initialiser="he")
-    model = train_step.make_model(config, TASKS)
-    state = train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
-    return model, {"params": state.params, "constants": state.constants}
-
-
-@pytest.fixture(scope="module")
 def volumes(tiny):
     return DataSet(tiny).volumes(np.arange(5))
 

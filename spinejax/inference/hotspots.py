@@ -131,15 +131,9 @@ def evidence_of_views(
     model: Network,
     method: Method = Method(),
 ) -> tuple[Float[Array, "V T 112 224 9"], Float[Array, "V 112 224 9"]]:
-    """What each of some views adds to a disc's maps, put back to the identity window.
+    """Each view's maps, put back to the identity window, and its coverage of each pixel.
 
-    Args:
-        keys: of the noise, one per view.
-        variables, volume, grades, model, method: as for `evidence`.
-        view_set: views with leading axis V.
-
-    Returns:
-        Each view's maps, and its coverage of each pixel.
+    The arguments are those of `evidence`, but for the keys of the noise, one per view.
     """
     windows = jax.vmap(views.take, in_axes=(None, 0))(volume, view_set)
     if method.noise:
@@ -184,8 +178,7 @@ def input_gradients(
 
 
 def _inverse(gradients: jax.Array, view: View, *, signed: bool) -> tuple[jax.Array, jax.Array]:
-    maps = gradients if signed else jnp.abs(gradients)
-    back, coverage = views.put_back(jnp.moveaxis(maps, 0, -1), view)
+    back, coverage = views.put_back(jnp.moveaxis(gradients if signed else jnp.abs(gradients), 0, -1), view)
     return jnp.moveaxis(back, -1, 0), coverage
 
 
@@ -220,13 +213,8 @@ def hotspot_step(
 ) -> Float[Array, "N T 112 224 9"]:
     """The maps of a batch of discs, as by `evidence`. A disc's views do not depend on the other discs (`keys_of`).
 
-    Args:
-        key: decides the views.
-        variables: the network's.
-        batch: `volume` uint16[N, 192, 320, 15], `slices` int[N, 2], `grades` int[N, T] and `row` int[N], the place in
-            the data set.
-        model: the network.
-        method: how.
+    `batch` has `volume` uint16[N, 192, 320, 15], `slices` int[N, 2], `grades` int[N, T], and `row` int[N], the place in
+    the data set.
     """
 
     def one_disc(volume: jax.Array, slices: jax.Array, grades: jax.Array, row: jax.Array) -> jax.Array:
@@ -250,14 +238,8 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The maps of a stream of batches from `data.batches.eval_batches`; one batch of them is in memory.
 
-    Args:
-        key: decides the views.
-        model, variables: the network.
-        batches: the discs.
-        slices: the data set's column.
-        grades: the grade whose score is traced back, for every row of the data set; from `choose_grades`.
-        mesh: the devices that share a batch.
-        method: how.
+    `slices` and `grades`, the grades whose scores are traced back (`choose_grades`), have a row for each disc of the
+    data set.
 
     Yields:
         For each batch the rows of its valid discs, int[M], and their maps, float32[M, T, 112, 224, 9].
@@ -265,12 +247,8 @@ def stream(
     key, variables = put_replicated((key, variables), mesh)
     for batch in batches:
         row = batch["row"]
-        discs = {
-            "volume": batch["volume"],
-            "row": row,
-            "slices": slices[row].astype(np.int32),
-            "grades": grades[row].astype(np.int32),
-        }
+        discs = {"volume": batch["volume"], "row": row}
+        discs |= {"slices": slices[row].astype(np.int32), "grades": grades[row].astype(np.int32)}
         maps = hotspot_step(key, variables, put_batch(discs, mesh), model=model, method=method)
         yield row[batch["valid"]], np.asarray(maps)[batch["valid"]]
 
@@ -296,13 +274,11 @@ def choose_grades(
     """
     chosen = chosen or {}
     check_choice(tasks, chosen)
-    columns = []
-    for task in tasks:
-        column = probabilities[task.name].argmax(1)
+    traced = np.stack([probabilities[task.name].argmax(1) for task in tasks], axis=1)
+    for column, task in enumerate(tasks):
         if task.name in chosen:
-            column = np.full_like(column, task.grades.index(chosen[task.name]))
-        columns.append(column)
-    return np.stack(columns, axis=1)
+            traced[:, column] = task.grades.index(chosen[task.name])
+    return traced
 
 
 def check_choice(tasks: Sequence[Task], chosen: Mapping[str, str]) -> None:

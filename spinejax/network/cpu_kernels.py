@@ -93,11 +93,7 @@ def by_columns(
 
     XLA for CPUs first copies the pixels under the kernel side by side, for each pixel of the output. Here a pixel's
     column of them is copied once, not for every row that it reaches. Where features are few, the copies cost the most.
-
-    Args:
-        x, kernel: what is convolved.
-        stride: of both axes.
-        padding: ((before, after), (before, after)), in pixels of x.
+    The padding is ((before, after), (before, after)), in pixels of x.
     """
     (top, bottom), around = padding
     num_features = kernel.shape[3]
@@ -125,23 +121,16 @@ def input_gradient(
 ) -> Float[Array, "N H W C"]:
     """The gradient of a convolution with respect to its input, one phase of its rows at a time.
 
-    Args:
-        gradient: with respect to the output.
-        kernel: the convolution's.
-        shape: of the input, (N, H, W, C).
-        stride: of both axes.
-        padding: ((before, after), (before, after)), in pixels of the input.
+    `gradient` is with respect to the output. `shape` and the padding, ((before, after), (before, after)), are the
+    input's.
     """
     num_channels, num_features = kernel.shape[2:]
     blocks = [-(-(size + sum(pads)) // stride) for size, pads in zip(shape[1:3], padding, strict=True)]
 
     def rows_of(phase):
         """Rows stride·q + phase: row q of the output reaches them through every stride-th row of the kernel."""
-        taps = (
-            kernel[phase::stride][::-1]
-            .transpose(0, 3, 1, 2)
-            .reshape(-1, 1, num_features, kernel.shape[1] * num_channels)
-        )
+        taps = kernel[phase::stride][::-1].transpose(0, 3, 1, 2)
+        taps = taps.reshape(-1, 1, num_features, kernel.shape[1] * num_channels)
         around = ((len(taps) - 1, blocks[0] - gradient.shape[1]), (0, 0))
         return _added_up(_convolve(gradient, taps, (1, 1), around), stride * num_channels, blocks[1])
 
@@ -154,13 +143,7 @@ def input_gradient(
 def _added_up(columns: jax.Array, size: int, num_blocks: int) -> jax.Array:
     """The sum of what each column contributes to itself and to those after it, `size` numbers to each.
 
-    Args:
-        columns: float[N, H, w, M].
-        size: of a block; the last of a column may be shorter.
-        num_blocks: how many there are.
-
-    Returns:
-        float[N, H, num_blocks, size].
+    From float[N, H, w, M] to float[N, H, num_blocks, size]; the last block of a column may be shorter.
     """
     added = jnp.zeros((), columns.dtype)
     for after, start in enumerate(range(0, columns.shape[3], size)):

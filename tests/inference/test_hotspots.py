@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spinejax.config import Config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -18,7 +17,6 @@ from spinejax.network import views
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices
 from spinejax.tasks import Task
-from spinejax.training import train_step
 from tests.conftest import TASKS
 
 KEY = jax.random.key(3)
@@ -59,14 +57,6 @@ def weights():
 @pytest.fixture(scope="module")
 def volume():
     return jnp.asarray(np.random.default_rng(1).random(VOLUME_SHAPE), jnp.float32)
-
-
-@pytest.fixture(scope="module")
-def network():
-    config = Config(width=0.02, initialiser="he")
-    model = train_step.make_model(config, TASKS)
-    state = train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
-    return model, {"params": state.params, "constants": state.constants}
 
 
 @pytest.fixture(scope="module")
