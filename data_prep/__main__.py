@@ -366,7 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
         lambda: tyro.extras.subcommand_cli_from_dict(
             {command.__name__.replace("_", "-"): command for command in _COMMANDS},
             args=arguments,
-            prog="python -m data_prep",
+            prog="spinejax-prep" if Path(sys.argv[0]).stem == "spinejax-prep" else "python -m data_prep",
             description="Make, verify and look at data sets of intervertebral discs.",
             config=(tyro.conf.OmitArgPrefixes,),
         )
