@@ -107,9 +107,18 @@ def _extract(
             )
         volume[:, :, slot] = np.rint((values * (BODY_INTENSITY * INTENSITY_ONE / median)).clip(0, INTENSITY_ONE))
 
-    nearest = {"matrix": to_scan, "output_shape": VOLUME_SHAPE, "order": 0, "mode": "grid-constant"}
-    region = None if regions is None else _parts(ndimage.affine_transform(regions.voxels, **nearest), upper.name)
-    lesion = None if lesions is None else ndimage.affine_transform(lesions.voxels, **nearest)
+    # All slices share one affine, so indexing is five times as fast as scipy's affine_transform of order 0.
+    row, column = np.rint(np.tensordot(to_scan[:2, :2], np.indices(VOLUME_SHAPE[:2]), 1) + to_scan[:2, 3, None, None])
+    inside = (row >= 0) & (row < scan.voxels.shape[0]) & (column >= 0) & (column < scan.voxels.shape[1])
+
+    def nearest(voxels: np.ndarray) -> np.ndarray:
+        found = np.zeros(VOLUME_SHAPE, voxels.dtype)
+        slices = slice(start + first, start + stop)
+        found[inside, first:stop] = voxels[row[inside].astype(int), column[inside].astype(int), slices]
+        return found
+
+    region = None if regions is None else _parts(nearest(regions.voxels), upper.name)
+    lesion = None if lesions is None else nearest(lesions.voxels)
     return DiscVolume(level, volume, scan.affine @ to_scan, (first, stop), region, lesion)
 
 
