@@ -16,7 +16,7 @@ import pytest
 from spinejax.commands import train
 from spinejax.config import Config
 from spinejax.network.views import ViewRanges
-from spinejax.parallel import devices, runtime
+from spinejax.parallel import runtime
 from spinejax.training import checkpoint, epoch, train_step
 from tests.running import ROOT, Launcher, digests, environment, figures, train_command
 
@@ -199,7 +199,12 @@ def test_the_loop_moves_nothing_by_accident_and_compiles_each_program_once(
 
 
 def test_the_guard_would_have_noticed(tiny, tmp_path, monkeypatch, no_compilation_cache):
-    monkeypatch.setattr(devices, "put_batch", lambda batch, mesh: batch)  # numpy straight into a compiled step
+    step, weights = train_step.train_step, {"brightness": np.ones(3, np.float32), "side": np.ones(2, np.float32)}
+
+    def careless(key, state, batch, class_weights, **options):
+        return step(key, state, batch, weights, **options)  # numpy straight into a compiled step
+
+    monkeypatch.setattr(train_step, "train_step", careless)
     loop = epoch.take_steps
 
     def guarded(*args):
