@@ -138,9 +138,10 @@ def explain(
     for row in range(len(volumes)):
         volume = np.asarray(volumes[row])
         in_scan = np.flatnonzero(volume.any((0, 1)))
+        first, last = np.min(in_scan, initial=VOLUME_SHAPE[2]), np.max(in_scan, initial=-1)
         batch = {
             "volume": volume[None],
-            "slices": np.array([[in_scan.min(initial=VOLUME_SHAPE[2]), in_scan.max(initial=-1) + 1]], np.int32),
+            "slices": np.array([[first, last + 1]], np.int32),
             "grades": traced[row, None],
             "row": np.array([row], np.int32),
         }
