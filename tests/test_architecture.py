@@ -54,7 +54,7 @@ ONLY_IN = {
     "h5py": {
         "spinejax/files/hdf5.py",  # writes
         "spinejax/data/dataset.py",
-        "data_prep/output/evaluation.py",
+        "data_prep/output/read_evaluation.py",
     },
     # One reader a file format, and one library a reader.
     "SimpleITK": {"data_prep/read/metaimage.py"},

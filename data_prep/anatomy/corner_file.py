@@ -15,8 +15,8 @@ import pydantic
 from typing_extensions import TypedDict
 
 from data_prep.anatomy.vertebrae import NAMES, VertebralBody
+from data_prep.read.csv_tables import refuse
 from data_prep.read.scan import Scan
-from data_prep.read.tables import refuse
 from spinejax.errors import SpinejaxError
 
 _WIDTH_MM = 35.0  # of a lumbar body, from side to side, less its rounded flanks

@@ -209,3 +209,11 @@ def _parts(labels: np.ndarray, upper: str) -> np.ndarray:
     part[200 + vertebra] = 2
     part[[vertebra - 1, 99 + vertebra] if vertebra > 1 else SACRUM] = 3
     return part[labels]
+
+
+def window_in_scan(scan: Scan, affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 2"]:
+    """The corners of the network's window of a disc, (row, column) of the scan; `affine` is that of the disc volume."""
+    low = (np.array(VOLUME_SHAPE[:2]) - WINDOW_SHAPE[:2]) / 2 - 0.5
+    corners = low + np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * WINDOW_SHAPE[:2]
+    points = np.c_[corners, np.full(4, VOLUME_SHAPE[2] // 2), np.ones(4)]
+    return (points @ (np.linalg.inv(scan.affine) @ affine).T)[:, :2]

@@ -11,8 +11,8 @@ import numpy as np
 
 from data_prep.anatomy.posterior_wall import posterior_elements
 from data_prep.anatomy.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, POSTERIOR, SACRUM, SPIDER_VERTEBRAE
+from data_prep.read.csv_tables import some
 from data_prep.read.scan import Scan
-from data_prep.read.tables import some
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 

@@ -10,12 +10,11 @@ import shapely
 from jaxtyping import Float
 from rich.table import Table
 
-from data_prep.anatomy.discs import extract_discs
+from data_prep.anatomy.discs import extract_discs, window_in_scan
 from data_prep.anatomy.vertebrae import LAST_VERTEBRA, VertebralBody
 from data_prep.dataset.job import Job, Located
 from data_prep.detector.detect import Detection, detect
 from data_prep.detector.weights import SHIPPED, load
-from data_prep.look.window import window_in_scan
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 

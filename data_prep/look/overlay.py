@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_prep.anatomy.discs import extract_discs
+from data_prep.anatomy.discs import extract_discs, window_in_scan
 from data_prep.dataset.job import Job, Located
-from data_prep.look.window import window_in_scan
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 

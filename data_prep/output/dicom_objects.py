@@ -19,7 +19,7 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
 import spinejax
-from data_prep.output.evaluation import DiscMaps, GradedDisc
+from data_prep.output.read_evaluation import DiscMaps, GradedDisc
 from data_prep.read.dicom_headers import damage_named, refuse_bomb
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically

@@ -10,11 +10,11 @@ import numpy as np
 
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.output.dicom_objects import read_source, write_map, write_report
-from data_prep.output.evaluation import DiscMaps, GradedDisc, how_it_was_made, read_maps, read_predictions
+from data_prep.output.read_evaluation import DiscMaps, GradedDisc, how_it_was_made, read_maps, read_predictions
+from data_prep.read.csv_tables import some
 from data_prep.read.dicom_headers import is_dicom
 from data_prep.read.scan import Scan
 from data_prep.read.series import Series, find_series
-from data_prep.read.tables import some
 from spinejax.errors import SpinejaxError
 
 

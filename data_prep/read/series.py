@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.read.csv_tables import some
 from data_prep.read.dicom import in_order, read_series
 from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header, weighting_in_words
 from data_prep.read.metaimage import read_mha
 from data_prep.read.nifti import read_nifti
 from data_prep.read.scan import MOST_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
-from data_prep.read.tables import some
 from spinejax.errors import SpinejaxError
 
 _READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.read.tables import read_table, refuse, write_table
+from data_prep.read.csv_tables import read_table, refuse, write_table
 from spinejax import tasks as task_tables
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS, PAPER_TASKS, UNLABELLED, Task

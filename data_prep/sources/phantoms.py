@@ -8,10 +8,10 @@ from data_prep.dataset.job import Job, Located
 from data_prep.dataset.splits import split_patients
 from data_prep.phantom.phantom import phantom, phantom_labels
 from data_prep.phantom.write_dicom import write_dicom
+from data_prep.read.csv_tables import write_table
 from data_prep.read.metaimage import write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
-from data_prep.read.tables import write_table
 from data_prep.sources.labels import write_labels
 from data_prep.sources.spider import COLUMNS
 from spinejax.errors import SpinejaxError

@@ -36,7 +36,7 @@ from spinejax.parallel import devices, processes, runtime
 from spinejax.report import hotspot_files, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report, prepare_folder
-from spinejax.report.tables import Findings
+from spinejax.report.results import RESEARCH_ONLY, Findings, remove_earlier, write_results
 from spinejax.training import checkpoint
 from spinejax.training.saved_step import weights_digest
 
@@ -190,7 +190,7 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
             pseudonyms=load_or_make_key(arguments.key, arguments.checkpoint if arguments.out is None else out),
             console=rich.console.Console(stderr=True),
         )
-        tables.remove_earlier(out)
+        remove_earlier(out)
         for note in notes:
             new_console().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     data = DataSet(arguments.data or out / "discs")
@@ -256,7 +256,7 @@ def explain(job: Job, graded: Graded, traced: Int[np.ndarray, "M T"], page: Repo
 def conclude(job: Job, graded: Graded) -> None:
     """Write and print everything that follows from the graded discs."""
     arguments, out, console = job.arguments, job.out, new_console()
-    tables.remove_earlier(out)
+    remove_earlier(out)
     calibrated: dict = {}
     if arguments.calibrate:
         graded, calibrated = calibrate(job, graded)
@@ -279,7 +279,7 @@ def conclude(job: Job, graded: Graded) -> None:
         "split_chose_the_step": same_data and chosen_on == arguments.split,
     }
     findings = Findings(about, job.model.branch_point, graded.results(), graded.doubts(), calibrated, pointing)
-    tables.write_results(out, findings)
+    write_results(out, findings)
 
     views = "1 view" if arguments.num_views == 1 else f"{arguments.num_views} views"
     discs = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"
@@ -287,7 +287,7 @@ def conclude(job: Job, graded: Graded) -> None:
     tables.show(console, findings)
     if page:
         console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
-    console.print(f"{tables.RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+    console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
 
 
 def new_console() -> rich.console.Console:

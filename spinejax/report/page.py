@@ -24,7 +24,7 @@ from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded
 from spinejax.metrics.calibration import Doubt
 from spinejax.report import tables
-from spinejax.report.tables import Findings
+from spinejax.report.results import RESEARCH_ONLY, Findings
 from spinejax.tasks import LEVELS
 
 INDEX = "index.html"
@@ -137,7 +137,7 @@ class Report:
                 pages=pages if len(pages) > 1 else [],
                 page=page,
                 index=INDEX,
-                research_only=tables.RESEARCH_ONLY,
+                research_only=RESEARCH_ONLY,
             )
         )
         write_atomically(self._folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))

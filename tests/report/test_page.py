@@ -17,7 +17,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.report.page import DISCS_PER_PAGE, MAP_BYTES, WINDOW_BYTES, Report, _by_scan, map_sheet, window_sheet
-from spinejax.report.tables import Findings
+from spinejax.report.results import Findings
 from spinejax.tasks import PAPER_TASKS, Task
 from tests.conftest import TASKS, a_disc, write_tiny
 

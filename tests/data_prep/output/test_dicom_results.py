@@ -16,7 +16,7 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.output.dicom_objects import read_source, write_map, write_report
-from data_prep.output.evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
+from data_prep.output.read_evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
 from data_prep.read.scan import Scan
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
-from data_prep.read.tables import read_table
+from data_prep.read.csv_tables import read_table
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
 from spinejax.tasks import LEVELS, Task, from_json
