@@ -76,7 +76,7 @@ def forget(key: jax.Array, variables: Mapping) -> dict:
 def similarity(map: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation of two maps, over the voxels where either has evidence; NaN if there is none.
 
-    It is 1 for maps of the same order. Between the maps of a network before and after `forget` it is low but seldom 0,
+    It is 1 for maps of the same order. Between the maps of a network before and after `forget` it is low but rarely 0,
     because the gradients of any network follow the image's edges a little.
     """
     seen = (map != 0) | (other != 0)

@@ -7,7 +7,7 @@ corner is from the one found with the canal.
     python -m benchmarks.hidden_canal --phantoms 40           # synthetic ones, of whole bodies with pedicles
 
 Neither check is independent: the T2 SPACE stacks of docs/data.md served to choose the thresholds in
-`data_prep/anatomy/posterior_wall.py`, and a fault that the phantoms showed was fixed before the figures were taken.
+`data_prep/anatomy/posterior_wall.py`, and a fault that the phantoms showed was fixed before the measurement.
 """
 
 import argparse

@@ -29,7 +29,7 @@ from benchmarks.running import peer, start
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time hotspots beside Captum's, and measure their memory."""
+    """Compare the time of hotspots with Captum's, and measure their memory."""
 
     checkpoint: Path
     """Trained run."""
@@ -44,7 +44,7 @@ class Arguments:
     bounds: tuple[int, ...] = (1, 4, 16, 32)
     """Numbers of views at once for which peak memory is measured, each in its own process."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the results to this file, as JSON."""
     measure: int | None = None
     """Internal: make maps with this number of views at once and print the peak memory."""
 
@@ -144,13 +144,13 @@ def timed(arguments: Arguments) -> dict:
     agree(model, variables, network, windows, windows_of(windows), names, grades)
     ways: dict[str, Callable] = {"spinejax": spinejax, "captum": captum, "torch": by_hand}
     maps = {name: np.asarray(way()) for name, way in ways.items()}
-    likeness = {}
+    correlation = {}
     for name in ("captum", "torch"):
         other = np.moveaxis(maps[name], 1, -1)
         pairs = zip(maps["spinejax"], other, strict=True)
-        likeness[name] = min(np.corrcoef(one.ravel(), two.ravel())[0, 1] for one, two in pairs)
-        print(f"maps of {name} correlate with spinejax's by {likeness[name]:.4f} at least")
-        if likeness[name] < 0.98:
+        correlation[name] = min(np.corrcoef(one.ravel(), two.ravel())[0, 1] for one, two in pairs)
+        print(f"maps of {name} correlate with spinejax's by {correlation[name]:.4f} at least")
+        if correlation[name] < 0.98:
             raise SystemExit("The maps do not agree: nothing to time.")
 
     wall: dict[str, list[float]] = {name: [] for name in ways}
@@ -161,7 +161,7 @@ def timed(arguments: Arguments) -> dict:
             way()
             wall[name].append(time.perf_counter() - started)
             cpu[name].append(time.process_time() - used)
-    figures: dict = {"tasks": len(names), "rounds": arguments.rounds, "correlation": likeness}
+    figures: dict = {"tasks": len(names), "rounds": arguments.rounds, "correlation": correlation}
     for name in ways:
         ratios = [mine / own for mine, own in zip(wall[name], wall["spinejax"], strict=True)]
         of_cpu = [mine / own for mine, own in zip(cpu[name], cpu["spinejax"], strict=True)]

@@ -33,7 +33,7 @@ class Arguments:
     discs: int = 120
     """Number of training discs of the smaller data set, 1.8 MB each."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the results to this file, as JSON."""
     measure: Path | None = None
     """Internal: train on this data set and print the peak memory."""
 

@@ -69,9 +69,9 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the computation."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the costs to this file, as JSON."""
     plot: Path | None = None
-    """Plot the figures over the number of chips to this file."""
+    """Plot the costs over the number of chips to this file."""
     hlo: Path | None = None
     """Also write the compiled program to this file; for a single program only."""
 

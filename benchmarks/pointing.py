@@ -28,7 +28,7 @@ from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
 from spinejax.geometry import INTENSITY_STEP, WINDOW_SHAPE, central_window
 from spinejax.inference import hotspots, predict
-from spinejax.inference.hotspots import ONE_PLACE, Method
+from spinejax.inference.hotspots import IDENTITY_RANGES, Method
 from spinejax.metrics import pointing
 from spinejax.metrics.grading import Estimate, mean_over_patients
 from spinejax.network import views
@@ -74,8 +74,8 @@ WAYS = {
     "weak views": Way(ranges=WEAK),
     "the paper's views": Way(ranges=ViewRanges()),
     "wilder views": Way(ranges=WILD),
-    "plain gradient": Way(ranges=ONE_PLACE, num_views=(1,), curves=True),
-    "SmoothGrad, noise of 0.1": Way(ranges=ONE_PLACE, method=Method(noise=0.1), curves=True),
+    "plain gradient": Way(ranges=IDENTITY_RANGES, num_views=(1,), curves=True),
+    "SmoothGrad, noise of 0.1": Way(ranges=IDENTITY_RANGES, method=Method(noise=0.1), curves=True),
     "adjoint warp": Way(method=Method(warp="adjoint")),
     "signed maps averaged": Way(method=Method(signed=True)),
     "score of the true grade": Way(score="true"),
@@ -109,7 +109,7 @@ class Arguments:
     num_lesions: int | None = None
     """Use only this number of lesions, drawn at random."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the results to this file, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def main(arguments: Arguments) -> None:
         measures: dict[str, list[dict]] = {}
         started = time.perf_counter()
         for number, lesion in enumerate(lesions, start=1):
-            own = alone(model, variables, lesion.task)
+            own = single_task_network(model, variables, lesion.task)
             for name, measure in measures_of(lesion, *own, data, trained, arguments.ways):
                 measures.setdefault(name, []).append(measure)
             if number % 10 == 0:
@@ -166,7 +166,7 @@ def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Ar
     return [lesions[place] for place in np.sort(kept)]
 
 
-def alone(model: SpineNet, variables: Mapping, task: str) -> tuple[SpineNet, dict]:
+def single_task_network(model: SpineNet, variables: Mapping, task: str) -> tuple[SpineNet, dict]:
     """The network with one task's branch only, under the same name for all: they share one compiled program."""
     params = variables["params"]
     one_branch = {"trunk": params["trunk"], "head_own": params[f"head_{task}"]}

@@ -46,7 +46,7 @@ class Arguments:
     steps: int = 20
     """Number of steps of the loops that measure waiting for data."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the results to this file, as JSON."""
 
 
 def main(arguments: Arguments) -> None:

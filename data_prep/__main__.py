@@ -59,7 +59,8 @@ class _WritingPatients(_Writing):
     key: Path | None = None
     """File with the secret key of the pseudonyms, made if there is none. Keep it. Default: <out>.key, beside `out`."""
     keep_doubtful: bool = False
-    """Keep a labelled scan whose levels the detector doubts. Its discs could have their neighbours' labels."""
+    """Keep labelled scans whose levels the detector doubts. Their discs could have their neighbours'
+    labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class _Reading:
     """Options of the commands that read any scans."""
 
     paths: tyro.conf.Positional[list[Path]]
-    """Files and folders with scans. Whatever is no sagittal scan is named and left out."""
+    """Files and folders with scans. Anything else than a sagittal scan is reported and left out."""
     masks: Path | None = None
     """Folder with a mask per scan, named after the scan, from SPIDER, TotalSpineSeg, SPINEPS or TotalSegmentator.
     Without masks and corners, the vertebrae are detected."""

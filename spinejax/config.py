@@ -10,7 +10,7 @@ from spinejax.errors import SpinejaxError, require_option
 from spinejax.files.json_files import read_json, write_json
 from spinejax.network.views import ViewRanges
 
-MOST_WIDTH = 64
+MAX_WIDTH = 64
 """Factor on the paper's features. No machine has room for it; somewhat more makes XLA end the process."""
 
 
@@ -21,7 +21,7 @@ class Config:
     tasks: tuple[str, ...] = ()
     """Tasks to learn, by name; all of the data set's if none is named. One task alone: the paper's single-task net."""
     branch_point: Literal["none", "conv3", "conv4", "conv5", "fc6", "fc7"] = "conv5"
-    """Last layer that the tasks share; "none" is one network a task."""
+    """Last layer that the tasks share; "none" means one network per task."""
     width: float = 1.0
     """Factor by which the features of every layer are multiplied."""
     dropout: float = 0.5
@@ -85,7 +85,7 @@ class Config:
     def __post_init__(self):
         for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
             require_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require_option(0 < self.width <= MOST_WIDTH, "width", self.width, f"above 0, at most {MOST_WIDTH}")
+        require_option(0 < self.width <= MAX_WIDTH, "width", self.width, f"above 0, at most {MAX_WIDTH}")
         require_option(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
         for name in ("dropout", "momentum"):
             require_option(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")

@@ -50,7 +50,7 @@ def read_corners(path: Path) -> dict[str, dict[str, MarkedBody]]:
     """Read a corner file: scan → vertebra → what is marked.
 
     Raises:
-        SpinejaxError: the file is missing, no JSON, or has faults. All are listed, one a vertebra.
+        SpinejaxError: the file is missing, no JSON, or has faults. All are listed, one per vertebra.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -72,7 +72,7 @@ def bodies_from_corners(scan: Scan, bodies: Mapping[str, MarkedBody]) -> list[Ve
     """A scan's vertebral bodies, from the top down, from its part of a corner file.
 
     Raises:
-        SpinejaxError: a body is beside the scan's slices, or fewer than two are given.
+        SpinejaxError: a body is outside the scan's slices, or fewer than two are given.
     """
     if len(bodies) < 2:
         raise SpinejaxError(f"{scan.name}: the corner file has {len(bodies)} of its vertebrae; a disc needs two.")
@@ -88,6 +88,6 @@ def bodies_from_corners(scan: Scan, bodies: Mapping[str, MarkedBody]) -> list[Ve
             first, stop = int(np.rint(middle)), int(np.rint(middle)) + 1
         first, stop = max(first, 0), min(stop, scan.voxels.shape[2])
         if first >= stop:
-            raise SpinejaxError(f"{scan.name}: {name}'s corners are beside the slices. Are they in LPS and mm?")
+            raise SpinejaxError(f"{scan.name}: {name}'s corners are outside the slices. Are they in LPS and mm?")
         found.append(VertebralBody(name, voxels[:, :2], (first, stop)))
     return sorted(found, key=lambda body: NAMES.index(body.name), reverse=True)

@@ -21,7 +21,7 @@ from spinejax.tasks import LEVELS
 BODY_INTENSITY = 0.5  # the median over a disc's two vertebral bodies is mapped to this, in every slice
 PREPROCESSING = {"interpolation": "linear", "width_px": WINDOW_SHAPE[1] // 2, "median_of_bodies": BODY_INTENSITY}
 
-_LEAST_MEDIAN = 1e-3  # of the brightest pixel around
+_MIN_MEDIAN = 1e-3  # of the brightest pixel around
 _WIDTH_MM = (15, 70)
 _HEIGHT_MM = (-3, 35)  # an edge fitted to a collapsed disc may cross its neighbour a little
 
@@ -100,7 +100,7 @@ def _extract(
     for slot, median in zip(range(first, stop), medians, strict=True):
         values = _linear(scan.voxels[:, :, start + slot], to_scan)
         # A scale derived from a few grey levels would amplify noise to tissue.
-        if not median > _LEAST_MEDIAN * values.max():
+        if not median > _MIN_MEDIAN * values.max():
             raise SpinejaxError(
                 f"{where}: in slice {start + slot} the median of the vertebral bodies is {median:.3g}, too dark to "
                 "normalise to. Correct the corners or leave the slice out."
@@ -172,7 +172,7 @@ def _linear(plane: np.ndarray, to_scan: np.ndarray) -> Shaped[np.ndarray, "192 3
     if (high <= low).any():
         return np.zeros(VOLUME_SHAPE[:2], plane.dtype)
     crop = np.ascontiguousarray(plane[low[0] : high[0], low[1] : high[1]])
-    coarseness = np.linalg.norm(matrix, axis=1)  # scan pixels a disc pixel, along the scan's rows and columns
+    coarseness = np.linalg.norm(matrix, axis=1)  # scan pixels per disc pixel, along the scan's rows and columns
     if coarseness.max() > 1:
         crop = ndimage.gaussian_filter(crop, 0.5 * np.sqrt(np.maximum(coarseness**2 - 1, 0)), mode="nearest")
     return ndimage.affine_transform(crop, matrix, offset - low, VOLUME_SHAPE[:2], order=1, mode="constant")
@@ -202,7 +202,7 @@ def _body_medians(
 
 
 def _parts(labels: np.ndarray, upper: str) -> np.ndarray:
-    """SPIDER's labels → 1 upper vertebral body, 2 disc, 3 lower vertebral body, 0 all else."""
+    """SPIDER's labels → 1 upper vertebral body, 2 disc, 3 lower vertebral body, 0 everything else."""
     vertebra = SPIDER_VERTEBRAE[upper]
     part = np.zeros(256, np.uint8)
     part[[vertebra, 100 + vertebra]] = 1

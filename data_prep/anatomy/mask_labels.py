@@ -126,7 +126,7 @@ def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np
         table[tool.sacrum] = SACRUM
     if "L6" in surplus:  # the disc below L5 is not L5-S1
         table[[tool.sacrum or 0, tool.discs.get("L5", 0)]] = 0
-    if "T13" in surplus:  # nor is the one below T12 T12-L1
+    if "T13" in surplus:  # the disc below T12 is not T12-L1
         table[[tool.vertebrae[name] for name in _NAMES if name[0] == "T"]] = 0
         table[[tool.discs[name] for name in _NAMES if name[0] == "T" and name in tool.discs]] = 0
     notes = [

@@ -3,8 +3,8 @@
 A body is a block of even height. Behind its posterior wall the height falls: to nothing if the slice passes through the
 canal or a foramen, to that of a pedicle beside them. So the wall is found in the profile of each vertebra's height from
 front to back, slice by slice, along the vertebra's own direction. If a slice shows a gap, the wall is the body's own
-edge. If a pedicle bridges it, the wall is that of the nearest slice with a gap, or without any the place where the
-profile falls.
+edge. If a pedicle bridges it, the wall is taken from the nearest slice with a gap, or if there is none, from where
+the profile falls.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from scipy.stats import siegelslopes
 from data_prep.anatomy.vertebrae import LAST_VERTEBRA, SACRUM, boxes_of
 
 _STEP_MM = 1.0
-_DEPTH_MM = (16.0, 48.0)  # of a body, front to back
+_DEPTH_MM = (16.0, 48.0)  # range of a body's depth, front to back
 _FRONT_MM = 26.0  # behind the first voxel: surely body, enough for a first centre
-_BODY = 0.7  # of the greatest height in any slice: less is no body
-_DROP = 0.3  # of its height: a body loses this much behind its wall, within
-_REACH = round(6.0 / _STEP_MM)  # steps
-_EMPTY = 0.12  # of its height: less is a gap
+_BODY = 0.7  # a slice shows the body if its height is at least this fraction of the tallest slice's
+_DROP = 0.3  # behind its wall, a body loses at least this fraction of its height
+_REACH = round(6.0 / _STEP_MM)  # within this many steps
+_EMPTY = 0.12  # below this fraction of the body's height, the profile has a gap
 _STRAY_MM = 12.0  # from slice to slice of one body
 
 
@@ -69,7 +69,7 @@ def _behind(part: np.ndarray, down: np.ndarray, spacing_mm: np.ndarray) -> np.nd
     profiles = ndimage.uniform_filter1d(profiles * spacing_mm[:2].prod() / _STEP_MM, 3, axis=1, mode="constant")
     found = [_gap_and_fall(profile) for profile in profiles]
     tallest = max(height for height, _, _ in found)
-    # A lower slice is beside the body, with a pedicle or a process alone.
+    # A slice with a lower profile misses the body, and shows only a pedicle or a process.
     bodies = {index: places for index, (height, *places) in enumerate(found) if height >= _BODY * tallest}
     gaps = {index: origin + gap * _STEP_MM for index, (gap, _) in bodies.items() if gap is not None}
     falls = {index: origin + fall * _STEP_MM for index, (_, fall) in bodies.items() if fall is not None}

@@ -41,8 +41,9 @@ SACRUM = 150  # our own label: SPIDER has none for the sacrum, other tools do
 POSTERIOR = 151  # our own, for posterior elements in a mask without a canal
 _PARTIAL = range(101, 126)
 
-# Of a structure's largest area in a slice; its sides, and the remainder of a pedicle, have less. With a lower threshold
-# the flank of a body that leaves the stack of slices, in scoliosis, would be treated as its middle.
+# Only slices that show this fraction of a structure's largest area count: its flanks, and remains of a pedicle, show
+# less. With a lower threshold the flank of a body that leaves the stack of slices, in scoliosis, would be treated as
+# its middle.
 _SUBSTANTIAL = 0.7
 
 
@@ -58,7 +59,7 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
 
     Returns:
         The bodies from the top down, and a note on every vertebra of the mask that was left out, with the reason, or
-        that is doubtful because the stack of slices ends beside its middle.
+        that is doubtful because its middle may be outside the stack of slices.
 
     Raises:
         SpinejaxError: the mask has no spinal canal, or fewer than two bodies are found.
@@ -195,7 +196,7 @@ def _structure(voxels: np.ndarray, label: int, box: tuple[slice, ...], spacing: 
 
 _LENGTH_MM = (15.0, 70.0)  # from the front to the back of an endplate
 _HEIGHT_MM = (1.5, 60.0)  # the front wall of a crushed body can nearly vanish; the tallest lumbar body has 40
-_LEAST_OF_TYPICAL = 0.6  # of the median endplate length in the scan; T9's are about 0.75
+_MIN_LENGTH_RATIO = 0.6  # of the median endplate length in the scan; T9's are about 0.75
 _FLANK_MM = 12.0  # nearly half the width of a small body, 27 mm
 _SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # thinner as the upper edge's direction becomes known
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
@@ -266,9 +267,9 @@ def _short(bodies: list[VertebralBody], spacing: np.ndarray) -> dict[str, str]:
     typical_mm = np.nanmedian(lengths_mm) if bodies else 0.0
     return {
         body.name: f"its endplate is {np.nanmin(pair_mm):.0f} mm long, {typical_mm:.0f} mm is typical of this scan: "
-        "its middle may be beside the slices"
+        "its middle may be outside the slices"
         for body, pair_mm in zip(bodies, lengths_mm, strict=True)
-        if np.nanmin(pair_mm) < _LEAST_OF_TYPICAL * typical_mm
+        if np.nanmin(pair_mm) < _MIN_LENGTH_RATIO * typical_mm
     }
 
 
@@ -277,7 +278,7 @@ def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float)
     flanks = [(body, (body.slices[1] - body.slices[0]) * slice_mm) for body in bodies]
     return [
         f"{body.name} is doubtful: only {seen_mm:.0f} mm of its width are seen, in the "
-        f"{'first' if body.slices[0] == 0 else 'last'} slices, so that its middle may be beside them."
+        f"{'first' if body.slices[0] == 0 else 'last'} slices, so its middle may be outside them."
         for body, seen_mm in flanks
         if (body.slices[0] == 0) != (body.slices[1] == num_slices) and seen_mm < _FLANK_MM
     ]

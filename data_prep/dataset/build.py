@@ -1,6 +1,6 @@
 """From jobs to a data set: each scan is cut into discs, then the discs are assembled into shards.
 
-Scans are the units of work, shards those of assembly. Which patient is in which shard depends on the patients alone, so
+Scans are processed first, then shards are assembled. Which patient is in which shard depends on the patients alone, so
 the files do not depend on the number of processes. A process holds one scan at a time. An interrupted run continues
 with the scans that it had not finished.
 """
@@ -109,7 +109,7 @@ def build(
         outcome.discs = sum((summary.discs for summary in summaries), Counter())
         try:
             write_manifest(made, summaries, tasks, preprocessing, masks)
-        except SpinejaxError as error:  # no disc at all, or one that may not be there: the next run begins anew
+        except SpinejaxError as error:  # no disc, or one that a data set must not have: the next run starts again
             shutil.rmtree(made)
             fault = str(error).removeprefix(f"{made}: ")
             reasons = [*(f"{name}: {reason}" for name, reason in outcome.failures.items()), *outcome.notes]

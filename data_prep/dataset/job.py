@@ -49,6 +49,6 @@ class Job:
         found = self.locate()
         notes = list(found.notes)
         if self.refuse_doubtful and found.doubtful_levels:
-            return [], [*notes, f"left out: {self.name}: its levels are doubtful, so its labels may be of other discs."]
+            return [], [*notes, f"left out: {self.name}: its levels are doubtful, so labels may be of the wrong discs."]
         parts = {"regions": found.regions, "lesions": found.lesions}
         return extract_discs(found.scan, found.bodies, **parts, per_disc=self.per_disc, notes=notes), notes

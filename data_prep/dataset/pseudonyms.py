@@ -54,7 +54,7 @@ def load_or_make_key(path: Path | None, out: Path) -> Pseudonyms:
             file.flush()
             os.fsync(file.fileno())
     if not path.is_file():
-        raise SpinejaxError(f"--key {path}: is no file. Give a key file, or the name of a new one.")
+        raise SpinejaxError(f"--key {path}: not a file. Give a key file, or the name of a new one.")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise SpinejaxError(f"--key {path}: others may read it. Run `chmod 600` on it.")
     key = path.read_bytes()

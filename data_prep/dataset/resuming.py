@@ -64,7 +64,7 @@ def begin(out: Path, *, overwrite: bool) -> Path:
     folder, manifest, shards = unfinished(out), out / MANIFEST, sorted(out.glob(_SHARDS))
     mark = folder / _MARK
     if folder.is_dir() and any(folder.iterdir()) and not mark.exists():
-        raise SpinejaxError(f"{folder}: this run needs that folder, but it holds other files. Move them.")
+        raise SpinejaxError(f"{folder}: the run needs this folder for its own files. Move what it holds.")
     if manifest.exists() and mark.exists() and mark.stat().st_mtime <= manifest.stat().st_mtime:
         shutil.rmtree(folder)  # its run was killed just after the manifest was written
     if not overwrite and (manifest.exists() or (shards and not mark.exists())):

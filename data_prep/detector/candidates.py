@@ -20,7 +20,7 @@ SLICES_AT_ONCE = 4
 # compiled program. Whatever exceeds the last, 960 mm, is cut off.
 BUCKETS_PX = (256, 384, 640)
 
-LEAST_SCORE = 0.08
+MIN_SCORE = 0.08
 _SLICE_STEP_MM = 2.5  # of a stack with thinner slices, every second or third is used
 _VOTING_CELLS = 2
 _HALF_CELL = (CELL_PX - 1) / 2 / CELL_PX  # from the centre of a cell's first pixel to the centre of the cell
@@ -114,7 +114,7 @@ def _peaks(heat: np.ndarray, far: np.ndarray, near: np.ndarray, shape: np.ndarra
     found = []
     for kind in (BODY, SACRUM):
         warm = heat[..., kind]
-        peaks = np.argwhere((warm == ndimage.maximum_filter(warm, 5, mode="constant")) & (warm > LEAST_SCORE))
+        peaks = np.argwhere((warm == ndimage.maximum_filter(warm, 5, mode="constant")) & (warm > MIN_SCORE))
         for row, column in peaks:
             box = tuple(slice(max(0, at - _VOTING_CELLS), at + _VOTING_CELLS + 1) for at in (row, column))
             weights = warm[box] / warm[box].sum()

@@ -1,6 +1,6 @@
 """One consistent column out of many candidates, by dynamic programming from the sacrum up (paper, refs. 5 and 7).
 
-Every two neighbours have a cost: for an unlikely disc height, an unlikely bend, and endplates of unlike length. A body
+Every two neighbours have a cost: for an unlikely disc height, an unlikely bend, and unequal endplate lengths. A body
 without a candidate may be skipped, at a cost.
 """
 
@@ -18,10 +18,10 @@ _LUMBOSACRAL_BEND_DEG = 22.0
 _SIZE_RATIO = 0.13
 _SACRAL_SIZE_RATIO = 0.25
 _MISSING_COST = 5.0
-_MOST_COST = 14.0  # of a link; beyond it, two bodies are no neighbours
+_MAX_COST = 14.0  # above this cost, two bodies are not neighbours
 _GAIN = 3.0  # added to a body's log-odds: a candidate is worth taking from a score of 0.05
 SAME_PLACE_MM = 14.0  # a body and a sacrum whose centres are nearer than this are the same structure
-_LEAST_BODY_MM = (8.0, 5.0)  # length and height
+_MIN_BODY_MM = (8.0, 5.0)  # length and height
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def _link_cost(below: _Shape, above: _Shape, *, missing: bool) -> float:
 
 
 def best_column(groups: Sequence[Group]) -> Column | None:
-    """The chain with the greatest sum of its candidates' log-odds less the costs of its links; None without a body.
+    """The chain with the greatest sum of its candidates' log-odds minus the costs of its links; None without a body.
 
     A body placed on a likely sacrum is penalised; the reverse is not, because S1 often looks like a vertebra.
     """
@@ -106,7 +106,7 @@ def best_column(groups: Sequence[Group]) -> Column | None:
                 continue
             for missing in (False, True):
                 cost = _link_cost(shapes[id(below)], shapes[id(group)], missing=missing)
-                if cost < _MOST_COST:
+                if cost < _MAX_COST:
                     options.append((score + gain - cost, (*chain, *([None] if missing else []), group)))
         best.append(max(options, key=lambda option: option[0]))
     if not best:
@@ -116,7 +116,7 @@ def best_column(groups: Sequence[Group]) -> Column | None:
 
 
 def _possible(shape: _Shape) -> bool:
-    return shape.length > _LEAST_BODY_MM[0] and (shape.is_sacrum or shape.height > _LEAST_BODY_MM[1])
+    return shape.length > _MIN_BODY_MM[0] and (shape.is_sacrum or shape.height > _MIN_BODY_MM[1])
 
 
 def _is_same_thing(sacrum: Group, body: Group) -> bool:

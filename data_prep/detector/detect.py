@@ -16,11 +16,11 @@ from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
 _ENDPLATE_MM = (23.0, 55.0)  # median over a scan; cervical ones have 14 to 20
-_LEAST_BODIES = 2
+_MIN_BODIES = 2
 _FEW_BODIES = 4
 _SURE = 0.5
 _AMBIGUOUS = 0.25
-_DISC_SHARE = 0.22  # of the distance between the endplates that face a missing body
+_DISC_SHARE = 0.22  # height of a disc, as a fraction of the distance between a missing body's neighbours
 _TURNED_SACRUM = 0.55  # least score of a sacrum that is seen in a turned image
 _TURNED_MARGIN = 0.15  # by which it must exceed the score of the sacrum in the image itself
 _TURNED_COLUMN = 8.0  # by which the column there may be worse
@@ -32,7 +32,7 @@ class Detection:
     """What was found in a scan."""
 
     bodies: list[VertebralBody]  # from the top down
-    confidence: Mapping[str, float]  # in each body's place and name, in [0, 1], by name
+    confidence: Mapping[str, float]  # name → confidence in that body's position and name, in [0, 1]
     notes: list[str]  # what is doubtful, one sentence each
     doubtful_levels: bool = False  # all names may be off by one: no sacrum was seen, or a doubtful one
 
@@ -54,7 +54,7 @@ def detect(scan: Scan, *, lowest_level: str | None = None, weights: Path = SHIPP
     column = best_column(groups)
     _refuse_turned(variables, scan)
     num_sure = 0 if column is None else sum(one is not None and one.score >= _SURE for one in column.groups)
-    if column is None or num_sure < _LEAST_BODIES or column.score < 0:
+    if column is None or num_sure < _MIN_BODIES or column.score < 0:
         raise SpinejaxError(
             f"{scan.name}: no column of vertebral bodies was found. Is it a sagittal lumbar scan? If so, mark its "
             "bodies in a corner file (--corners)."
@@ -148,16 +148,18 @@ def _refuse_other_sizes(scan: Scan, column: Column) -> None:
 
 
 def _refuse_turned(variables: dict[str, Any], scan: Scan) -> None:
-    """Search the middle slice upside down, back to front and both: a surer sacrum there means a wrong header.
+    """Search the middle slice upside down, back to front and both: a more certain sacrum there means a wrong header.
 
     The column alone says little: bodies and sacral segments look like bodies upside down, too.
     """
     middle = scan.voxels.shape[2] // 2
     image = normalise(resample(scan.voxels[:, :, middle], scan.spacing_mm[:2]))
     turns = {"upside down": image[::-1], "back to front": image[:, ::-1], "turned by 180°": image[::-1, ::-1]}
-    here, *turned = (best_column(group([found], [middle])) for found in see_images(variables, [image, *turns.values()]))
-    least_sacrum = max(_sacrum_score(here) + _TURNED_MARGIN, _TURNED_SACRUM)
-    least_column = (0.0 if here is None else max(here.score, 0.0)) - _TURNED_COLUMN
+    upright, *turned = (
+        best_column(group([found], [middle])) for found in see_images(variables, [image, *turns.values()])
+    )
+    least_sacrum = max(_sacrum_score(upright) + _TURNED_MARGIN, _TURNED_SACRUM)
+    least_column = (0.0 if upright is None else max(upright.score, 0.0)) - _TURNED_COLUMN
     for name, other in zip(turns, turned, strict=True):
         if other is not None and _sacrum_score(other) > least_sacrum and other.score > least_column:
             raise SpinejaxError(

@@ -1,8 +1,9 @@
 """The network: a small U-Net over one slice.
 
-Each cell says whether a body's centre is near and where that body's corners are; cells near a corner also say where
-exactly it is. The first follows refs. 5 and 7 of the paper, which detect bodies slice by slice and then regress their
-corners; the second is the short-range offset of PersonLab (Papandreou et al., 2018).
+Each cell predicts whether a body's centre is near, and where that body's corners are. Cells near a corner also predict
+its exact position. Centres and their offsets to corners follow refs. 5 and 7 of the paper, which detect bodies slice by
+slice and then regress their corners. The offsets near a corner are PersonLab's short-range offsets (Papandreou et al.,
+2018).
 """
 
 import flax.linen as nn
@@ -11,14 +12,14 @@ from jaxtyping import Array, Float
 
 from data_prep.detector.grid import CELL_PX
 
-WIDTHS = (24, 48, 96, 128)  # channels at 3, 6, 12 and 24 mm a cell
-NUM_CLASSES = 2  # centres of vertebral bodies, and the sacrum (S1): each has its own heat map
+WIDTHS = (24, 48, 96, 128)  # channels at 3, 6, 12 and 24 mm per cell
+NUM_CLASSES = 2  # one heat map each: centres of vertebral bodies, and of the sacrum (S1)
 
 
 class BodyNet(nn.Module):
-    """Slices → heat logits, offsets to corners from far, and from near.
+    """Slices → logits of heat maps, offsets to corners from a body's cells, and offsets to corners from nearby cells.
 
-    It normalises by batch statistics, so padding does not change the result.
+    It uses batch normalisation: with normalisation per image, padding would change the result.
     """
 
     widths: tuple[int, ...] = WIDTHS
@@ -30,12 +31,12 @@ class BodyNet(nn.Module):
         """Find bodies in slices.
 
         Args:
-            images: normalised, `PIXEL_MM` a pixel; H and W are multiples of 16.
+            images: normalised, `PIXEL_MM` per pixel; H and W are multiples of 16.
             train: use and update the batch's statistics, instead of the stored ones.
 
         Returns:
-            Logits of a centre of each class. Offsets (row, column) in `OFFSET_MM` from each cell to the corners of the
-            body around it. Offsets from each cell to the nearest corner of each kind, of whichever body.
+            Heat-map logits of each class. Offsets (row, column) in `OFFSET_MM` from each cell to the corners of the
+            body around it. Offsets from each cell to the nearest corner of each kind, of any body.
         """
 
         def layer(x, features, *, stride=1, kernel=3):
@@ -58,7 +59,7 @@ class BodyNet(nn.Module):
             x = layer(x, skip.shape[-1], kernel=1)
             x = skip + jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
             x = x + layer(x, skip.shape[-1])
-        rare = nn.initializers.constant(-4.0)  # nearly every cell has no centre
-        heat = nn.Conv(NUM_CLASSES, (1, 1), bias_init=rare, name="heat")(x)
+        low_bias = nn.initializers.constant(-4.0)  # nearly every cell has no centre
+        heat = nn.Conv(NUM_CLASSES, (1, 1), bias_init=low_bias, name="heat")(x)
         far, near = (nn.Conv(8, (1, 1), name=name)(x).reshape(*x.shape[:-1], 4, 2) for name in ("offsets", "nearby"))
         return heat, far, near

@@ -61,7 +61,7 @@ def load(path: Path = SHIPPED) -> dict[str, Any]:
 
 
 def weights_sum(path: Path = SHIPPED) -> str:
-    """The SHA-256 written beside the weights, or "none"; a data set records it to tell a changed detector."""
+    """The SHA-256 written beside the weights, or "none"; a data set records it, so a change is noticed."""
     try:
         return _written_sum(path)
     except (OSError, ValueError, KeyError):

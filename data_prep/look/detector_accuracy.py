@@ -1,4 +1,4 @@
-"""How well vertebral bodies are detected, compared with masks: places, corners, disc boxes, levels and time."""
+"""Accuracy of the detector against masks: positions, corners, disc boxes, levels and time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,31 +19,31 @@ from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
 COUNTED = ("T12", "L1", "L2", "L3", "L4", "L5")
-_SACRUM_MM = 12.0  # largest mean distance of S1's upper corners at which the sacrum counts as found
+_MAX_SACRUM_MM = 12.0  # the sacrum counts as found below this mean error of S1's upper corners
 _NUM_DRAWS = 2000
 
 
 @dataclass
-class Measured:
-    """What one scan adds."""
+class ScanAccuracy:
+    """The measurements of one scan."""
 
-    scan: int  # its number in the run: results hold no names
-    bodies: int = 0  # T12 to L5 with all four corners in the mask
-    found: int = 0  # those of them with a detected centre inside
-    false: int = 0  # detected bodies whose centre is on no vertebra of the mask
+    scan: int  # number of the scan in the run; its name is not stored
+    bodies: int = 0  # number of bodies, T12 to L5, whose mask gives all four corners
+    found: int = 0  # number of these bodies that contain a detected centre
+    false: int = 0  # number of detected bodies whose centre is on no vertebra of the mask
     sacra: int = 0
     sacra_found: int = 0
-    levels_right: int = 0  # found bodies with the mask's name
+    levels_right: int = 0  # number of found bodies with the same name as in the mask
     corner_mm: list[float] = field(default_factory=list)  # distances of the found bodies' corners from the mask's
     sacrum_mm: list[float] = field(default_factory=list)  # the same for S1's two upper corners
-    box_iou: list[float] = field(default_factory=list)  # per disc, of the network's windows by detection and by mask
+    box_iou: list[float] = field(default_factory=list)  # per disc: the window by detection against the window by mask
     seconds: float = 0.0  # time of the detection
-    notes: list[str] = field(default_factory=list)  # the detector's own doubts
-    refused: str = ""  # why it found nothing
+    notes: list[str] = field(default_factory=list)  # the detector's notes on what is doubtful
+    refused: str = ""  # why the detector refused the scan; empty if it did not
 
 
 def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, report: Callable[[str], None]) -> dict:
-    """Detect in every scan and compare with its mask; `report` is called with a line per scan.
+    """Detect the bodies of every scan and compare them with its mask. `report` is called with one line per scan.
 
     Returns:
         JSON values: "summary", each metric with a 95 % interval over scans, and "scans".
@@ -51,7 +51,7 @@ def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, report: Callable[[s
     Raises:
         SpinejaxError: a scan's mask, or the weights, cannot be used.
     """
-    load(weights)  # otherwise unusable weights would count as a refusal of every scan
+    load(weights)  # unusable weights must raise now, not count as a refusal of every scan
     measured = []
     for number, job in enumerate(jobs, start=1):
         truth = job.locate()
@@ -60,59 +60,60 @@ def measure(jobs: Sequence[Job], *, weights: Path = SHIPPED, report: Callable[[s
             found: Detection | str = detect(truth.scan, weights=weights)
         except SpinejaxError as error:
             found = str(error)
-        one = compare(truth, found, number)
-        one.seconds = round(time.perf_counter() - start, 2)
-        measured.append(one)
+        accuracy = compare(truth, found, number)
+        accuracy.seconds = round(time.perf_counter() - start, 2)
+        measured.append(accuracy)
         report(
-            f"{job.name}: {one.found} of {one.bodies} bodies, {one.false} false, {one.levels_right} levels right, "
-            f"corners {_percentile(one.corner_mm, 50.0):.2f} mm {one.refused or one.notes or ''}"
+            f"{job.name}: {accuracy.found} of {accuracy.bodies} bodies, {accuracy.false} false, "
+            f"{accuracy.levels_right} levels right, corners {_percentile(accuracy.corner_mm, 50.0):.2f} mm "
+            f"{accuracy.refused or accuracy.notes or ''}"
         )
-    return {"summary": summary(measured), "scans": [asdict(one) for one in measured]}
+    return {"summary": summary(measured), "scans": [asdict(accuracy) for accuracy in measured]}
 
 
-def compare(truth: Located, found: Detection | str, number: int) -> Measured:
+def compare(truth: Located, found: Detection | str, number: int) -> ScanAccuracy:
     """Compare one scan's detection, or the reason why it was refused, with the bodies of its mask."""
-    one = Measured(number)
+    accuracy = ScanAccuracy(number)
     spacing, prefix = truth.scan.spacing_mm[:2], f"{truth.scan.name}: "
     true = {body.name: body for body in truth.bodies}
     counted = {name: true[name] for name in COUNTED if name in true and np.isfinite(true[name].corners).all()}
-    one.bodies, one.sacra = len(counted), int("S1" in true)
-    one.box_iou = _box_overlaps(truth.scan, truth.bodies, [] if isinstance(found, str) else found.bodies)
+    accuracy.bodies, accuracy.sacra = len(counted), int("S1" in true)
+    accuracy.box_iou = _box_overlaps(truth.scan, truth.bodies, [] if isinstance(found, str) else found.bodies)
     if isinstance(found, str):
-        one.refused = found.removeprefix(prefix)
-        return one
-    one.notes = [note.removeprefix(prefix) for note in found.notes]
+        accuracy.refused = found.removeprefix(prefix)
+        return accuracy
+    accuracy.notes = [note.removeprefix(prefix) for note in found.notes]
     detected = {body.name: body for body in found.bodies}
     matches: dict[str, str] = {}
     for name, body in detected.items():
         if name == "S1":
             continue
         centre = np.nanmean(body.corners, axis=0)
-        here = next((other for other in true if other != "S1" and _inside(centre, true[other].corners)), None)
-        if here is None:
-            one.false += not _on_vertebra(truth.regions, body, centre)
-        elif here in counted and here not in matches.values():
-            matches[name] = here
-    one.found = len(matches)
-    one.levels_right = sum(name == here for name, here in matches.items())
-    for name, here in matches.items():
-        apart = np.linalg.norm((detected[name].corners - true[here].corners) * spacing, axis=1)
-        one.corner_mm += [round(float(value), 3) for value in apart if np.isfinite(value)]
+        match = next((other for other in true if other != "S1" and _inside(centre, true[other].corners)), None)
+        if match is None:
+            accuracy.false += not _on_vertebra(truth.regions, body, centre)
+        elif match in counted and match not in matches.values():
+            matches[name] = match
+    accuracy.found = len(matches)
+    accuracy.levels_right = sum(name == match for name, match in matches.items())
+    for name, match in matches.items():
+        distances_mm = np.linalg.norm((detected[name].corners - true[match].corners) * spacing, axis=1)
+        accuracy.corner_mm += [round(float(value), 3) for value in distances_mm if np.isfinite(value)]
     if "S1" in true and "S1" in detected:
-        apart = np.linalg.norm((detected["S1"].corners - true["S1"].corners)[:2] * spacing, axis=1)
-        one.sacra_found = int(apart.mean() < _SACRUM_MM)
-        one.sacrum_mm = [round(float(value), 3) for value in apart] if one.sacra_found else []
-    return one
+        distances_mm = np.linalg.norm((detected["S1"].corners - true["S1"].corners)[:2] * spacing, axis=1)
+        accuracy.sacra_found = int(distances_mm.mean() < _MAX_SACRUM_MM)
+        accuracy.sacrum_mm = [round(float(value), 3) for value in distances_mm] if accuracy.sacra_found else []
+    return accuracy
 
 
-def summary(measured: Sequence[Measured]) -> dict:
-    """Metrics over all scans, each as value, low, high: a bootstrap interval of 95 % over scans."""
+def summary(measured: Sequence[ScanAccuracy]) -> dict:
+    """Metrics over all scans: each one's value, and the low and high end of its 95 % bootstrap interval over scans."""
 
-    def total(scans: Sequence[Measured], name: str) -> int:
-        return sum(getattr(one, name) for one in scans)
+    def total(scans: Sequence[ScanAccuracy], name: str) -> int:
+        return sum(getattr(accuracy, name) for accuracy in scans)
 
     def percentile(name: str, percent: float) -> Callable:
-        return lambda scans: _percentile([value for one in scans for value in getattr(one, name)], percent)
+        return lambda scans: _percentile([value for accuracy in scans for value in getattr(accuracy, name)], percent)
 
     def ratio(part: str, whole: str) -> Callable:
         return lambda scans: total(scans, part) / max(total(scans, whole), 1)
@@ -127,9 +128,9 @@ def summary(measured: Sequence[Measured]) -> dict:
         "sacrum_corner_mm_median": percentile("sacrum_mm", 50.0),
         "disc_box_iou_median": percentile("box_iou", 50.0),
         "disc_box_iou_p5": percentile("box_iou", 5.0),
-        "seconds_per_scan": lambda scans: _percentile([one.seconds for one in scans], 50.0),
-        "scans_refused": lambda scans: sum(bool(one.refused) for one in scans) / len(scans),
-        "scans_flagged": lambda scans: sum(bool(one.notes) for one in scans) / len(scans),
+        "seconds_per_scan": lambda scans: _percentile([accuracy.seconds for accuracy in scans], 50.0),
+        "scans_refused": lambda scans: sum(bool(accuracy.refused) for accuracy in scans) / len(scans),
+        "scans_flagged": lambda scans: sum(bool(accuracy.notes) for accuracy in scans) / len(scans),
     }
     draws = np.random.default_rng(0).integers(len(measured), size=(_NUM_DRAWS, len(measured)))
     result: dict = {"n_scans": len(measured), "n_bodies": total(measured, "bodies")}
@@ -161,11 +162,11 @@ def _json(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-# Places --------------------------------------------------------------------------------------------------------------
+# Geometry ------------------------------------------------------------------------------------------------------------
 
 
 def _inside(point: np.ndarray, corners: np.ndarray) -> bool:
-    """Whether a point is inside a polygon; False if one of its corners is not known."""
+    """Whether a point is inside a polygon; False if one of its corners is unknown."""
     return bool(np.isfinite(corners).all()) and shapely.Polygon(corners).covers(shapely.Point(point))
 
 
@@ -178,7 +179,7 @@ def _on_vertebra(regions: Scan | None, body: VertebralBody, centre: np.ndarray) 
 
 
 def _box_overlaps(scan: Scan, true: Sequence[VertebralBody], found: Sequence[VertebralBody]) -> list[float]:
-    """Overlap of each true disc's window with the nearest detected one; 0 if none was detected."""
+    """Overlap of the window of each disc of the mask with the nearest detected window; 0 if none was detected."""
     found_boxes = _boxes(scan, found)
     overlaps = []
     for box in _boxes(scan, true):
@@ -188,7 +189,7 @@ def _box_overlaps(scan: Scan, true: Sequence[VertebralBody], found: Sequence[Ver
 
 
 def _boxes(scan: Scan, bodies: Sequence[VertebralBody]) -> list[np.ndarray]:
-    """The windows, in mm of the scan's plane, of all discs that can be cut out between some bodies."""
+    """The windows, in mm in the sagittal plane, of all discs that can be cut out between the bodies."""
     try:
         discs = extract_discs(scan, bodies, notes=[])
     except SpinejaxError:

@@ -1,4 +1,4 @@
-"""Number of discs of each grade and split of a data set, as in the paper's Table 1."""
+"""A table of the number of discs by grade and split, as the paper's Table 1."""
 
 import numpy as np
 from rich.table import Table
@@ -9,7 +9,7 @@ from spinejax.tasks import UNLABELLED
 
 
 def grade_table(data: DataSet) -> Table:
-    """A row per grade: the discs, and their share of those labelled for the task, by split and in total."""
+    """One row per grade: its number of discs, and their share of the task's labelled discs, per split and in total."""
     groups = {split: data.split == split for split in SPLITS} | {"total": np.ones(len(data), bool)}
     table = Table("task", "grade", *groups, title=f"{len(data)} discs of {len(set(data.patient))} patients")
     table.add_row("patients", "", *(str(len(set(data.patient[group]))) for group in groups.values()))

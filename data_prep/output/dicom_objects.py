@@ -1,7 +1,7 @@
 """An evaluation's results as DICOM objects, for an archive and its viewers.
 
-Grades become a Structured Report (TID 1500), each hotspot a Parametric Map. Both refer to the source images. They name
-the patient: these attributes are copied from the patient's own series, which only the user has.
+Grades are written as a Structured Report (TID 1500), and each hotspot as a Parametric Map. Both refer to the source
+images and name the patient. The patient's attributes are copied from the source series, which only the user has.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from pydicom.sr.codedict import codes
 
 import spinejax
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc
-from data_prep.read.dicom_headers import damage_named, refuse_bomb
+from data_prep.read.dicom_headers import refuse_too_large, report_damage
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.geometry import WINDOW_SHAPE
 from spinejax.tasks import Task
 
-_SCHEME = "99SPINEJAX"  # "99" marks a private scheme (PS3.16, 8): tasks and grades are the data set's own
+_SCHEME = "99SPINEJAX"  # private, as "99" marks (PS3.16, 8), because each data set defines its own tasks
 _NOTE = "Research use only"
-_REPORT_SERIES, _MAP_SERIES = 9001, 9002  # series numbers after those of the scanner
-# Attributes that every patient, study and image must have, if only empty; an export may lack them.
+_REPORT_SERIES, _MAP_SERIES = 9001, 9002  # higher than the scanner's series numbers
+# DICOM requires these attributes, but they may be empty. Some exports omit them.
 _EMPTY_IF_MISSING = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
@@ -40,12 +40,12 @@ def read_source(files: Sequence[Path], name: str) -> list[pydicom.Dataset]:
     """The headers of a series' images, without pixels.
 
     Raises:
-        SpinejaxError: a file is damaged, or lacks an identifier that results must refer to.
+        SpinejaxError: a file is damaged, or has no identifier for the results to refer to.
     """
     images: list[pydicom.Dataset] = []
     for path in files:
-        refuse_bomb(path, pydicom)
-        with damage_named(path):
+        refuse_too_large(path, pydicom)
+        with report_damage(path):
             image = pydicom.dcmread(path, stop_before_pixels=True)
             for attribute in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
                 if not image.get(attribute):
@@ -61,7 +61,7 @@ def read_source(files: Sequence[Path], name: str) -> list[pydicom.Dataset]:
 
 
 def write_report(
-    path: Path, images: Sequence, discs: Sequence[tuple[GradedDisc, DiscMaps | None]], made: Sequence[str]
+    path: Path, images: Sequence, discs: Sequence[tuple[GradedDisc, DiscMaps | None]], provenance: Sequence[str]
 ) -> None:
     """Write a scan's grades as a Comprehensive 3D SR, with a measurement group (TID 1410 or 1501) per disc.
 
@@ -72,20 +72,20 @@ def write_report(
         path: the file.
         images: the source series, from `read_source`.
         discs: the scan's discs, with their maps if there are any.
-        made: how the grades were made, from `how_it_was_made`.
+        provenance: how the grades were provenance, from `provenance_of`.
     """
-    uid = _uids(images[0], made)
+    uid = _uids(images[0], provenance)
     observer = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
             uid=uid("observer"), name="spinejax", manufacturer_name="spinejax", model_name=spinejax.__version__
         ),
     )
-    with _as_in_the_source():
+    with _without_name_warnings():
         report = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=observer),
             procedure_reported=codes.SCT.ImagingProcedure,
-            imaging_measurements=[_group(images, disc, maps, made, uid) for disc, maps in discs],
+            imaging_measurements=[_group(images, disc, maps, provenance, uid) for disc, maps in discs],
             title=codes.DCM.ImagingMeasurementReport,
         )
         document = hd.sr.Comprehensive3DSR(
@@ -102,12 +102,14 @@ def write_report(
         _save(path, document)
 
 
-def _group(images: Sequence, disc: GradedDisc, maps: DiscMaps | None, made: Sequence[str], uid: Callable):
+def _group(images: Sequence, disc: GradedDisc, maps: DiscMaps | None, provenance: Sequence[str], uid: Callable):
     level = getattr(codes.SCT, f"LevelOf{disc.level.replace('-', '')}IntervertebralDisc")
     parts: dict[str, Any] = {
         "tracking_identifier": hd.sr.TrackingIdentifier(uid=uid("disc", disc.level), identifier=disc.level),
         "finding_sites": [hd.sr.FindingSite(anatomic_location=level)],
-        "algorithm_id": hd.sr.AlgorithmIdentification("spinejax", spinejax.__version__, parameters=[*made, _NOTE]),
+        "algorithm_id": hd.sr.AlgorithmIdentification(
+            "spinejax", spinejax.__version__, parameters=[*provenance, _NOTE]
+        ),
         "qualitative_evaluations": [
             hd.sr.QualitativeEvaluation(
                 name=_concept(task, f"{_words(task)} grade"),
@@ -145,17 +147,17 @@ def _concept(value: str, meaning: str) -> CodedConcept:
 
 
 def write_map(
-    path: Path, images: Sequence, disc: GradedDisc, maps: DiscMaps, task: Task, made: Sequence[str], number: int
+    path: Path, images: Sequence, disc: GradedDisc, maps: DiscMaps, task: Task, provenance: Sequence[str], number: int
 ) -> None:
-    """Write one hotspot as a Parametric Map, with nine frames at their place in the patient.
+    """Write one hotspot as a Parametric Map, with nine frames in patient space.
 
     Args:
         path: the file.
-        disc, maps, task: which hotspot.
-        images, made: as for `write_report`.
-        number: its number in the series of all the scan's maps, from 1.
+        disc, maps, task: the hotspot to write.
+        images, provenance: as for `write_report`.
+        number: instance number of the map in the series of the scan's maps, from 1.
     """
-    uid, index = _uids(images[0], made), maps.tasks.index(task)
+    uid, index = _uids(images[0], provenance), maps.tasks.index(task)
     values = np.ascontiguousarray(np.moveaxis(maps.maps[index], 2, 0), dtype=np.float32)
     volume = hd.Volume(values, maps.affine[:, [2, 0, 1, 3]], "PATIENT")
     high = float(np.max(np.abs(values))) or 1.0
@@ -169,9 +171,9 @@ def write_map(
         intercept=0.0,
         quantity_definition=codes.DCM.Saliency,
     )
-    # Gradients are small numbers: a plain LINEAR window cannot be narrower than 1.
+    # Gradients are much smaller than 1, and a LINEAR window cannot be narrower than 1.
     window = hd.VOILUTTransformation((low + high) / 2, high - low, voi_lut_function="LINEAR_EXACT")
-    with _as_in_the_source():
+    with _without_name_warnings():
         image = hd.pm.ParametricMap(
             source_images=images,
             pixel_array=values,
@@ -191,23 +193,23 @@ def write_map(
             pixel_measures=volume.get_pixel_measures(),
             plane_orientation=volume.get_plane_orientation(),
             plane_positions=volume.get_plane_positions(),
-            series_description=f"spinejax hotspots. {_NOTE}. What moved the network, not proven pathology"[:64],
+            series_description=f"spinejax hotspots. {_NOTE}. Not proven pathology",
         )
-        image.BodyPartExamined = "LSPINE"  # without it, a series must say which of two paired parts it shows
+        image.BodyPartExamined = "LSPINE"  # an unpaired part; otherwise Laterality would be required
         _save(path, image)
 
 
-# Both ----------------------------------------------------------------------------------------------------------------
+# Shared --------------------------------------------------------------------------------------------------------------
 
 
-def _uids(image, made: Sequence[str]) -> Callable[..., str]:
-    """Identifiers made from the source series and the grades: equal for the same results, new for others."""
-    return lambda *names: pydicom.uid.generate_uid(entropy_srcs=[image.SeriesInstanceUID, *made, *names])
+def _uids(image, provenance: Sequence[str]) -> Callable[..., str]:
+    """Make UIDs from the source series and the provenance. The same results get the same UIDs."""
+    return lambda *names: pydicom.uid.generate_uid(entropy_srcs=[image.SeriesInstanceUID, *provenance, *names])
 
 
 @contextlib.contextmanager
-def _as_in_the_source() -> Iterator[None]:
-    """Copy attributes of the source unchanged: highdicom warns of names of one word, but we must not change a name."""
+def _without_name_warnings() -> Iterator[None]:
+    """Silence highdicom's warning about one-word names: patients' names are copied from the source unchanged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
@@ -218,5 +220,5 @@ def _save(path: Path, document: pydicom.Dataset) -> None:
     document.save_as(content, enforce_file_format=True)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
     for value in vars(document).values():
-        if isinstance(value, sqlite3.Connection):  # highdicom's index of a map's frames, which it leaves open
+        if isinstance(value, sqlite3.Connection):  # highdicom leaves its index of a map's frames open
             value.close()

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.output.dicom_objects import read_source, write_map, write_report
-from data_prep.output.read_evaluation import DiscMaps, GradedDisc, how_it_was_made, read_maps, read_predictions
+from data_prep.output.read_evaluation import DiscMaps, GradedDisc, provenance_of, read_maps, read_predictions
 from data_prep.read.csv_tables import some
 from data_prep.read.dicom_headers import is_dicom
 from data_prep.read.scan import Scan
@@ -45,7 +45,7 @@ def results_as_dicom(evaluation: Path, sources: Sequence[Path], pseudonyms: Pseu
     """
     if out.resolve().is_relative_to(evaluation.resolve()):
         raise SpinejaxError(f"--out {out}: lies inside the evaluation, which names no patient. Give another folder.")
-    made = how_it_was_made(evaluation)
+    provenance = provenance_of(evaluation)
     discs: dict[str, list[GradedDisc]] = defaultdict(list)
     for disc in read_predictions(evaluation):
         discs[disc.scan].append(disc)
@@ -55,7 +55,7 @@ def results_as_dicom(evaluation: Path, sources: Sequence[Path], pseudonyms: Pseu
     if not remaining:
         raise SpinejaxError(
             f"None of the {len(discs)} scans of {evaluation} is among the {len(series)} sagittal DICOM series found. "
-            "Check that --key is that of the data set that was graded, and --source what it was made from."
+            "Check that --key is the data set's key, and that the data set was made from --source."
         )
     returned = Returned(failures=dict(found.failures))
     if missing := sorted(set(discs) - set(remaining)):
@@ -71,9 +71,9 @@ def results_as_dicom(evaluation: Path, sources: Sequence[Path], pseudonyms: Pseu
     for scan, maps in itertools.groupby(read_maps(evaluation), key=lambda each: each[0]):
         if scan in remaining:
             by_level = {level: each for _, level, each in maps}
-            _return_scan(out / scan, remaining.pop(scan), discs[scan], by_level, made, returned)
+            _return_scan(out / scan, remaining.pop(scan), discs[scan], by_level, provenance, returned)
     for scan, one in remaining.items():
-        _return_scan(out / scan, one, discs[scan], {}, made, returned)
+        _return_scan(out / scan, one, discs[scan], {}, provenance, returned)
     return returned
 
 
@@ -82,7 +82,7 @@ def _return_scan(
     series: Series,
     discs: Sequence[GradedDisc],
     maps: dict[str, DiscMaps],
-    made: Sequence[str],
+    provenance: Sequence[str],
     returned: Returned,
 ) -> None:
     try:
@@ -94,11 +94,11 @@ def _return_scan(
         returned.failures[series.name] = str(error)
         return
     folder.mkdir(mode=0o700, exist_ok=True)
-    write_report(folder / "grades.dcm", images, [(disc, maps.get(disc.level)) for disc in discs], made)
+    write_report(folder / "grades.dcm", images, [(disc, maps.get(disc.level)) for disc in discs], provenance)
     mapped = [(disc, task) for disc in discs if disc.level in maps for task in maps[disc.level].tasks]
     for number, (disc, task) in enumerate(mapped, start=1):
         path = folder / f"{disc.level}_{task.name}.dcm"
-        write_map(path, images, disc, maps[disc.level], task, made, number)
+        write_map(path, images, disc, maps[disc.level], task, provenance, number)
     returned.scans += 1
     returned.maps += len(mapped)
 
@@ -108,4 +108,4 @@ def _refuse_outside(maps: DiscMaps, scan: Scan, name: str) -> None:
     centre = maps.affine @ [*(size / 2 for size in maps.maps.shape[1:]), 1]
     place = np.linalg.solve(scan.affine, centre)[:3]
     if (place < -0.5).any() or (place > np.array(scan.voxels.shape) - 0.5).any():
-        raise SpinejaxError(f"{name}: the disc does not lie in this series: the evaluation is of another.")
+        raise SpinejaxError(f"{name}: the disc is outside this series. Give the series that was graded.")

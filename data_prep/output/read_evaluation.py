@@ -76,7 +76,7 @@ def read_predictions(folder: Path) -> list[GradedDisc]:
     return discs
 
 
-def how_it_was_made(folder: Path) -> list[str]:
+def provenance_of(folder: Path) -> list[str]:
     """What a reader of the grades must know: checkpoint, views and averaging, and a digest of the grades.
 
     Raises:

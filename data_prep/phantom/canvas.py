@@ -1,4 +1,4 @@
-"""The canvas of a phantom: an empty scan with smooth random textures; and the scanner's effects on the drawing.
+"""The canvas that a phantom is drawn on, with random textures; and the scanner's effects on the drawn phantom.
 
 A canvas has slices first, (S, H, W), so that numpy's inner loop runs over a whole row. Coordinates are (y, x, z) in mm
 from its first voxel, as in `spine`.
@@ -15,16 +15,16 @@ from data_prep.phantom.spine import Body
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """An unfinished phantom; drawing changes its arrays."""
+    """A phantom that is being drawn. Drawing changes its arrays in place."""
 
-    image: Float32[np.ndarray, "S H W"]  # signal; that of CSF is about 1
+    image: Float32[np.ndarray, "S H W"]  # signal, about 1 in CSF
     mask: UInt8[np.ndarray, "S H W"]  # structures, by `Phantom`'s labels
-    lesions: UInt16[np.ndarray, "S H W"]  # bit k for a lesion of task k
+    lesions: UInt16[np.ndarray, "S H W"]  # bit k is set inside a lesion of task k
     spacing_mm: Float[np.ndarray, "3"]
-    textures: tuple[np.ndarray, np.ndarray, np.ndarray]  # of unit variance: coarse, fine, and stretched like fibres
+    textures: tuple[np.ndarray, np.ndarray, np.ndarray]  # noise of unit variance: coarse, fine, fibrous
 
     def coordinates(self, box=(slice(None),) * 3):
-        """The y, x and z in mm within a box; they broadcast to its shape."""
+        """The coordinates y, x, z (mm) of a box's pixels, as arrays that broadcast to its shape."""
         z, y, x = (
             np.arange(n, dtype=np.float32)[s] * np.float32(d)
             for n, s, d in zip(self.image.shape, box, self.spacing_mm, strict=True)
@@ -32,13 +32,13 @@ class Canvas:
         return y[None, :, None], x[None, None, :], z[:, None, None]
 
     def box(self, low, high):
-        """Index slices of a box given in mm as (y, x), through all slices."""
+        """Convert a box from mm, (y, x) of its corners, to array indices. It spans all slices of the scan."""
         starts = np.floor(np.array(low) / self.spacing_mm[1:]).astype(int)
         stops = np.ceil(np.array(high) / self.spacing_mm[1:]).astype(int) + 1
         return (slice(None), *(slice(max(0, a), max(0, b)) for a, b in zip(starts, stops, strict=True)))
 
     def cover(self, inside_mm):
-        """The share of each pixel that is inside, from the signed distance to the edge: partial volume."""
+        """The fraction of each pixel that is inside an outline (partial volume), from the signed distance to it."""
         return np.clip(0.5 + inside_mm / float(self.spacing_mm[1:].mean()), 0, 1)
 
     def paint(self, box, cover, value):
@@ -46,8 +46,8 @@ class Canvas:
         self.image[box] += (cover * (value - self.image[box])).astype(np.float32)
 
 
-def lay_out(rng: np.random.Generator, bodies: list[Body]) -> tuple[Canvas, list[Body]]:
-    """An empty canvas, and the bodies T11 … S3 moved onto it, off-centre; the upper edge always cuts T11."""
+def place_on_canvas(rng: np.random.Generator, bodies: list[Body]) -> tuple[Canvas, list[Body]]:
+    """Make an empty canvas, and move the bodies T11 … S3 onto it, off-centre. Its upper edge always cuts T11."""
     slice_mm = float(np.clip(np.exp(rng.normal(np.log(4.0), 0.22)), 2.6, 6.0))
     row_mm = rng.uniform(0.70, 0.88)
     spacing_mm = np.array([slice_mm, row_mm, row_mm * rng.choice([1.0, 1.0, rng.uniform(0.97, 1.03)])])
@@ -67,7 +67,7 @@ def lay_out(rng: np.random.Generator, bodies: list[Body]) -> tuple[Canvas, list[
 
 
 def _texture(rng, shape, spacing_mm, grain_mm) -> Float32[np.ndarray, "S H W"]:
-    """Smooth noise of unit variance; `grain_mm` is its grain, one number or one per axis."""
+    """Smooth noise of unit variance. `grain_mm` is the spacing of its nodes: one number, or one per axis."""
     grains_mm = np.broadcast_to(grain_mm, 3)
     weights = [
         _spline_weights(rng.random() + np.arange(n) * d / g)
@@ -82,9 +82,9 @@ def _texture(rng, shape, spacing_mm, grain_mm) -> Float32[np.ndarray, "S H W"]:
 
 
 def _spline_weights(position):
-    """Cubic B-spline weights (n, nodes), which hide the lattice that linear ones show.
+    """Cubic B-spline weights, (n, nodes). With linear weights the grid of nodes would be visible.
 
-    They are sparse, because sparse products run on one thread: they give the same bits on any number of cores.
+    They are sparse because a sparse product runs on one thread, so its bits do not depend on the number of cores.
     """
     distance = np.abs(position[:, None] - np.arange(-1, int(position[-1]) + 3))
     near = 2 / 3 - distance**2 + distance**3 / 2
@@ -93,7 +93,7 @@ def _spline_weights(position):
 
 
 def place_in_patient(rng: np.random.Generator, canvas: Canvas) -> Float[np.ndarray, "4 4"]:
-    """(row, column, slice, 1) → LPS mm, the scan a few degrees off the patient's axes."""
+    """A random affine, (row, column, slice, 1) → LPS mm, a few degrees off the patient's axes."""
     directions = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
     for axis, angle in enumerate(np.deg2rad(rng.normal(0, 3, 3))):
         turn, (i, j) = np.eye(3), [n for n in range(3) if n != axis]

@@ -34,7 +34,7 @@ NODE_WALL_MM = 1.6
 
 @dataclass(frozen=True)
 class Tissue:
-    """The signals of one scan's tissues; `disc` is that of a disc as bright as marrow, `heterogeneity` the marrow's."""
+    """The signals of one scan's tissues; `disc` is the signal of a disc as bright as marrow."""
 
     csf: float
     cord: float
@@ -198,8 +198,8 @@ def _draw_vertebra(rng, canvas, body, marrow, sides, grades, tissue):
         value = value + marrow * _marrow_change(rng, canvas, box, point, inside, task)
 
     rim = canvas.cover(inside - rng.uniform(0.7, 1.1))
-    beside = np.minimum(np.minimum(under_upper, over_lower) + 0.4, under_wall + 1.3)
-    canvas.paint(box, canvas.cover(beside), tissue.dark)
+    dark_rim = np.minimum(np.minimum(under_upper, over_lower) + 0.4, under_wall + 1.3)
+    canvas.paint(box, canvas.cover(dark_rim), tissue.dark)
     canvas.paint(box, canvas.cover(inside), tissue.dark + rim * (value - tissue.dark))
     if has_arch:
         arch = _arch(body, u, v, w)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr
 
-from data_prep.phantom.canvas import acquire, lay_out, place_in_patient
+from data_prep.phantom.canvas import acquire, place_in_patient, place_on_canvas
 from data_prep.phantom.drawing import draw
 from data_prep.phantom.spine import BODIES, stack_spine
 from data_prep.read.scan import Scan
@@ -51,7 +51,7 @@ def phantom(seed: int, patient: int) -> Phantom:
     """
     rng, age, grades, labels = _first_draws(seed, patient)
     narrowing = np.array([disc["narrowing"] for disc in grades.values()])
-    canvas, bodies = lay_out(rng, stack_spine(rng, narrowing))
+    canvas, bodies = place_on_canvas(rng, stack_spine(rng, narrowing))
     draw(rng, canvas, bodies, grades, age)
     affine = place_in_patient(rng, canvas)
 

@@ -1,6 +1,6 @@
 """The geometry of a phantom's spine: vertebral bodies stacked in a curve, and the canal behind them.
 
-Lengths are in mm, coordinates (y, x, z): y down, x to the patient's back, z to the left.
+Lengths are in mm. Coordinates are (y, x, z): y down, x to the patient's back, z to the left.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.interpolate import PchipInterpolator
 
-BODIES = ("T12", "L1", "L2", "L3", "L4", "L5", "S1")  # beside a graded disc: their corners are part of the truth
+BODIES = ("T12", "L1", "L2", "L3", "L4", "L5", "S1")  # next to a graded disc; a phantom's truth has their corners
 CANAL_HALF_WIDTH_MM = 11.0  # half the width of the dural sac from side to side
 
 # Sizes of an average adult. Tuples run from the top down: bodies T11 … S1, discs T11-T12 … L5-S1.
@@ -23,34 +23,34 @@ _HEIGHT_BY_NARROWING = (1.0, 0.76, 0.55, 0.34)
 _CONCAVITY_MM = 0.9
 _WAIST_MM = 1.7
 _CANAL_HALF_DEPTH_MM = (7.5,) * 7 + (6.375, 3.75, 2.25)  # T11 … S3: the sac tapers in the sacrum
-_CANAL_BEHIND_BODY_MM = 8.6 - 7.5  # to its middle, less its half depth
+_CANAL_BEHIND_BODY_MM = 8.6 - 7.5  # from the posterior wall to the front of the canal
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A vertebral body: a drum whose outline in the sagittal plane is a quadrilateral with hollow sides.
+    """A vertebral body. Its outline in the sagittal plane is a quadrilateral with concave sides.
 
-    Scoliosis tilts and turns it by a shear, which unlike a rotation keeps the mid-sagittal outline in one slice.
+    Scoliosis is modelled as a shear: unlike a rotation, it keeps the mid-sagittal outline in one slice.
     """
 
     name: str
     centre: Float[np.ndarray, "3"]
-    angle_deg: float  # turns its front-to-back axis upwards
-    wedge_deg: float  # between the endplates, open to the front
+    angle_deg: float  # above 0 its back is higher than its front
+    wedge_deg: float  # angle between the endplates; above 0 the front is taller
     half_height: float
     half_depth: tuple[float, float]  # half the length of the upper and of the lower endplate
     half_width: float
-    shear: tuple[float, float] = (0.0, 0.0)  # of (y, x) per mm of z
+    shear: tuple[float, float] = (0.0, 0.0)  # shift of (y, x) per mm of z
 
     @property
     def axes(self):
-        """Unit vectors (y, x) to the back and to the feet."""
+        """Unit vectors (y, x) towards the back and towards the feet."""
         sin, cos = np.sin(np.deg2rad(self.angle_deg)), np.cos(np.deg2rad(self.angle_deg))
         return np.array([-sin, cos]), np.array([cos, sin])
 
     @property
     def slope(self):
-        """How much half the height falls per mm to the back."""
+        """Decrease of half the height per mm towards the back."""
         return np.tan(np.deg2rad(self.wedge_deg / 2))
 
     @property
@@ -73,7 +73,7 @@ class Body:
         return self.centre[:2] + along[:, None] * back + below[:, None] * down
 
     def frame(self, y, x, z):
-        """The body's own coordinates of points: u to the back, v to the feet, w to the left, from its centre."""
+        """Convert points to coordinates from the body's centre: u to its back, v to its feet, w to the left."""
         back, down = (axis.tolist() for axis in self.axes)  # with Python floats, float32 arrays stay float32
         centre = self.centre.tolist()
         w = z - centre[2]
@@ -94,41 +94,41 @@ class Body:
 
 
 def stack_spine(rng: np.random.Generator, narrowing: Int[np.ndarray, "6"]) -> list[Body]:
-    """Ten bodies, T11 … S3, stacked upwards from the sacrum; then turned upright, tilted and bent sideways.
+    """Stack ten bodies, T11 … S3, upwards from the sacrum; rotate them nearly upright and bend them sideways.
 
-    Disc heights depend on the narrowing grades, from T12-L1 down; wedges shrink with them, as the lordosis of a worn
-    spine does.
+    `narrowing` has the grades from T12-L1 down. A narrowed disc is lower and has a smaller wedge angle, because a
+    degenerated spine has less lordosis.
     """
     size, lordosis = rng.uniform(0.92, 1.08), rng.uniform(0.7, 1.4)
-    worn = np.append(1.0, np.array(_HEIGHT_BY_NARROWING)[narrowing] * np.exp(rng.normal(0, 0.035, 6)))
-    disc_height = size * (worn * _DISC_HEIGHT_MM)
-    disc_wedge = lordosis * (worn * _DISC_WEDGE_DEG)
+    relative_height = np.append(1.0, np.array(_HEIGHT_BY_NARROWING)[narrowing] * np.exp(rng.normal(0, 0.035, 6)))
+    disc_height = size * (relative_height * _DISC_HEIGHT_MM)
+    disc_wedge = lordosis * (relative_height * _DISC_WEDGE_DEG)
     heights = size * np.array(_BODY_HEIGHT_MM) * rng.normal(1, 0.025, 8)
     wedges = np.array(_BODY_WEDGE_DEG) + rng.normal(0, 1.0, 8)
     depths = size * np.array(_BODY_HALF_DEPTH_MM) * rng.normal(1, 0.015, 8)
     widths = size * np.array(_BODY_HALF_WIDTH_MM)
 
     stacked: list[Body] = []
-    foot, angle = np.zeros(2), 0.0  # the middle of the next body's lower endplate, and that endplate's angle
+    lower_end, angle = np.zeros(2), 0.0  # the middle of the next body's lower endplate, and that endplate's angle
     for k, name in reversed(list(enumerate(("T11", *BODIES)))):
         lower_depth = 0.68 * depths[k] if name == "S1" else depths[k] * rng.normal(1.0, 0.012)
         half_height, tilt = heights[k] / 2, angle - wedges[k] / 2
         body = Body(name, np.zeros(3), tilt, wedges[k], half_height, (depths[k], lower_depth), widths[k])
-        body = replace(body, centre=np.append(foot - half_height * body.axes[1], 0.0))
+        body = replace(body, centre=np.append(lower_end - half_height * body.axes[1], 0.0))
         stacked.insert(0, body)
         if k:
             upper_angle = angle - wedges[k]
             angle = upper_angle - disc_wedge[k - 1]
             between = np.deg2rad((upper_angle + angle) / 2)
             slip = rng.normal(0, 0.6) * np.array([-np.sin(between), np.cos(between)])
-            foot = body.top + slip - disc_height[k - 1] * np.array([np.cos(between), np.sin(between)])
+            lower_end = body.top + slip - disc_height[k - 1] * np.array([np.cos(between), np.sin(between)])
     bodies = stacked + _lower_sacrum(stacked[-1], size)
-    upright = rng.normal(0, 4.0) - np.mean([body.angle_deg for body in bodies[2:6]])
-    return _bend_sideways(rng, [_turned(body, np.clip(upright, -60, 60)) for body in bodies])
+    turn_deg = rng.normal(0, 4.0) - np.mean([body.angle_deg for body in bodies[2:6]])
+    return _bend_sideways(rng, [_turned(body, np.clip(turn_deg, -60, 60)) for body in bodies])
 
 
 def _lower_sacrum(s1, size):
-    """S2 and S3, each below the one before, with a remnant of a disc between."""
+    """S2 and S3, with a disc remnant above each."""
     bodies = [s1]
     for name, height, upper, lower, turn in (("S2", 23.0, 11.0, 9.0, 3.0), ("S3", 20.0, 8.5, 7.0, -12.0)):
         above = bodies[-1]
@@ -147,7 +147,7 @@ def _lower_sacrum(s1, size):
 
 
 def _turned(body, angle_deg):
-    """The body after a turn of the whole plane about its origin."""
+    """Rotate a body about the origin of the sagittal plane."""
     sin, cos = np.sin(np.deg2rad(angle_deg)), np.cos(np.deg2rad(angle_deg))
     y, x, z = body.centre
     centre = np.array([cos * y - sin * x, sin * y + cos * x, z])
@@ -155,7 +155,7 @@ def _turned(body, angle_deg):
 
 
 def _bend_sideways(rng, bodies):
-    """Mild scoliosis: the bodies follow one sine wave to the side, tilt with it and turn about their axis."""
+    """Add a mild scoliosis: the bodies follow a sine wave sideways, tilt with its slope and turn about their axes."""
     amplitude, phase, period = rng.normal(0, 2.5), rng.uniform(0, 2 * np.pi), rng.uniform(220, 400)
     turn = rng.normal(0, 0.03)
     bent = []
@@ -169,7 +169,7 @@ def _bend_sideways(rng, bodies):
 
 @dataclass(frozen=True, eq=False)
 class Canal:
-    """The canal as smooth functions of y: the x of its middle, its half depth and the z of its middle."""
+    """The canal as smooth functions of y: its middle (x, z) and its half depth."""
 
     y: Float[np.ndarray, "10"]  # where it passes behind each body, from the top down
     course: PchipInterpolator
@@ -182,12 +182,12 @@ class Canal:
             behind = np.mean(body.half_depth) - _WAIST_MM + _CANAL_BEHIND_BODY_MM + half_depth
             points.append(body.centre[:2] + behind * body.axes[0])
         y, x = np.array(points).T
-        y = np.maximum.accumulate(y + np.arange(len(y)) * 1e-3)  # the interpolator needs rising y
+        y = np.maximum.accumulate(y + np.arange(len(y)) * 1e-3)  # the interpolator needs increasing y
         z = [body.centre[2] for body in bodies]
         return cls(y, PchipInterpolator(y, np.column_stack([x, _CANAL_HALF_DEPTH_MM, z])))
 
     def along(self, y):
-        """Its x, half depth and z at rows y of any shape, straight on beyond its ends, and the cosine of its lean."""
+        """Its x, half depth and z at y, and the cosine of its angle to the y axis. It is straight beyond its ends."""
         inside = np.clip(y, self.y[0], self.y[-1])
         middle, slope = self.course(inside), self.course(inside, 1)
         x, depth, z = (middle[..., i].astype(np.float32) for i in range(3))

@@ -13,7 +13,7 @@ _T2_ECHO_MS, _T2_REPETITION_MS = 100.0, 3500.0
 
 
 def write_dicom(folder: Path, scan: Scan, *, patient: str, series: str) -> str:
-    """Write one file a slice, `00000`, `00001`, …, without suffixes, as a scanner's export has them.
+    """Write one file per slice, `00000`, `00001`, …, without suffixes, as a scanner's export has them.
 
     Voxels are stored as 16 bits, rescaled to the scan's range. All identifiers are made from `patient`, the PatientID,
     and `series`, so the same scan gives the same bytes.

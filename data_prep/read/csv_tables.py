@@ -27,7 +27,7 @@ def read_table(path: Path, columns: Collection[str], *, exact: bool = False) -> 
         exact: whether it must have no others.
 
     Raises:
-        SpinejaxError: the file is missing or no table; a column is missing, unknown or there twice; a row is too long
+        SpinejaxError: the file is missing or not a table; a column is missing, unknown or repeated; a row is too long
             or too short.
     """
     if not path.is_file():
@@ -38,7 +38,7 @@ def read_table(path: Path, columns: Collection[str], *, exact: bool = False) -> 
             found = [name.strip() for name in table.fieldnames or ()]
             faults = [f"no column {name!r}" for name in sorted(set(columns) - set(found))]
             faults += [f"unknown column {name!r}" for name in sorted(set(found) - set(columns)) if exact]
-            faults += [f"column {name!r} is there twice" for name in dict.fromkeys(found) if found.count(name) > 1]
+            faults += [f"column {name!r} occurs twice" for name in dict.fromkeys(found) if found.count(name) > 1]
             refuse(path, faults)
             rows = []
             for row in table:

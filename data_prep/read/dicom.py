@@ -1,7 +1,7 @@
 """DICOM series, read with pydicom: classic files, one a slice, and enhanced multi-frame ones.
 
-Both are read as frames, each with its own place in the patient. Frames make a volume if they have one orientation and
-are evenly spaced in order of position. Instance numbers and file names are ignored.
+Both are read as frames, each with its own position in patient space. Frames make a volume if they have one orientation
+and are evenly spaced in order of position. Instance numbers and file names are ignored.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Num
 
-from data_prep.read.dicom_headers import DicomFile, Frame, damage_named, import_pydicom, refuse_bomb
+from data_prep.read.dicom_headers import DicomFile, Frame, import_pydicom, refuse_too_large, report_damage
 from data_prep.read.scan import MAX_VOXELS, Scan, as_dtype, reorient
 from spinejax.errors import NotInstalledError, SpinejaxError
 
@@ -76,8 +76,8 @@ def _refuse_uneven(frames: Sequence[Frame], steps_mm: np.ndarray, name: str) -> 
         if len(frames) % positions == 0 and positions > 1:
             kind = f"{count} images at each of its {positions} positions: the series is 4-D or copied"
         else:
-            kind = f"a slice is there twice ({frames[first].path} and {frames[first + 1].path})"
-        raise SpinejaxError(f"{name}: {kind}. Expected one image a position: leave one set out.")
+            kind = f"a slice occurs twice ({frames[first].path} and {frames[first + 1].path})"
+        raise SpinejaxError(f"{name}: {kind}. Expected one image per position. Remove the other set.")
     typical = float(np.median(steps_mm))
     odd = np.flatnonzero(abs(steps_mm - typical) > max(_UNEVEN * typical, 2 * _SAME_MM))
     if len(odd):
@@ -111,7 +111,7 @@ _DECODERS = {
 def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, list[str]]:
     """A series as a scan in the standard orientation, its rescaling applied, and notes on what is doubtful.
 
-    `files` may be in any order, `name` is for messages, `dtype` is that of the voxels in memory.
+    `files` may be in any order. `name` is used in messages. `dtype` is the voxels' dtype in memory.
 
     Raises:
         SpinejaxError: the frames make no volume (`in_order`), pixels are damaged or their encoding is not supported, or
@@ -136,8 +136,8 @@ def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, lis
 def _pixels(path: Path, shape: tuple[int, int]) -> Num[np.ndarray, "frames rows columns"]:
     """The stored values of every frame of a file."""
     pydicom = import_pydicom()
-    refuse_bomb(path, pydicom)
-    with damage_named(path):
+    refuse_too_large(path, pydicom)
+    with report_damage(path):
         dataset = pydicom.dcmread(path)
         syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_compressed and not syntax.is_deflated:

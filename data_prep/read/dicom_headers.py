@@ -1,4 +1,4 @@
-"""DICOM headers: which series a file belongs to, what it shows, and the place of each of its frames in the patient."""
+"""DICOM headers: a file's series, its contrast, and the position of each of its frames in the patient."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ from spinejax.errors import SpinejaxError, needs
 _META_BYTES = 144  # preamble, magic and the element that holds the length of the file's meta information
 _MAX_FILE_BYTES = 1 << 31
 
-_IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")  # cut off, classic, enhanced
+_IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")  # truncated, classic, enhanced
 
 # Read in the first pass: enough to sort files into series and to place each frame.
 _HEADER_TAGS = [
@@ -35,31 +35,31 @@ class Frame:
     """One image of a series and its place in the patient (DICOM PS3.3, C.7.6.2)."""
 
     path: Path
-    index: int  # in the file
+    index: int  # of the frame in its file, from 0
     position_mm: Float[np.ndarray, "3"]  # centre of the first pixel, LPS
     axes: Float[np.ndarray, "2 3"]  # directions in which the column index and the row index grow
     spacing_mm: Float[np.ndarray, "2"]  # between rows, between columns
-    thickness_mm: float  # from slice to slice, if the header says so, or of the slice; 0 if unknown
+    thickness_mm: float  # slice spacing, or else slice thickness; 0 if unknown
     shape: tuple[int, int]  # rows, columns
-    slope: float  # from stored values to the scanner's
+    slope: float  # scanner's value = slope * stored value + intercept
     intercept: float
 
     @property
     def normal(self) -> Float[np.ndarray, "3"]:
-        """The direction from slice to slice."""
+        """The unit normal of the slice plane."""
         return np.cross(*self.axes)
 
 
 @dataclass(frozen=True, eq=False)
 class DicomFile:
-    """What the first pass finds in a file."""
+    """What the first pass reads from one file."""
 
     path: Path
     series: str  # its SeriesInstanceUID
     patient: str
     weighting: str | None  # "t1", "t2", "pd", "stir", or None if the header does not say
-    not_a_scan: str | None  # why the file cannot be part of a scan
-    declared: int  # the number of images that the series says it has, 0 if it does not
+    not_a_scan: str | None  # why the file cannot be part of a scan; None if it can
+    declared: int  # number of images in the series (ImagesInAcquisition); 0 if unknown
     frames: tuple[Frame, ...]
 
 
@@ -72,7 +72,7 @@ class DamagedHeaderError(SpinejaxError):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's magic word, whatever its name."""
+    """Whether a file has DICOM's magic bytes. Its name does not matter."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -85,14 +85,14 @@ def read_header(path: Path) -> DicomFile:
         SpinejaxError: it is too large, or pydicom is not installed.
     """
     pydicom = import_pydicom()
-    refuse_bomb(path, pydicom)
-    with damage_named(path):
+    refuse_too_large(path, pydicom)
+    with report_damage(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
         series = str(dataset.get("SeriesInstanceUID", ""))
     try:
-        with damage_named(path):
+        with report_damage(path):
             if "Rows" not in dataset and dataset.file_meta.get("MediaStorageSOPClassUID", "") in _IMAGES_OF_MR:
-                raise SpinejaxError(f"{path}: its header ends before the image's size: truncated. Copy it again.")
+                raise SpinejaxError(f"{path}: truncated: its header ends before the image's size. Copy it again.")
             not_a_scan = _not_a_scan(dataset)
             return DicomFile(
                 path=path,
@@ -108,18 +108,18 @@ def read_header(path: Path) -> DicomFile:
 
 
 def import_pydicom():
-    """The library; raises NotInstalledError without it."""
+    """Import pydicom. Raises NotInstalledError if it is missing."""
     with needs("Reading DICOM files needs pydicom", "scans"):
         import pydicom
     return pydicom
 
 
 @contextlib.contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom raises for a damaged file into one message that names the file.
+def report_damage(path: Path) -> Iterator[None]:
+    """Turn any exception that pydicom raises for a damaged file into one message with the file's name.
 
-    It parses lazily and raises exceptions of every kind, so every kind is caught. Its warnings are about values that
-    break the standard in ways that do not matter here.
+    pydicom parses lazily and may raise any exception, so all are caught. Its warnings are ignored: they report
+    violations of the standard that do not matter here.
     """
     try:
         with warnings.catch_warnings():
@@ -132,16 +132,16 @@ def damage_named(path: Path) -> Iterator[None]:
         raise SpinejaxError(f"{path}: damaged, truncated or not a DICOM image ({reason}). Export it again.") from error
 
 
-def refuse_bomb(path: Path, pydicom) -> None:
-    """Raises SpinejaxError for a file that is too large, or would be once pydicom has unpacked it (deflate)."""
+def refuse_too_large(path: Path, pydicom) -> None:
+    """Raise SpinejaxError if a file is too large, as it is or decompressed (deflate)."""
     num_bytes = path.stat().st_size
-    with damage_named(path), open(path, "rb") as file:
+    with report_damage(path), open(path, "rb") as file:
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
             file.seek(_META_BYTES + int(meta.FileMetaInformationGroupLength))
             num_bytes += sum(map(len, unpacked(file, _MAX_FILE_BYTES, -zlib.MAX_WBITS)))
     if num_bytes > _MAX_FILE_BYTES:
-        raise SpinejaxError(f"{path}: more than {_MAX_FILE_BYTES >> 30} GiB once unpacked. Refused.")
+        raise SpinejaxError(f"{path}: more than {_MAX_FILE_BYTES >> 30} GiB once unpacked. Leave it out.")
 
 
 def _not_a_scan(dataset) -> str | None:
@@ -155,12 +155,12 @@ def _not_a_scan(dataset) -> str | None:
     if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") != "MONOCHROME2":
         return f"a picture ({dataset.get('PhotometricInterpretation')}), not a scan"
     if "ImageOrientationPatient" not in dataset and "PerFrameFunctionalGroupsSequence" not in dataset:
-        return "it gives no position in the patient"
+        return "no position in the patient"
     return None
 
 
 def _weighting(dataset) -> str | None:
-    """The contrast by echo and repetition time, or else by the description; None if neither says."""
+    """The contrast, from echo and repetition time or else from the description; None if unknown."""
     timing = [dataset, *_groups(dataset, 0, "MRTimingAndRelatedParametersSequence", "MREchoSequence")]
     timing += _groups(dataset, 0, "MRModifierSequence")
 
@@ -176,11 +176,11 @@ def _weighting(dataset) -> str | None:
         return "t2"
     if echo and repetition and echo <= 35:
         return "t1" if repetition <= 1200 or (inversion and inversion > 300) else "pd"
-    return weighting_in_words(f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}")
+    return weighting_in_text(f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}")
 
 
-def weighting_in_words(words: str) -> str | None:
-    """The contrast that a description or a file's name gives; None if it names none or several."""
+def weighting_in_text(words: str) -> str | None:
+    """The contrast named in a description or file name: STIR if it is there, else the only one; None if unclear."""
     found = {match.lower() for match in re.findall(r"(?<![a-z0-9])(t1|t2|stir|pd)(?![0-9])", words, re.IGNORECASE)}
     return found.pop() if len(found) == 1 else "stir" if "stir" in found else None
 

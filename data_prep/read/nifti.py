@@ -11,7 +11,7 @@ from data_prep.read.scan import MAX_VOXELS, Scan, as_dtype, reorient
 from spinejax.errors import SpinejaxError, needs
 from spinejax.files.atomic import write_atomically
 
-_MOST_HEADER_BYTES = 540
+_MAX_HEADER_BYTES = 540
 _SLACK_BYTES = 1 << 20  # that may follow the voxels, or stand between them and the header
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -36,7 +36,7 @@ def read_nifti(path: str | Path, dtype) -> Scan:
             is_packed = packed.read(2) == b"\x1f\x8b"
             packed.seek(0)
             file = gzip.GzipFile(fileobj=packed) if is_packed else packed
-            content = bytearray(file.read(_MOST_HEADER_BYTES))
+            content = bytearray(file.read(_MAX_HEADER_BYTES))
             kinds = [nibabel.Nifti1Image, nibabel.Nifti2Image]
             kind = next((kind for kind in kinds if kind.header_class.may_contain_header(content)), None)
             if kind is None:

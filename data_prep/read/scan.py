@@ -11,7 +11,7 @@ from spinejax.errors import SpinejaxError
 
 
 class NotSagittalError(SpinejaxError):
-    """A series of another plane: it is left out of a run, and is no fault."""
+    """A series of another plane: it is left out of a run, which is not a fault."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Scan:
 
 # Directions of rows, columns and slices in LPS: x grows to the patient's left, y to the back, z to the head.
 _AXES = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-MOST_OFF_SAGITTAL_DEG = 40
+MAX_OFF_SAGITTAL_DEG = 40
 _MAX_ANISOTROPY = 1.5
 
 
@@ -76,7 +76,7 @@ def _standard(shape: tuple[int, ...], affine: np.ndarray, name: str) -> tuple[np
 
     affine, spacing = affine @ turn, spacing[list(order)]
     angle_deg = math.degrees(math.acos(min(affine[0, 2] / spacing[2], 1)))
-    if angle_deg > MOST_OFF_SAGITTAL_DEG:
+    if angle_deg > MAX_OFF_SAGITTAL_DEG:
         raise NotSagittalError(
             f"{name}: its slices stand {angle_deg:.0f}° off the sagittal plane. Give a sagittal series."
         )
@@ -92,7 +92,7 @@ def _standard(shape: tuple[int, ...], affine: np.ndarray, name: str) -> tuple[np
 
 
 def require_same_grid(scan: Scan, other: Scan) -> None:
-    """Raises SpinejaxError if two scans differ in size, or in the place of any voxel by more than half a spacing."""
+    """Raises SpinejaxError if two scans differ in size, or in the position of any voxel by more than half a spacing."""
     if scan.voxels.shape != other.voxels.shape:
         raise SpinejaxError(
             f"{other.name}: {list(other.voxels.shape)} voxels, but {scan.name} has {list(scan.voxels.shape)}. "

@@ -12,10 +12,10 @@ import numpy as np
 
 from data_prep.read.csv_tables import some
 from data_prep.read.dicom import in_order, read_series
-from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header, weighting_in_words
+from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header, weighting_in_text
 from data_prep.read.metaimage import read_mha
 from data_prep.read.nifti import read_nifti
-from data_prep.read.scan import MOST_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
+from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
 from spinejax.errors import SpinejaxError
 
 _READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
@@ -128,7 +128,7 @@ def find_series(
         what = f"{len(masks)} files are masks by the end of their names: {some([path.name for path in masks])}"
         found.left_out.append(f"{what}. Rename those that are scans.")
     if others:
-        found.left_out.append(f"{len(others)} files are no scans: {some([path.name for path in others])}")
+        found.left_out.append(f"{len(others)} files are not scans: {some([path.name for path in others])}")
     for key in sorted(dicom):
         _take_dicom(key, dicom[key], damaged.get(key), found, weighting, patients_by)
     keys: dict[str, Series] = {}
@@ -160,7 +160,7 @@ def _files(paths: Sequence[Path], exclude: Sequence[Path], found: Found) -> Iter
 
 
 def _walk(root: Path, hidden: set[Path], found: Found) -> Iterator[Path]:
-    """All files of a tree, except those whose name, or a folder's, begins with a dot: they are the system's.
+    """All files of a tree, except system files and folders, whose name begins with a dot.
 
     Linked folders come last, so that a file that is there twice is found in its own folder.
     """
@@ -177,7 +177,7 @@ def _walk(root: Path, hidden: set[Path], found: Found) -> Iterator[Path]:
 
 
 def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> None:
-    own = weighting_in_words(stem_of(path))
+    own = weighting_in_text(stem_of(path))
     if weighting != "any" and own not in (None, weighting):
         found.left_out.append(f"{path.name}: {own} by its name, {weighting} was asked for")
         return
@@ -236,7 +236,7 @@ def _refuse_other_planes(images: list[DicomFile], name: str) -> None:
     """Raises NotSagittalError for a series of another plane, by its headers, and SpinejaxError for a broken one."""
     normals = np.array([frame.normal for file in images for frame in file.frames]).reshape(-1, 3)
     off_deg = np.degrees(np.arccos(np.clip(abs(normals[:, 0]), 0, 1)))
-    if len(off_deg) and off_deg.min() > MOST_OFF_SAGITTAL_DEG:
+    if len(off_deg) and off_deg.min() > MAX_OFF_SAGITTAL_DEG:
         # Axial images are often in blocks, each along its disc: they make no volume, and need not.
         plane = ("a coronal", "an axial")[int(np.argmax(abs(normals[:, 1:]).mean(0)))]
         raise NotSagittalError(f"{name}: {plane} series, {off_deg.min():.0f}° or more off the sagittal plane")

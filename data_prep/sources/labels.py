@@ -82,7 +82,7 @@ def read_labels(path: Path, tasks: Sequence[Task]) -> Labels:
             faults.append(f"line {line}: level {row['level']!r}, expected one of {', '.join(LEVELS)}")
         of_scan = rows.setdefault((row["patient"], row["scan"]), {})
         if row["level"] in of_scan:
-            faults.append(f"line {line}: {' '.join(row[key] for key in _KEYS if row[key])} is there twice")
+            faults.append(f"line {line}: {' '.join(row[key] for key in _KEYS if row[key])} occurs twice")
         of_scan[row["level"]] = labels_of_row(row, columns, line, faults)
     refuse(path, faults)
     return Labels(tuple(column.task for column in columns.values()), rows)

@@ -45,10 +45,10 @@ def phantom_jobs(num_patients: int, *, seed: int) -> list[Job]:
 
 
 def phantom_names(num_patients: int, seed: int) -> list[str]:
-    """p00000, p00001, … Raises SpinejaxError if the number or the seed is out of range."""
+    """The patients' names, p00000, p00001, … Raises SpinejaxError if the number or the seed is out of range."""
     if not 1 <= num_patients <= _MAX_PATIENTS or seed < 0:
         raise SpinejaxError(
-            f"--patients {num_patients}, --seed {seed}: expected 1 to {_MAX_PATIENTS} patients, a seed of 0 or more."
+            f"--patients {num_patients}, --seed {seed}: expected 1 to {_MAX_PATIENTS} patients and a seed of 0 or more."
         )
     return [f"p{patient:05d}" for patient in range(num_patients)]
 
@@ -63,14 +63,14 @@ def write_phantoms(out: Path, num_patients: int, *, seed: int, file_format: str,
     """Draw patients and write their scans, masks and labels.
 
     Args:
-        out: the folder.
+        out: folder to write to.
         num_patients: number of patients, with one scan each.
         seed: seed of all patients.
-        file_format: one of `FORMATS`. Masks are MetaImage, or NIfTI beside NIfTI scans.
-        overwrite: write into a folder that holds files already.
+        file_format: one of `FORMATS`. Masks are NIfTI if the scans are, else MetaImage.
+        overwrite: write into `out` even if it holds files.
 
     Raises:
-        SpinejaxError: the number or the seed is out of range, or `out` is a file or not empty.
+        SpinejaxError: the number or the seed is out of range, or `out` is a file, or not empty without `overwrite`.
     """
     names = phantom_names(num_patients, seed)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
@@ -110,7 +110,7 @@ def _write_spider_tables(out: Path, labels: list[tuple[str, str, str, Mapping[st
 
 
 def _spider_cells(grades: Mapping[str, int]) -> list[str]:
-    """A phantom's grades in SPIDER's columns. Narrowing is binary, marrow changes are Modic type 2, others absent."""
+    """A phantom's grades in SPIDER's columns. A marrow change is Modic type 2; other columns are 0."""
     marrow = [grades["upper_marrow"], grades["lower_marrow"]]
     values = {
         "Pfirrman grade": _cell(grades["pfirrmann"], add=1),

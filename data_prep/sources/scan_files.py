@@ -23,7 +23,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
 Vertebrae: TypeAlias = Path | Mapping | str | None
-"""Where a scan's vertebrae are: in a mask file, or a part of a corner file; or why there is neither; None to detect."""
+"""A scan's mask file or its part of a corner file; or the reason why it has neither; or None, to detect the bodies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def scan_jobs(
         labels, seed: labels of the discs, and seed of the split.
         cutting: how discs are found and cut out.
         pseudonyms: for patients and scans.
-        keep_doubtful: keep labelled scans whose levels the detector doubts.
+        keep_doubtful: keep labelled scans whose levels the detector reports as doubtful.
 
     Raises:
         SpinejaxError: both masks and corners are given, or they cannot be read; nothing was found; labels are given
@@ -171,7 +171,7 @@ def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
         from data_prep.detector.detect import detect
         from spinejax.parallel.devices import all_devices
 
-        all_devices()  # refuses JAX_PLATFORMS that are not there
+        all_devices()  # raises if JAX_PLATFORMS is not available
 
         detection = detect(scan, lowest_level=cutting.lowest_level)
         return Located(
@@ -217,6 +217,6 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."
 
 
-def _word_after(beginning: str, stem: str) -> str:
+def _word_after(prefix: str, stem: str) -> str:
     """The word after the beginning of a name, up to the next underscore; empty if the name begins otherwise."""
-    return stem.removeprefix(beginning).partition("_")[0] if stem.startswith(beginning) else ""
+    return stem.removeprefix(prefix).partition("_")[0] if stem.startswith(prefix) else ""

@@ -2,10 +2,10 @@
 
 ROOT holds `images/`, `masks/`, `radiological_gradings.csv` and `overview.csv`, as in the official download. Gradings
 are per patient; scans and masks are per series, named `<patient>_<series>.mha`. A data set can be made of several
-series: a patient's discs are then there once per series, always in the same split.
+series. It then has each disc of a patient once per series, all in the same split.
 
-The tables do not define "UP endplate" and "LOW endplate". We take them for the endplates above and below the disc, as
-in the paper's task names.
+The tables do not define "UP endplate" and "LOW endplate". We assume that they are the endplates above and below the
+disc, as in the paper's task names.
 """
 
 from collections import Counter
@@ -33,13 +33,13 @@ COLUMNS = {
     "Disc narrowing": Column(Task("narrowing", _ABSENT_PRESENT), _BINARY),
     "UP endplate": Column(Task("upper_endplate", _NORMAL_ABNORMAL), _BINARY),
     "LOW endplate": Column(Task("lower_endplate", _NORMAL_ABNORMAL), _BINARY),
-    # Modic types 1 to 3 are changes of unlike kind, not of rising severity, and types 1 and 3 are rare.
+    # Modic types 1 to 3 differ in kind, not in severity, and types 1 and 3 are rare.
     "Modic": Column(Task("modic", _ABSENT_PRESENT), {"0": 0, "1": 1, "2": 1, "3": 1}),
     "Disc bulging": Column(Task("bulging", _ABSENT_PRESENT), _BINARY),
     "Disc herniation": Column(Task("herniation", _ABSENT_PRESENT), _BINARY),
     "Spondylolisthesis": Column(Task("spondylolisthesis", _ABSENT_PRESENT), _BINARY),
 }
-"""SPIDER's gradings by column, in SPIDER's spelling. Narrowing is binary, Modic not split into upper and lower."""
+"""SPIDER's gradings by column, in SPIDER's spelling. Narrowing is binary, and Modic is not split by endplate."""
 
 SPIDER_TASKS = tuple(column.task for column in COLUMNS.values())
 
@@ -57,7 +57,7 @@ def spider_jobs(
     keep_doubtful: bool = False,
     subset: str = "all",
 ) -> list[Job]:
-    """One job for each scan of some series. Patients without gradings are kept, unlabelled.
+    """Make one job for each scan of the given series. Patients without gradings are kept as unlabelled.
 
     The patients of SPIDER's official validation subset, if there are any, become the test split.
 
@@ -66,12 +66,12 @@ def spider_jobs(
         series: the endings of the file names: "t2_SPACE", "t2", "t1".
         seed, pseudonyms: seed of the split, and pseudonyms for patients and scans.
         detect_missing: detect the vertebral bodies of scans without a mask.
-        keep_doubtful: keep scans whose levels the detector doubts.
+        keep_doubtful: keep scans whose levels are doubtful.
         subset: "training" or "validation" for the patients of one official subset only; or "all".
 
     Raises:
-        SpinejaxError: a part of the layout is missing; a table has faults (all are listed); without `detect_missing`,
-            a scan has no mask.
+        SpinejaxError: a file or folder of the dataset is missing; a table has faults (all are listed); a scan has no
+            mask, without `detect_missing`.
     """
     scans = {key: image for each in series for key, image in _images(root, each, detect_missing).items()}
     patients = {patient for patient, _ in scans}
@@ -90,9 +90,9 @@ def spider_jobs(
         )
     patients = {patient for patient in patients if subset in ("all", subsets[patient])}
     if not patients:
-        raise SpinejaxError(f"--subset {subset}: none of the scans under {root} is of a patient of it.")
+        raise SpinejaxError(f"--subset {subset}: no scan under {root} is of a patient of this subset. Choose another.")
     splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
-    # SPIDER counts discs from the lowest, the detector from the sacrum: where that is doubtful, so are the grades.
+    # SPIDER counts discs from the lowest, the detector from the sacrum. A doubtful sacrum makes the grades doubtful.
     cutting = Cutting(convention="spider")
     return [
         job_of(
@@ -110,7 +110,7 @@ def spider_jobs(
 
 
 def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
-    """The gradings: patient → level → task → label.
+    """Read the gradings: patient → level → task → label.
 
     `IVD label` 1 is the lowest disc (L5-S1), 9 the highest (T9-T10). Rows of label 0 match no disc and are dropped.
 
@@ -130,7 +130,7 @@ def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
         if disc == "0":
             continue
         if LEVELS[-int(disc)] in gradings.setdefault(patient, {}):
-            faults.append(f"line {line}: patient {patient}, IVD label {disc} is there twice")
+            faults.append(f"line {line}: patient {patient}, IVD label {disc} occurs twice")
         gradings[patient][LEVELS[-int(disc)]] = labels
     refuse(path, faults)
     return gradings
@@ -158,22 +158,22 @@ def _splits(labels: dict[str, dict], subset: dict[str, str], seed: int) -> dict[
 
 
 def _images(root: Path, series: str, detect_missing: bool) -> dict[tuple[str, str], Path]:
-    """(Patient, series) → scan, of one series. Every scan has a mask, except with `detect_missing`."""
+    """Find the scans of one series: (patient, series) → file. Without `detect_missing`, each must have a mask."""
     folders = ["images"] if detect_missing else ["images", "masks"]
     missing = [name for name in folders if not (root / name).is_dir()]
     missing += [name for name in (_GRADINGS, _OVERVIEW) if not (root / name).is_file()]
     if missing:
         raise SpinejaxError(
-            f"{root}: no {', no '.join(missing)} there. Give the folder that holds SPIDER's images/, masks/, "
+            f"{root}: no {', no '.join(missing)} in it. Give the folder that holds SPIDER's images/, masks/, "
             f"{_GRADINGS} and {_OVERVIEW}."
         )
-    # `*_t2.mha` must not match `200_x_t2.mha`: the part before the series is a patient, without underscores.
+    # `*_t2.mha` also matches `200_x_t2.mha`, which is of another series: a patient's name has no underscore.
     found = {path.name.removesuffix(f"_{series}.mha"): path for path in sorted(root.glob(f"images/*_{series}.mha"))}
     images = {(patient, series): path for patient, path in found.items() if "_" not in patient}
     if not images:
         series_there = Counter(path.stem.partition("_")[2] for path in root.glob("images/*.mha"))
         there = ", ".join(f"{name} ({count})" for name, count in sorted(series_there.items())) or "no .mha file"
-        raise SpinejaxError(f"--series {series}: no images/*_{series}.mha under {root}; there is {there}.")
+        raise SpinejaxError(f"--series {series}: no images/*_{series}.mha under {root}; found {there}.")
     unmasked = [path.name for path in images.values() if not (root / "masks" / path.name).is_file()]
     if unmasked and not detect_missing:
         raise SpinejaxError(

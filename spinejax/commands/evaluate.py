@@ -117,9 +117,9 @@ def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
     runtime.set_up()
     together = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
-    with together, contextlib.ExitStack() as held:
+    with together, contextlib.ExitStack() as exit_stack:
         processes.end_on_sigterm()  # there is nothing to save
-        job = set_up(arguments, held)
+        job = set_up(arguments, exit_stack)
         graded = grade(job, arguments.split)
         processes.by_first(lambda: conclude(job, graded))
 
@@ -127,8 +127,8 @@ def main(arguments: Arguments) -> None:
 # Set-up: every fault that can be found early is found here ------------------------------------------------------------
 
 
-def set_up(arguments: Arguments, held: contextlib.ExitStack) -> Job:
-    """Read the network and the discs, and lock the results' folder until `held` closes."""
+def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
+    """Read the network and the discs, and lock the results' folder until `exit_stack` closes."""
     mesh = devices.make_mesh()
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
     if arguments.distributed and (arguments.scan or arguments.hotspots or arguments.calibrate):
@@ -144,7 +144,7 @@ def set_up(arguments: Arguments, held: contextlib.ExitStack) -> Job:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
     if page := arguments.report:
         processes.by_first(lambda: prepare_folder(page))
-    processes.by_first(lambda: held.enter_context(only_writer(make_folder(out, "--out"))))
+    processes.by_first(lambda: exit_stack.enter_context(only_writer(make_folder(out, "--out"))))
     data = open_discs(arguments, model, out)
     processes.refuse_difference("data", data.digest)
     return Job(arguments, mesh, step, record, weights, model, variables, out, data)
@@ -169,7 +169,7 @@ def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet,
 
 
 def output_folder(arguments: Arguments) -> Path:
-    """Folder for the results. Raises SpinejaxError if none is named, and the checkpoint is no run, which has one."""
+    """Folder for the results. Raises SpinejaxError without --out if the checkpoint is not a run."""
     if arguments.out is None and not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
         raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
     what = "scan" if arguments.scan else arguments.split
@@ -291,7 +291,7 @@ def conclude(job: Job, graded: Graded) -> None:
 
 
 def new_console() -> rich.console.Console:
-    """The standard output, wide enough for the tables where it is no terminal."""
+    """The standard output, wide enough for the tables if it is not a terminal."""
     return rich.console.Console(width=None if sys.stdout.isatty() else 120)
 
 

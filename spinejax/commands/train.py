@@ -37,7 +37,7 @@ class Arguments:
     """The run's folder. If it holds a run of the same options, that run is resumed."""
     options: Annotated[Config, tyro.conf.arg(name="")]
     distributed: bool = False
-    """Be one of several processes of this run. SLURM, MPI, GKE or Cloud TPU tell each its place; elsewhere set
+    """Be one of several processes of this run. SLURM, MPI, GKE or Cloud TPU tell each process its number; elsewhere set
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     start_seconds: int = 300
     """Seconds to wait for the other processes, with --distributed."""
@@ -64,23 +64,23 @@ def run(options: Config, data: DataSet, folder: Path, stop: Callable[[int], bool
     tasks.select(chosen, [name for name, _ in options.task_weights])
     refuse_unlabelled(data, chosen, ("train", options.validation_split))
     advice = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
-    with contextlib.ExitStack() as held:
-        processes.by_first(lambda: held.enter_context(lock.locked(folder, advice)))
+    with contextlib.ExitStack() as exit_stack:
+        processes.by_first(lambda: exit_stack.enter_context(lock.locked(folder, advice)))
         processes.by_first(lambda: checkpoint.check_options(options, folder))
         checkpoints = checkpoint.Checkpoints(folder, read_only=not processes.is_first())
-        held.enter_context(contextlib.closing(checkpoints))  # waits for the last save
-        return fit(options, data, chosen, checkpoints, mesh, stop, held)
+        exit_stack.enter_context(contextlib.closing(checkpoints))  # waits for the last save
+        return fit(options, data, chosen, checkpoints, mesh, stop, exit_stack)
 
 
-def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh, stop, held) -> str:
-    """The loop. An epoch takes steps, is evaluated, logged and saved; what `held` is given is closed in the end."""
+def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh, stop, exit_stack) -> str:
+    """The loop. An epoch takes steps, is evaluated, logged and saved. `exit_stack` closes what it opens."""
     state, unlogged, step, save, feed, model = set_up(options, data, chosen, checkpoints, mesh)
-    held.enter_context(contextlib.closing(feed.batches))
+    exit_stack.enter_context(contextlib.closing(feed.batches))
     first, folder = processes.is_first(), checkpoints.run
     log = Log(folder, step=int(state.step), tensorboard=options.tensorboard, write=first)
     steps_per_epoch = num_steps(len(data.rows("train")), options.batch_size)
     total = options.epochs * steps_per_epoch
-    bar = held.enter_context(progress(total, int(state.step), options.batch_size, show=first))
+    bar = exit_stack.enter_context(progress(total, int(state.step), options.batch_size, show=first))
     for number in options.evaluation_epochs(int(state.step) // steps_per_epoch):
         if train_step.is_over(state, options):
             break
@@ -91,7 +91,7 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
             save(state, error=None, unlogged=unlogged)
             processes.by_first(checkpoints.wait)
             return f"{folder} was stopped by SIGTERM. It is saved at step {int(state.step)}: start it again to go on."
-        means, unlogged = epoch.summary(unlogged, most_skipped=options.max_skipped), []
+        means, unlogged = epoch.summary(unlogged, max_skipped=options.max_skipped), []
         error, accuracies = epoch.validate(state, feed, model=model)
         if number % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
             state = train_step.evaluated(state, error, options)

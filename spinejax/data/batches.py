@@ -1,7 +1,7 @@
 """From shards to batches: which discs a step sees is a function of (seed, step) alone.
 
 Training order is an endless sequence of reshuffled passes over the split, cut into global batches; each host reads its
-own part of every batch. So neither the discs of a batch nor their places in it depend on hosts, workers or restarts.
+own part of every batch. So the discs of a batch and their order do not depend on hosts, workers or restarts.
 Evaluation order is the split's own, padded to whole batches with discs marked as not valid, so that every host takes
 the same number of steps.
 """
@@ -23,7 +23,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.tasks import UNLABELLED, Task
 
 Batch = dict[str, np.ndarray]
-"""volume uint16[B, 192, 320, 15], labels int32[B, T], row int32[B] (place in the data set), valid bool[B]."""
+"""volume uint16[B, 192, 320, 15], labels int32[B, T], row int32[B] (index in the data set), valid bool[B]."""
 
 NUM_BATCHES_AHEAD = 2  # each read by a thread of its own
 _PADDING = -1

@@ -35,7 +35,7 @@ from spinejax.tasks import LEVELS, UNLABELLED
 
 
 @contextlib.contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def _report_damage(path: Path) -> Iterator[None]:
     """Turn HDF5's errors about a damaged file into one message that names it."""
     try:
         yield
@@ -55,7 +55,7 @@ def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str],
     if not path.is_file():
         raise SpinejaxError(f"{path}: the manifest lists this shard, but it is missing.")
     expected = columns(num_tasks, version) | {name: (VOLUME_DTYPES[name], VOLUME_SHAPE) for name in ("volume", *masks)}
-    with _faults_named(path):
+    with _report_damage(path):
         file = h5py.File(path, "r", rdcc_nbytes=0)  # a disc is read whole and once: no chunk cache
         try:
             if set(file) != set(expected):
@@ -74,7 +74,7 @@ def _fault_of(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...
         return "is a link to elsewhere; a shard holds its own data"
     column = file[name]
     if not isinstance(column, h5py.Dataset) or column.is_virtual or column.external:
-        return "keeps its data in other files or is no data set"
+        return "keeps its data in other files, or is not an HDF5 dataset"
     if column.dtype != dtype or column.shape != shape:
         return f"is {column.dtype}{list(column.shape)}, expected {dtype}{list(shape)}"
     if not column.chunks or column.chunks[1:] != shape[1:]:
@@ -122,7 +122,7 @@ class DataSet:
         shards = [self._read_columns(index) for index in range(len(self._stops))]
         for name in columns(0, self._version):
             column = np.concatenate([shard[name] for shard in shards])
-            with _faults_named(self.folder):
+            with _report_damage(self.folder):
                 setattr(self, name, np.char.decode(column, "ascii") if column.dtype.kind == "S" else column)
         self._check_columns()
 
@@ -177,7 +177,7 @@ class DataSet:
         if name not in self.masks:
             raise SpinejaxError(f"{self.folder}: this data set stores no {name} masks.")
         index, place = self._locate(int(row))
-        with _faults_named(self._path(index)):
+        with _report_damage(self._path(index)):
             return self._file(index)[name][place]
 
     def labels_of(self, row: int) -> dict[str, int]:
@@ -202,7 +202,7 @@ class DataSet:
 
     def _read_volume(self, row: int, into: np.ndarray) -> np.ndarray:
         index, place = self._locate(row)
-        with _faults_named(self._path(index)):
+        with _report_damage(self._path(index)):
             self._file(index)
             column = self._volumes[index]
             if self._version == 1:  # HDF5 verifies what it reads
@@ -214,7 +214,7 @@ class DataSet:
         return into
 
     def _locate(self, row: int) -> tuple[int, int]:
-        """The file of a disc, and its place there."""
+        """The index of a disc's file, and its row in that file."""
         index = int(np.searchsorted(self._stops, row, side="right"))
         return index, int(row - self._stops[index] + self.manifest["files"][index]["discs"])
 
@@ -229,7 +229,7 @@ class DataSet:
         return self._files[index]
 
     def _read_columns(self, index: int) -> dict[str, np.ndarray]:
-        with _faults_named(self._path(index)):
+        with _report_damage(self._path(index)):
             return {name: self._file(index)[name][()] for name in columns(0, self._version)}
 
     def _check_columns(self) -> None:
@@ -269,7 +269,7 @@ def verify(folder: str | Path) -> list[str]:
     ]
     for (scan, level), count in Counter(zip(data.scan, data.level, strict=True)).items():
         if count > 1:
-            faults.append(f"scan {scan}: level {level} is there {count} times.")
+            faults.append(f"scan {scan}: level {level} occurs {count} times.")
     summary = ShardSummary()
     split_of_image: dict[str, str] = {}
     for row in range(len(data)):

@@ -61,7 +61,7 @@ class DeviceCache:
         rows = np.where(batch["valid"], batch["row"], 0)
         place = np.searchsorted(self._rows, rows)
         if (self._rows[np.minimum(place, len(self._rows) - 1)] != rows).any():
-            raise SpinejaxError("A batch asks for a disc that is not in device memory.")
+            raise SpinejaxError("A batch has a row that is not in device memory.")
         on_devices = put_batch(batch | {"place": place.astype(np.int32)}, self._mesh)
         return on_devices | {"volume": _take(self._voxels, on_devices.pop("place"), mesh=self._mesh)}
 

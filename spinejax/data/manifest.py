@@ -61,7 +61,7 @@ def write_manifest(
     """Write `manifest.json`, which makes the folder a data set, and return its contents.
 
     Raises:
-        SpinejaxError: there is no disc; or a patient, or one and the same image, is in two splits.
+        SpinejaxError: there is no disc; or a patient or an image is in two splits.
     """
     if not any(summary.num_discs for summary in summaries):
         raise SpinejaxError(f"{folder}: no disc was found in any scan, so there is no data set to write.")
@@ -107,7 +107,7 @@ def _refuse_shared_images(summaries: Sequence[ShardSummary], folder: Path) -> No
         if split_of.setdefault(image, split) != split:
             raise SpinejaxError(
                 f"{folder}: one and the same image is in the splits {split_of[image]} and {split}: a patient or scan "
-                "is there under two names. Leave one out."
+                "occurs under two names. Leave one out."
             )
 
 
@@ -119,9 +119,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SpinejaxError(
-            f"{folder}: no {MANIFEST} there, so this is not a data set. `python -m data_prep` makes one."
-        )
+        raise SpinejaxError(f"{folder}: no {MANIFEST} in it, so it is not a data set. `python -m data_prep` makes one.")
     manifest = read_json(path, Manifest, "Make the data set again.", strict=True)
     names = [entry["name"] for entry in manifest["files"]]
     if len(set(names)) < len(names):

@@ -39,4 +39,4 @@ def read_json(path: Path, kind: type[T], advice: str, *, strict: bool = False) -
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the file"
-        raise SpinejaxError(f"{path}: damaged, or of another version: {where}: {fault['msg']}. {advice}") from error
+        raise SpinejaxError(f"{path}: damaged, or of a different version: {where}: {fault['msg']}. {advice}") from error

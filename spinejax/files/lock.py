@@ -1,4 +1,4 @@
-"""One writer a folder.
+"""A lock that allows one writer per folder.
 
 On a local disk, and on network file systems that carry `flock` between hosts (NFS 4, GPFS, Lustre with `flock`),
 a second writer is refused, and the kernel releases the lock however the first one ends. Elsewhere (gcsfuse, Lustre

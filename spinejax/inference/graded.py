@@ -92,7 +92,7 @@ def labels_of(data: DataSet, rows: Int[np.ndarray, "M"], tasks: Sequence[Task]) 
     """Task name → the data set's labels; `UNLABELLED` where missing, and for a task that the data set lacks.
 
     Raises:
-        SpinejaxError: a task of the same name has other grades there.
+        SpinejaxError: the data set has different grades for a task of the same name.
     """
     columns = {task.name: column for column, task in enumerate(data.tasks)}
     labels = {}

@@ -27,7 +27,9 @@ from spinejax.network.views import View, ViewRanges
 from spinejax.parallel.devices import put_batch, put_replicated
 from spinejax.tasks import Task
 
-ONE_PLACE = ViewRanges(angle_deg=0, shift_rows_px=0, shift_columns_px=0, shift_slices=0, scale=0, intensity=0, flip=0)
+IDENTITY_RANGES = ViewRanges(
+    angle_deg=0, shift_rows_px=0, shift_columns_px=0, shift_slices=0, scale=0, intensity=0, flip=0
+)
 """Ranges in which every sample is the identity view."""
 
 
@@ -56,7 +58,7 @@ class Method:
             raise SpinejaxError(f"Hotspots: noise is {self.noise}, expected 0 or more.")
 
 
-PLAIN_GRADIENT = Method(num_views=1, ranges=ONE_PLACE)
+PLAIN_GRADIENT = Method(num_views=1, ranges=IDENTITY_RANGES)
 """The baseline of Simonyan et al.: the gradient at the identity view."""
 
 
@@ -213,7 +215,7 @@ def hotspot_step(
 ) -> Float[Array, "N T 112 224 9"]:
     """The maps of a batch of discs, as by `evidence`. A disc's views do not depend on the other discs (`keys_of`).
 
-    `batch` has `volume` uint16[N, 192, 320, 15], `slices` int[N, 2], `grades` int[N, T], and `row` int[N], the place in
+    `batch` has `volume` uint16[N, 192, 320, 15], `slices` int[N, 2], `grades` int[N, T], and `row` int[N], the index in
     the data set.
     """
 

@@ -74,7 +74,7 @@ def effect(graded: Graded, temperatures: Mapping[str, float]) -> dict[str, dict[
 
 
 def store(path: str | Path, found: Fit, *, weights: str | None = None) -> Path:
-    """Store a fit with a checkpoint, beside those of other ways of grading, and return the file.
+    """Add a fit to a checkpoint's file of temperatures, and return the file.
 
     Args:
         path: a run, an exported folder or one step's folder, as for `checkpoint.load`.
@@ -126,7 +126,7 @@ def _read(folder: Path, weights: str) -> list[Fit]:
     if _digest({name: value for name, value in file.items() if name != "sha256"}) != file["sha256"]:
         raise SpinejaxError(f"{path}: not what was stored: its sha256 differs. {again}")
     if file["weights"] != weights:
-        raise SpinejaxError(f"{path}: the temperatures are of other weights than this checkpoint's. {again}")
+        raise SpinejaxError(f"{path}: the temperatures were fitted to different weights. {again}")
     return file["fits"]
 
 

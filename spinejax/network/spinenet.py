@@ -237,7 +237,7 @@ def shown(windows: Float[Array | np.ndarray, "N H W S"]) -> Bool[Array | np.ndar
 
 
 def _at_places(x: jax.Array, places: Sequence[tuple[int, int]]) -> jax.Array:
-    """What each place's own window would have given; (N, H, W, C) → (N · places, h, w, C)."""
+    """Separate the output into the outputs of the windows at `places`: (N, H, W, C) → (N · places, h, w, C)."""
     if len(places) == 1:
         return x
     steps = [(row // SHARED_STRIDE, column // SHARED_STRIDE) for row, column in places]

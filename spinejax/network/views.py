@@ -152,7 +152,7 @@ def crop(volume: Num[Array | np.ndarray, "192 320 15"], view: View) -> Float[Arr
 def crop_around(volume: Num[Array | np.ndarray, "192 320 15"], view: View) -> Float[Array, "144 256 9"]:
     """The slices that a view of the grid shows, wide enough in plane for all nine in-plane positions of the grid.
 
-    The window at (0, 0) in it is that of the view at -16 rows and -16 columns. The view's own in-plane shift is not
+    Its window at (0, 0) is the window of the view at -16 rows and -16 columns. The view's own in-plane shift is not
     used.
 
     Raises:

@@ -15,7 +15,7 @@ DATA_AXIS = "data"
 
 
 def all_devices() -> list[jax.Device]:
-    """JAX's devices, those of a process side by side.
+    """JAX's devices, sorted so that each process's devices are adjacent.
 
     Raises:
         SpinejaxError: `JAX_PLATFORMS` names a platform that this machine lacks.

@@ -9,7 +9,7 @@ of devices:
             nothing is sent between the two, and each device gets back the sums of its own discs. Features are small
             beside the weights; gradients of fc6 and fc7 are never sent.
 
-Of a convolution's kernel each device keeps, and updates, a slice (Rajbhandari et al., 2020). The slices are gathered
+Each device keeps and updates a slice of every convolution's kernel (Rajbhandari et al., 2020). The slices are gathered
 where they are used, in the precision of the computation, and gradients are summed straight into slices. That sends as
 much as summing whole gradients, but no device reads and writes whole kernels and momentum.
 
@@ -45,7 +45,7 @@ a parameter has a path that ends in the parameter's, and is stored alike. Convol
 whose slices are contiguous in memory, but conv2 has only 96 of them. conv1, fc8 and biases are too small to split."""
 
 ONE_RING = 8
-"""Up to so many devices gather in one ring."""
+"""Maximum number of devices that gather in one ring."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def make(choice: str, mesh: Mesh, params: Mapping, *, batch_size: int) -> Layout
 
 
 def for_grading(mesh: Mesh, params: Mapping) -> Layout:
-    """The split layout, with convolutions whole on each device: they are used once a view, and never updated."""
+    """The split layout, with convolutions whole on each device: they are used once per view, and never updated."""
     layout = make("split", mesh, params, batch_size=1)
     convolutions = tuple(pattern for pattern, _ in RULES if "conv" in pattern)
     return replace(layout, whole=tuple(dict.fromkeys((*layout.whole, *convolutions))))

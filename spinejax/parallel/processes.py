@@ -23,7 +23,7 @@ from spinejax.errors import SpinejaxError, status_of
 from spinejax.parallel.devices import all_devices
 
 HEARTBEAT_SECONDS = 20
-"""A process that sends nothing for so long counts as dead, and the others end."""
+"""Seconds without a message after which a process counts as dead, and the others end."""
 
 _COLLECTIVE = re.compile("Gloo|NCCL|coordination")
 _LOST = re.compile(  # local faults, such as too little memory or a small /dev/shm, say none of these
@@ -37,7 +37,7 @@ _LOST = re.compile(  # local faults, such as too little memory or a small /dev/s
 def started(distributed: bool, *, start_seconds: int = 300) -> Iterator[None]:
     """Join the other processes while the block runs. Call it before anything asks for a device.
 
-    The environment says who the others are. JAX knows SLURM, Open MPI, GKE and Cloud TPU; anywhere else set the
+    JAX finds the other processes under SLURM, Open MPI, GKE and Cloud TPU; anywhere else set the
     variables `JAX_COORDINATOR_ADDRESS` (host:port of the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
     If the block raises, this process ends at once, without JAX's shutdown: the others wait for it in a collective
@@ -48,7 +48,7 @@ def started(distributed: bool, *, start_seconds: int = 300) -> Iterator[None]:
         start_seconds: how long to wait for the others.
 
     Raises:
-        SpinejaxError: the environment does not say who the others are, or names a platform that is not there.
+        SpinejaxError: the other processes cannot be found from the environment, or JAX lacks the platform.
     """
     if not distributed:
         all_devices()
@@ -67,7 +67,7 @@ def started(distributed: bool, *, start_seconds: int = 300) -> Iterator[None]:
 
 
 def _join(start_seconds: int) -> None:
-    # JAX would end a process that waits in vain with a stack trace and no word about the network: hence our own timer.
+    # Our own timer: at its timeout JAX ends the process with a stack trace that does not mention the network.
     clock = threading.Timer(start_seconds, _end_waiting, [start_seconds])
     clock.daemon = True
     clock.start()

@@ -34,7 +34,7 @@ def set_up(*, deterministic: bool = False) -> None:
     Args:
         deterministic: have XLA for GPUs choose only kernels that give the same bits in every run.
     """
-    jax.config.update("jax_enable_x64", False)  # JAX_ENABLE_X64 would silently train to other numbers
+    jax.config.update("jax_enable_x64", False)  # JAX_ENABLE_X64 would silently change the results of training
     if folder := cache_folder():
         jax.config.update("jax_compilation_cache_dir", folder)
     if on_cpu():

@@ -115,7 +115,7 @@ def mean_maps(means: Sequence[Example], path: Path) -> None:
 
 
 def _grid(number: int, width: float, height: float) -> tuple[Figure, list]:
-    """A figure with so many axes of a size in inches, at most three in a row."""
+    """A figure with `number` axes of the given size in inches, at most three per row."""
     columns = min(3, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

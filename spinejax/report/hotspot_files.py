@@ -30,7 +30,7 @@ from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
 from spinejax.inference.hotspots import Method
 from spinejax.tasks import Task
 
-_NOTE = "Research use only: a hotspot shows what moved the network, not proven pathology."
+_NOTE = "Research use only: a hotspot shows what the score depends on, not proven pathology."
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

@@ -29,12 +29,12 @@ from spinejax.tasks import LEVELS
 
 INDEX = "index.html"
 DISCS_PER_PAGE = 300
-"""Of six tasks; fewer of more tasks. A page stays below 25 MB."""
+"""Limit for six tasks, and lower for more tasks, so that a page stays below 25 MB."""
 
 MAP_SHRINK = 2
 """A map is smooth: half of its rows and columns are enough to paint it."""
 WINDOW_BYTES, MAP_BYTES = 32_000, 8_000
-"""Of a disc's slices, and of each of its maps, at most, as base64."""
+"""Maximum bytes, as base64, of a disc's slices and of each of its maps."""
 _WINDOW_QUALITIES, _MAP_QUALITIES = (80, 60, 40, 20, 5, 0), (60, 40, 20, 5, 0)
 _BRIGHTEST = 99.9  # percentile: one pixel far above all others would leave the rest of a map black
 

@@ -17,13 +17,13 @@ RESEARCH_ONLY = "Research use only: not a medical device, not for diagnosis."
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of an evaluation, without those of single discs."""
+    """The results of an evaluation over all discs."""
 
     about: Mapping[str, Any]
     """What was evaluated and how: `split`, `num_views` and more, JSON values."""
     branch_point: str | None
     results: Sequence[TaskResult]
-    """Of the tasks that have labels, as are `doubts`."""
+    """One entry for each task that has labels; so has `doubts`."""
     doubts: Sequence[Doubt] = ()
     calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Task name → `calibration.before_and_after`; empty if no temperature was applied."""

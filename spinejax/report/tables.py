@@ -119,7 +119,7 @@ def _calibration_table(found: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _pointing_table(found: Mapping[str, Pointing]) -> Table:
-    """How well each task's hotspots point at the lesions, beside what chance would give."""
+    """How well each task's hotspots point at the lesions, compared with chance."""
     title = "Hotspots against lesion masks, % [95 % interval over patients]"
     table = _table(title, "lesions", "peak hits", "chance", "energy inside", "even map", "own vertebra")
     for name, pointing in found.items():

@@ -121,7 +121,7 @@ def _needed(size: int) -> int:
 def check_options(options: Config, run: Path) -> None:
     """Write a new run's options into its folder; for a resumed run, compare them with those it began with.
 
-    A run that ended before its first save, because of a mistyped option perhaps, begins anew.
+    A run that ended before its first save, perhaps because of a mistyped option, starts again.
 
     Raises:
         SpinejaxError: an option differs that changes what a step computes, or there are steps but no options.
@@ -137,7 +137,9 @@ def check_options(options: Config, run: Path) -> None:
             and getattr(before, field.name) != getattr(options, field.name)
         ]
         if changed:
-            raise SpinejaxError(f"{run} holds a run of other options ({'; '.join(changed)}). Choose another --workdir.")
+            raise SpinejaxError(
+                f"{run} holds a run with different options ({'; '.join(changed)}). Choose another --workdir."
+            )
     elif begun:
         raise SpinejaxError(f"{run} holds checkpoints, but not the options they were made with ({OPTIONS} is missing).")
     config.save(options, path)
@@ -239,7 +241,7 @@ def restore(
     found, template = items["optimiser"] | items["variables"], to_host(template)
     _check_same_shapes(folder, found, flax.serialization.to_state_dict(template))
     if record["tasks"] != task_tables.to_json(model.tasks):
-        raise SpinejaxError(f"{folder}: a checkpoint of another task table than the data set's.")
+        raise SpinejaxError(f"{folder}: its task table is not the data set's. Give the --data that it was trained on.")
     return flax.serialization.from_state_dict(template, found)
 
 
@@ -300,7 +302,7 @@ def find(path: str | Path) -> Path:
         return path
     if (best := best_step(path)) is not None:
         return path / CHECKPOINTS / str(best)
-    raise SpinejaxError(f"{path}: no checkpoint there. Expected a run of `python train.py`, or its `{EXPORT}` folder.")
+    raise SpinejaxError(f"{path}: not a checkpoint. Expected a run of `python train.py`, or its `{EXPORT}` folder.")
 
 
 def _check_same_shapes(folder: Path, found: dict, expected: dict) -> None:
@@ -309,5 +311,5 @@ def _check_same_shapes(folder: Path, found: dict, expected: dict) -> None:
         shapes = [f"{t[name].dtype}{list(t[name].shape)}" if name in t else "absent" for t in (found, expected)]
         if shapes[0] != shapes[1]:
             raise SpinejaxError(
-                f"{folder}: a checkpoint of another network or task table: {name} is {shapes[0]}, expected {shapes[1]}."
+                f"{folder}: not of this network and task table: {name} is {shapes[0]}, expected {shapes[1]}."
             )

@@ -1,4 +1,4 @@
-"""Between two evaluations: steps, their metrics, and the validation that follows them."""
+"""The training steps between two evaluations, their metrics, and the validation after them."""
 
 import functools
 import math
@@ -28,9 +28,9 @@ class Feed(NamedTuple):
     """The batches of a run.
 
     Args:
-        columns: of the data set's labels, one for each task.
-        batches: of training, from the step to resume from, without an end.
-        validation: gives those of an evaluation.
+        columns: for each task, its column in the data set's labels.
+        batches: endless training batches, starting at the step to resume from.
+        validation: returns the batches of one evaluation.
         put: transfers a batch to the devices.
     """
 
@@ -41,7 +41,7 @@ class Feed(NamedTuple):
 
 
 def make_feed(options: Config, data: DataSet, tasks: Sequence[Task], mesh: Mesh, *, step: int) -> Feed:
-    """The batches of a run, from a step on: this process's part, or row numbers if the devices keep the discs."""
+    """Make a run's batches, starting at `step`: this process's discs, or only row numbers with --cache device."""
     columns = [data.tasks.index(task) for task in tasks]
     rows = data.rows(options.validation_split)
     put: Callable = functools.partial(devices.put_batch, mesh=mesh)
@@ -61,39 +61,39 @@ def take_steps(
     stop: Callable[[int], bool],
     progress: Progress,
 ) -> tuple[TrainState, Unlogged, dict[str, float]]:
-    """Take steps up to number `until`, or until `stop` says so.
+    """Train up to step `until`, or until `stop(step)` is true.
 
     Returns:
-        The new state; the metrics of each step, null where they are not finite; and the speed, for the log.
+        The new state; each step's metrics, None where not finite; discs per second and the fraction of time waiting.
     """
-    on_devices, waited, started = [], 0.0, time.perf_counter()
+    on_devices, seconds_waiting, start = [], 0.0, time.perf_counter()
     for number in range(int(state.step), until):
         if stop(number):
             break
-        asked = time.perf_counter()
+        wait_start = time.perf_counter()
         batch = next(feed.batches)
-        waited += time.perf_counter() - asked
+        seconds_waiting += time.perf_counter() - wait_start
         state, metrics = step(state, feed.put(batch))
         on_devices.append(metrics)
         progress.step()
-    # Metrics are read back once, here: inside the loop the devices never wait for the host.
+    # Read the metrics only after the loop, so that the devices never wait for the host.
     metrics_of_steps = [
         {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         for metrics in devices.to_host(on_devices)
     ]
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     speed = len(on_devices) * progress.batch_size / seconds
-    return state, metrics_of_steps, {"discs_per_second": speed, "waiting_for_data": waited / seconds}
+    return state, metrics_of_steps, {"discs_per_second": speed, "waiting_for_data": seconds_waiting / seconds}
 
 
-def summary(metrics_of_steps: Unlogged, *, most_skipped: int) -> dict[str, float | None]:
-    """The means over the steps that were not skipped, null if all were, and how many were.
+def summary(metrics_of_steps: Unlogged, *, max_skipped: int) -> dict[str, float | None]:
+    """Average the metrics over the steps that were not skipped (None if all were), and count the skipped steps.
 
     Raises:
-        SpinejaxError: at least `most_skipped` steps in a row were skipped.
+        SpinejaxError: at least `max_skipped` steps in a row were skipped.
     """
     in_a_row = max(int(metrics["skipped"] or 0) for metrics in metrics_of_steps)
-    if in_a_row >= most_skipped:
+    if in_a_row >= max_skipped:
         raise SpinejaxError(
             f"The loss or a gradient was NaN or infinite in {in_a_row} steps in a row. The last good checkpoint is "
             "kept. Train again in another --workdir, with a lower --learning-rate."
@@ -105,9 +105,12 @@ def summary(metrics_of_steps: Unlogged, *, most_skipped: int) -> dict[str, float
 
 
 def validate(state: TrainState, feed: Feed, *, model: SpineNet) -> tuple[float, dict[str, float]]:
-    """The validation error, 1 - the mean over tasks, and each task's mean per-class accuracy, named as in the log."""
+    """Return 1 - the mean accuracy over tasks, and each task's mean per-class accuracy by its name in the log."""
     variables = {"params": state.params, "constants": state.constants}
     counts = [eval_step(variables, feed.put(batch), model=model) for batch in feed.validation()]
     confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *devices.to_host(counts))
-    found = {f"validation_accuracy/{name}": float(mean_per_class_accuracy(each)) for name, each in confusions.items()}
-    return 1 - float(np.mean(list(found.values()))), found
+    accuracies = {
+        f"validation_accuracy/{name}": float(mean_per_class_accuracy(confusion))
+        for name, confusion in confusions.items()
+    }
+    return 1 - float(np.mean(list(accuracies.values()))), accuracies

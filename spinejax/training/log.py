@@ -81,14 +81,14 @@ def read_log(path: Path) -> list[dict]:
             entry = _ENTRY.validate_json(line)
         except pydantic.ValidationError as error:
             if number < len(lines):
-                raise SpinejaxError(f"{path}: line {number} is no entry of a log. Delete that line.") from error
+                raise SpinejaxError(f"{path}: line {number} is not an entry of a log. Delete that line.") from error
         else:  # earlier versions wrote NaN, which JSON does not have
             entries.append({name: None if value != value else value for name, value in entry.items()})
     return entries
 
 
 class Progress:
-    """Steps done, discs a second and the time left, and a line for each evaluation; plain lines off a terminal."""
+    """Shows steps done, discs per second, time left and a line per evaluation; plain lines if not on a terminal."""
 
     def __init__(self, bar: rich.progress.Progress, task: rich.progress.TaskID, batch_size: int):
         self._bar, self._task, self.batch_size = bar, task, batch_size

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 import pydantic
 from typing_extensions import TypedDict
 
-from spinejax.config import MOST_WIDTH
+from spinejax.config import MAX_WIDTH
 from spinejax.errors import SpinejaxError
 from spinejax.files import checksums
 from spinejax.files.json_files import read_json
@@ -41,7 +41,7 @@ class Model(TypedDict):
     """`SpineNet`'s arguments, without the tasks."""
 
     branch_point: str | None
-    width: Annotated[float, pydantic.Field(gt=0, le=MOST_WIDTH)]
+    width: Annotated[float, pydantic.Field(gt=0, le=MAX_WIDTH)]
     dropout: float
     num_slices: Annotated[int, pydantic.Field(gt=0)]
     initialiser: str
@@ -173,7 +173,7 @@ def best_step(run: str | Path) -> int | None:
 def way_back(folder: Path) -> str:
     """What to do about a damaged checkpoint; for a step of a run, which other step is whole."""
     if folder.parent.name != CHECKPOINTS or not folder.name.isdigit():
-        return "Restore it from a copy, or start its run's command again, which exports the best step anew."
+        return "Restore it from a copy, or start its run's command again, which exports the best step again."
     others = [other for other in reversed(steps_of(folder.parent).values()) if other != folder]
     whole = next((other.name for other in others if not checksums.fault_of(other)), None)
     if whole is None:

@@ -88,15 +88,15 @@ def initialise_from(state: TrainState, params: Mapping) -> tuple[TrainState, lis
     Raises:
         SpinejaxError: not one weight fits.
     """
-    own, others = (flax.traverse_util.flatten_dict(tree) for tree in (state.params, params))
-    fitting = {path: leaf for path, leaf in others.items() if path in own and own[path].shape == leaf.shape}
+    new, loaded = (flax.traverse_util.flatten_dict(tree) for tree in (state.params, params))
+    fitting = {path: leaf for path, leaf in loaded.items() if path in new and new[path].shape == leaf.shape}
     if not fitting:
         raise SpinejaxError(
-            "--init-from: no weight there has a name and shape of this network's. Is its --width another?"
+            "--init-from: none of that run's weights fits this network by name and shape. Does its --width differ?"
         )
-    taken = {path: np.asarray(leaf, own[path].dtype) for path, leaf in fitting.items()}
-    state = state.replace(params=flax.traverse_util.unflatten_dict(own | taken))
-    return state, sorted({"/".join(path[:-1]) for path in taken})
+    initialised = {path: np.asarray(leaf, new[path].dtype) for path, leaf in fitting.items()}
+    state = state.replace(params=flax.traverse_util.unflatten_dict(new | initialised))
+    return state, sorted({"/".join(path[:-1]) for path in initialised})
 
 
 def make_optimiser(config: Config) -> optax.GradientTransformation:
@@ -105,7 +105,7 @@ def make_optimiser(config: Config) -> optax.GradientTransformation:
 
 
 def make_plateau(config: Config) -> optax.GradientTransformationExtraArgs:
-    """The rule that lowers the learning rate. It gets the validation error once an evaluation, not once a step."""
+    """The rule that lowers the learning rate. It gets the validation error once per evaluation, not per step."""
     return optax.contrib.reduce_on_plateau(factor=config.plateau_factor, patience=config.plateau_patience)
 
 
@@ -170,7 +170,7 @@ def draw_windows(
     dtype: str = "float32",
     layout: Layout | None = None,
 ) -> Float[Array, "N 112 224 9"]:
-    """A window of each disc through its own random view, which the key, the step and its place in the batch decide.
+    """A window of each disc through its own random view, decided by the key, the step and its index in the batch.
 
     `dtype` is the network's, as for `views.take`; `layout` divides the discs over devices, None leaves them on one.
     """

@@ -180,7 +180,7 @@ def test_a_data_set_of_other_tasks_is_matched_by_name(run, tiny):
     ("changes", "fault"),
     [
         ({"split": "validation"}, "no disc in split 'validation'"),
-        ({"checkpoint": Path("nowhere")}, "no checkpoint there"),
+        ({"checkpoint": Path("nowhere")}, "not a checkpoint"),
         ({"data": Path("nowhere")}, "no manifest.json"),
         ({"batch_size": 0}, "--batch-size is 0"),
     ],

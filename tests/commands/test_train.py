@@ -87,7 +87,7 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tin
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (["--data", "nowhere"], "no manifest.json there"),
+        (["--data", "nowhere"], "no manifest.json in it"),
         (["--tasks", "modic"], "Unknown task modic"),
         (["--width", "-1"], "--width is -1.0"),
         (["--task-weights", "sidee", "5"], "Unknown task sidee"),

@@ -12,7 +12,7 @@ from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference import hotspots
-from spinejax.inference.hotspots import ONE_PLACE, PLAIN_GRADIENT, Method
+from spinejax.inference.hotspots import IDENTITY_RANGES, PLAIN_GRADIENT, Method
 from spinejax.network import views
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices
@@ -301,7 +301,7 @@ def test_noise_and_views_have_keys_of_their_own():
 
 
 def test_ranges_of_zero_give_the_identity():
-    jax.tree.map(np.testing.assert_array_equal, views.sample(KEY, ONE_PLACE), views.identity())
+    jax.tree.map(np.testing.assert_array_equal, views.sample(KEY, IDENTITY_RANGES), views.identity())
 
 
 def test_unknown_tasks_and_grades_are_refused():

@@ -72,7 +72,7 @@ def test_a_changed_file_is_refused_by_name(run, old, new, fault):
 def test_temperatures_of_other_weights_are_refused(run):
     path = temperatures.store(run, a_fit())
     change_weights(checkpoint.find(run))
-    with pytest.raises(SpinejaxError, match=f"{path}: the temperatures are of other weights"):
+    with pytest.raises(SpinejaxError, match=f"{path}: the temperatures were fitted to different weights"):
         temperatures.read(run, num_views=54, average="probabilities")
 
 

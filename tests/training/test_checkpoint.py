@@ -217,7 +217,7 @@ def test_a_damaged_record_is_refused(run, tmp_path, text):
     ("changes", "fault"),
     [
         ({"model": None}, "model"),
-        ({"model": {"width": 0.05}}, "another network or task table: params/head_brightness/fc6/bias"),
+        ({"model": {"width": 0.05}}, "not of this network and task table: params/head_brightness/fc6/bias"),
         ({"model": {"dtype": "evil"}}, "model.dtype"),
         ({"model": {"width": 1e9}}, "model.width"),
         ({"tasks": [{"name": "brightness"}]}, "Task table"),
@@ -241,7 +241,7 @@ def test_a_run_goes_on_with_its_own_data_and_tasks_only(run):
     with pytest.raises(SpinejaxError, match="another data set"):
         restored(checkpoints, 30, data_digest="abd")
     swapped = (TASKS[0], Task("side", ("back", "front")))
-    with pytest.raises(SpinejaxError, match="another task table"):
+    with pytest.raises(SpinejaxError, match="its task table is not"):
         restored(checkpoints, 30, tasks=swapped)
 
 
@@ -293,14 +293,14 @@ def test_records_of_the_version_before_are_read_and_of_the_first_refused(run, tm
         checksums.seal(copy)
         if version == 2:
             same(spinejax.load(copy)[1]["params"], run[2][20].params)
-    with pytest.raises(SpinejaxError, match="of another version: version: Input should be 2 or 3"):
+    with pytest.raises(SpinejaxError, match="of a different version: version: Input should be 2 or 3"):
         spinejax.load(copy)
 
 
 @pytest.mark.parametrize(
     ("tasks", "config", "difference"),
     [
-        (TASKS, Config(width=0.03), r"another network or task table: .*head_brightness/fc6/bias is float32"),
+        (TASKS, Config(width=0.03), r"not of this network and task table: .*head_brightness/fc6/bias is float32"),
         ((*TASKS, Task("more", ("no", "yes"))), CONFIG, r"head_more/fc6/bias is absent"),
         (TASKS, Config(width=0.02, branch_point="fc7"), r"another network"),
     ],
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_another_network_is_refused(run, tasks, config, differen
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(SpinejaxError, match="no checkpoint there"):
+    with pytest.raises(SpinejaxError, match="not a checkpoint"):
         spinejax.load(tmp_path)
 
 

@@ -26,7 +26,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 
 _SAVE_EVERY = 50
-_MEMORY = 0.98  # of the running average, a step
+_MEMORY = 0.98  # weight of the old running average at each step
 _PHANTOM_SLICES = 4  # of each, away from the flanks
 _SPIDER = (
     "J. W. van der Graaf et al., Lumbar spine segmentation in MR images: a dataset and a public benchmark, Scientific "
@@ -142,7 +142,7 @@ def _load(path: Path, like: Any) -> Any:
 
 def _refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.exists() and json.loads(path.read_text()) != settings:
-        raise SpinejaxError(f"{path.parent}: holds a run with other settings. Remove it, or give another --out.")
+        raise SpinejaxError(f"{path.parent}: holds a run with different settings. Remove it, or give another --out.")
     write_atomically(path, lambda part: part.write_text(json.dumps(settings) + "\n"))
 
 

@@ -78,7 +78,7 @@ def test_other_files_are_refused(tmp_path, text):
 def test_corners_beside_the_scan_and_too_few_are_refused():
     scan = Scan(np.zeros((80, 80, 3), np.float32), sagittal_affine((1, 1, 4)), "scan")
     body = {"corners_mm": [[500, y, z] for _, y, z in POINTS]}
-    with pytest.raises(SpinejaxError, match="scan: L4's corners are beside the slices"):
+    with pytest.raises(SpinejaxError, match="scan: L4's corners are outside the slices"):
         bodies_from_corners(scan, {"L4": body, "L5": body})
     with pytest.raises(SpinejaxError, match="the corner file has 1 of its vertebrae"):
         bodies_from_corners(scan, {"L4": body})

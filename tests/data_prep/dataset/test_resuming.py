@@ -296,7 +296,7 @@ def test_a_folder_that_no_run_created_is_refused(tmp_path, folder):
     other = resuming.unfinished(tmp_path / "out")
     other.mkdir()
     (other / MANIFEST).write_text("somebody's")
-    with pytest.raises(SpinejaxError, match=r"out\.unfinished: this run needs that folder, but it holds other files"):
+    with pytest.raises(SpinejaxError, match=r"out\.unfinished: the run needs this folder for its own files"):
         run(folder, tmp_path / "out", overwrite=True)
     assert (other / MANIFEST).read_text() == "somebody's"
     other.rename(tmp_path / "theirs")

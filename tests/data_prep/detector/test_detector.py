@@ -374,7 +374,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, monkeypatch):
     assert lines[0] == "continues from step 2"
     assert weights.weights_sum(tmp_path / "parts.npz") == weights.weights_sum(tmp_path / "whole.npz")
 
-    with pytest.raises(SpinejaxError, match="other settings"):
+    with pytest.raises(SpinejaxError, match="different settings"):
         run.train_detector(None, tmp_path / "parts.npz", run.Recipe(steps=4, phantoms=1), tell=lines.append)
     with pytest.raises(SpinejaxError, match="Nothing to train on"):
         run.train_detector(None, tmp_path / "none.npz", run.Recipe(phantoms=0), tell=lines.append)

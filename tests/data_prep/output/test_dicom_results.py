@@ -247,7 +247,7 @@ def test_a_disc_that_lies_elsewhere_is_not_written(hospital, tmp_path, capsys):
         file["affine"][0] = affine
     arguments = ["--source", str(root / "files" / "images"), "--key", str(root / "discs.key")]
     assert main(["results", str(evaluation), *arguments, "--out", str(tmp_path / "out")]) == 2
-    assert "the disc does not lie in this series" in capsys.readouterr().err
+    assert "the disc is outside this series" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from PIL import Image
 from pydicom import uid
 
 from data_prep.read.dicom import read_series
-from data_prep.read.dicom_headers import is_dicom, read_header, weighting_in_words
+from data_prep.read.dicom_headers import is_dicom, read_header, weighting_in_text
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 from tests.block_spine import sagittal_affine
@@ -198,7 +198,7 @@ NORMAL_MM = OBLIQUE[:3, 2] / 4
     [
         (lambda slices: slices[:2] + slices[3:], r"1 slices are missing between 0000\d and 0000\d \(8.00 mm apart"),
         (lambda slices: slices[:1] + slices[3:], "2 slices are missing"),
-        (twice, "a slice is there twice.*00002"),
+        (twice, "a slice occurs twice.*00002"),
         (four_dimensional, "2 images at each of its 6 positions: the series is 4-D or copied"),
         (moved(1.3 * NORMAL_MM), "unevenly spaced"),
         (moved(2.0 * OBLIQUE[:3, 0]), "shifted against one another"),
@@ -309,7 +309,7 @@ def test_weighting(tmp_path, scan, values, weighting):
     [("10_t2", "t2"), ("sub-1_T1w", "t1"), ("t1_t2", None), ("pat123", None), ("t2_stir_sag", "stir"), ("t20", None)],
 )
 def test_weighting_in_words(words, weighting):
-    assert weighting_in_words(words) == weighting
+    assert weighting_in_text(words) == weighting
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
         "line 2: pfirrmann '6', expected 1, 2, 3, 4, 5",
         "line 3: level 'L6-S1', expected one of T9-T10",
         "line 4: no patient",
-        "line 6: 1 b L4-L5 is there twice",
+        "line 6: 1 b L4-L5 occurs twice",
     ):
         assert fault in str(error.value)
 
@@ -54,7 +54,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
         ("", "no column"),
         ("patient,scan,level\n1,a,L5-S1\n", "no column of a task"),
         ("patient,level,pfirrmann\n1,L5-S1,1\n", "no column 'scan'"),
-        ("patient,scan,level,pfirrmann,pfirrmann\n", "column 'pfirrmann' is there twice"),
+        ("patient,scan,level,pfirrmann,pfirrmann\n", "column 'pfirrmann' occurs twice"),
         ("patient,scan,level,pfirrmann\n1,a,L5-S1\n", "too many or too few cells"),
         ("\0\0", "not a comma-separated|no column"),
     ],

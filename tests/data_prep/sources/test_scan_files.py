@@ -126,7 +126,7 @@ def test_mixed_tree_is_sorted_out_and_reported(tmp_path, capsys):
         "5 of 5 files: a localiser",
         "in three planes: a localiser",
         "5 of 5 files: modality CT",
-        "1 files are no scans: readme.txt",
+        "1 files are not scans: readme.txt",
         "sub-9_T1w.mha: t1 by its name",
     ):
         assert line in printed.err, line

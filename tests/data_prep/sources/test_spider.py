@@ -195,7 +195,7 @@ def test_all_faults_of_a_table_are_reported_at_once(tmp_path):
     for fault in (
         "line 2: Pfirrman grade '6', expected 1, 2, 3, 4, 5",
         "line 3: Modic 'x'",
-        "line 5: patient 1, IVD label 3 is there twice",
+        "line 5: patient 1, IVD label 3 occurs twice",
         "line 6: IVD label '10', expected 0 to 9",
         "line 7: no patient",
     ):
