@@ -59,8 +59,7 @@ class _WritingPatients(_Writing):
     key: Path | None = None
     """File with the secret key of the pseudonyms, made if there is none. Keep it. Default: <out>.key, beside `out`."""
     keep_doubtful: bool = False
-    """Keep labelled scans whose levels the detector doubts. Their discs could have their neighbours'
-    labels."""
+    """Keep labelled scans whose levels the detector doubts. Their discs could have their neighbours' labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
