@@ -302,7 +302,7 @@ def test_records_of_the_version_before_are_read_and_of_the_first_refused(run, tm
     [
         (TASKS, Config(width=0.03), r"not of this network and task table: .*head_brightness/fc6/bias is float32"),
         ((*TASKS, Task("more", ("no", "yes"))), CONFIG, r"head_more/fc6/bias is absent"),
-        (TASKS, Config(width=0.02, branch_point="fc7"), r"another network"),
+        (TASKS, Config(width=0.02, branch_point="fc7"), r"not of this network"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(run, tasks, config, difference):

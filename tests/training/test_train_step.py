@@ -80,7 +80,7 @@ def test_a_network_of_another_width_has_no_weight_to_start_with():
     wide = dataclasses.replace(CONFIG, width=0.05)
     theirs = initial(wide)[1].params
     kept = {name: {k: v for k, v in theirs[name].items() if k != "fc8"} for name in theirs}
-    with pytest.raises(SpinejaxError, match="--init-from: no weight there"):
+    with pytest.raises(SpinejaxError, match="--init-from: none of that run's weights"):
         train_step.initialise_from(state, jax.tree.map(lambda leaf: leaf[None], kept))
 
 

@@ -124,7 +124,7 @@ def test_body_that_leaves_the_stack_sideways_is_doubtful(mirrored, side):
 
     bodies, notes = bodies_from_spider_mask(changed(spine, bend))
     assert len(bodies) == 5
-    doubt = f"L4 is doubtful: only 8 mm of its width are seen, in the {side} slices, so that its middle may be beside"
+    doubt = f"L4 is doubtful: only 8 mm of its width are seen, in the {side} slices, so its middle may be outside"
     assert [doubt in note for note in notes] == [True]
 
 

@@ -134,7 +134,7 @@ def test_one_official_subset_alone(tmp_path):
     assert {job.patient for job in jobs(root, subset="training")} == {KEY.patient(p) for p in "135"}
     assert {job.split for job in jobs(root, subset="training")} == {"train", "validation", "test"}
     assert {job.split for job in jobs(root, subset="validation")} == {"test"}
-    with pytest.raises(SpinejaxError, match="--subset validation: none of the scans"):
+    with pytest.raises(SpinejaxError, match="--subset validation: no scan under"):
         jobs(write_root(tmp_path / "other"), subset="validation")
 
 
