@@ -58,7 +58,7 @@ def test_temperatures_are_stored_for_each_way_of_grading(run):
     [
         ('"side": 2.0', '"side": 2.1', "its sha256 differs"),
         ('"side": 2.0', '"side": -2.0', "greater than 0"),
-        ('"version": 1', '"version": 2', "another version: version"),
+        ('"version": 1', '"version": 2', "a different version: version"),
         ("{", "", "damaged"),
     ],
 )
