@@ -79,7 +79,7 @@ def main() -> None:
             }
             console.print(
                 f"{name:6} {shape}: {seconds:.2f} s ({cpu_seconds:.2f} of one core's) a scan of {num_discs} discs, "
-                f"{60 / seconds:.0f} scans a minute and "
+                f"{60 / seconds:.0f} scans per minute and "
                 f"core; peak {first_mib:.0f} MiB after one scan, {peak_mib():.0f} MiB after {options.scans + 1}",
                 highlight=False,
             )

@@ -210,7 +210,7 @@ def _build(
 
 
 def fold(data: _DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
-    """Split a data set's patients anew, for one fold of a cross-validation: test is the fold, validation an eighth of
+    """Split a data set's patients again, for one fold of a cross-validation: test is the fold, validation an eighth of
     the rest. Over all folds every patient is in test once. A test split that must stay unseen has to be left out first.
 
     Args:

@@ -19,7 +19,7 @@ from data_prep.read.csv_tables import refuse
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
-_WIDTH_MM = 35.0  # of a lumbar body, from side to side, less its rounded flanks
+_WIDTH_MM = 35.0  # width of a lumbar body without its rounded flanks
 _MAX_BYTES = 1 << 28
 
 _Millimetres = Annotated[float, pydantic.Field(ge=-2000, le=2000, allow_inf_nan=False)]

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from scipy.stats import siegelslopes
 
-_ENDPLATE_PART = 0.75  # of the width: the rims, where osteophytes grow, are not used
-_WALL_PART = 0.7  # of the height
+_ENDPLATE_PART = 0.75  # part of the width that is used: osteophytes grow on the rims
+_WALL_PART = 0.7  # part of the height that is used
 
 
 class DoubtfulError(Exception):

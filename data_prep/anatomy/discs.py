@@ -21,7 +21,7 @@ from spinejax.tasks import LEVELS
 BODY_INTENSITY = 0.5  # the median over a disc's two vertebral bodies is mapped to this, in every slice
 PREPROCESSING = {"interpolation": "linear", "width_px": WINDOW_SHAPE[1] // 2, "median_of_bodies": BODY_INTENSITY}
 
-_MIN_MEDIAN = 1e-3  # of the brightest pixel around
+_MIN_MEDIAN = 1e-3  # minimum median, as a fraction of the disc's brightest pixel
 _WIDTH_MM = (15, 70)
 _HEIGHT_MM = (-3, 35)  # an edge fitted to a collapsed disc may cross its neighbour a little
 

@@ -114,7 +114,7 @@ def to_spider(mask: Scan, convention: str | None, lowest_level: str | None) -> t
 
 
 def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np.ndarray, list[str]]:
-    """The mask's voxels with SPIDER's labels. Levels beside a surplus vertebra have no name and are left out."""
+    """The mask's voxels with SPIDER's labels. Levels next to a surplus vertebra have no name and are left out."""
     table = np.zeros(256, np.uint8)
     table[list(tool.canal)] = CANAL
     surplus = [name for name in _SURPLUS if name in known]

@@ -196,7 +196,7 @@ def _structure(voxels: np.ndarray, label: int, box: tuple[slice, ...], spacing: 
 
 _LENGTH_MM = (15.0, 70.0)  # from the front to the back of an endplate
 _HEIGHT_MM = (1.5, 60.0)  # the front wall of a crushed body can nearly vanish; the tallest lumbar body has 40
-_MIN_LENGTH_RATIO = 0.6  # of the median endplate length in the scan; T9's are about 0.75
+_MIN_LENGTH_RATIO = 0.6  # to the scan's median endplate length; T9's are about 0.75
 _FLANK_MM = 12.0  # nearly half the width of a small body, 27 mm
 _SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # thinner as the upper edge's direction becomes known
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's

@@ -1,4 +1,4 @@
-"""Cross-validation: a data set's patients dealt to folds, and the data set written anew for one of them."""
+"""Cross-validation: a data set's patients dealt to folds, and the data set written again for one fold."""
 
 import dataclasses
 import re

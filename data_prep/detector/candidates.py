@@ -21,7 +21,7 @@ SLICES_AT_ONCE = 4
 BUCKETS_PX = (256, 384, 640)
 
 MIN_SCORE = 0.08
-_SLICE_STEP_MM = 2.5  # of a stack with thinner slices, every second or third is used
+_SLICE_STEP_MM = 2.5  # of thinner slices, only every second or third is used
 _VOTING_CELLS = 2
 _HALF_CELL = (CELL_PX - 1) / 2 / CELL_PX  # from the centre of a cell's first pixel to the centre of the cell
 _SAME_BODY_MM = 10.0

@@ -1,4 +1,4 @@
-"""A scan written as a classic DICOM series, one file a slice: for phantoms, to compare the readers with one truth."""
+"""A scan written as a classic DICOM series, one file per slice: for phantoms, to compare the readers with one truth."""
 
 from pathlib import Path
 

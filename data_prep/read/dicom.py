@@ -1,4 +1,4 @@
-"""DICOM series, read with pydicom: classic files, one a slice, and enhanced multi-frame ones.
+"""DICOM series, read with pydicom: classic files, one per slice, and enhanced multi-frame ones.
 
 Both are read as frames, each with its own position in patient space. Frames make a volume if they have one orientation
 and are evenly spaced in order of position. Instance numbers and file names are ignored.
@@ -19,7 +19,7 @@ from spinejax.errors import NotInstalledError, SpinejaxError
 # Frames → a volume ---------------------------------------------------------------------------------------------------
 
 _SAME_MM = 0.01  # positions closer than this are the same
-_UNEVEN = 0.02  # of the spacing; rounding in headers is less
+_UNEVEN = 0.02  # tolerance, as a fraction of the spacing; header rounding is less
 
 
 def in_order(files: Sequence[DicomFile], name: str) -> tuple[list[Frame], Float[np.ndarray, "4 4"]]:

@@ -90,7 +90,7 @@ def find_series(
     Args:
         paths: files and folders. Every file of a folder is examined, whatever its name; but a volume file whose name
             ends in `_seg` or the like is a mask: masks are often kept beside their scans.
-        weighting: "t2", "t1" or "any". Series that are known to have another are left out.
+        weighting: "t2", "t1" or "any". Series known to have a different contrast are left out.
         patients_by: "name": a DICOM file's PatientID, or the part of a volume file's name before its first "_" or "."
             (`sub-07_T2w.nii.gz` is of `sub-07`); "folder": the name of the series' folder.
         exclude: folders that are not searched (masks).

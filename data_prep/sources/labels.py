@@ -42,7 +42,7 @@ def read_tasks(path: Path | None) -> tuple[Task, ...]:
     """A task table, as JSON: `[{"name": "pfirrmann", "grades": ["1", "2", "3", "4", "5"]}, …]`. None: the paper's.
 
     Raises:
-        SpinejaxError: the file is missing or no task table.
+        SpinejaxError: the file is missing or not a task table.
     """
     if path is None:
         return PAPER_TASKS

@@ -74,7 +74,7 @@ def write_phantoms(out: Path, num_patients: int, *, seed: int, file_format: str,
     """
     names = phantom_names(num_patients, seed)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
-        raise SpinejaxError(f"--out {out}: holds files already. Give --overwrite, or another folder.")
+        raise SpinejaxError(f"--out {out}: expected a new or empty folder; with --overwrite, any folder.")
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     labels: list[tuple[str, str, str, Mapping[str, int]]] = []

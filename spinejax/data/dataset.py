@@ -118,7 +118,7 @@ class DataSet:
         self.slice_mean = np.asarray(self.manifest["slice_mean"], np.float32)
         self._stops = np.cumsum([entry["discs"] for entry in self.manifest["files"]])
         self._files: dict[int, h5py.File] = {}
-        self._volumes: dict[int, h5py.Dataset] = {}  # of each file; looking one up takes a third of a disc's read
+        self._volumes: dict[int, h5py.Dataset] = {}  # per file; each lookup would take a third of a disc's read
         shards = [self._read_columns(index) for index in range(len(self._stops))]
         for name in columns(0, self._version):
             column = np.concatenate([shard[name] for shard in shards])

@@ -27,7 +27,7 @@ from spinejax.geometry import VOLUME_SHAPE
 from spinejax.parallel.devices import DATA_AXIS, by_disc, put_batch, replicated
 
 NUM_READ_AT_ONCE = 64
-SHARE = 0.8  # of the free memory: the remainder is for a step's own arrays
+SHARE = 0.8  # fraction of the free memory; the remainder is for a step's arrays
 
 
 class DeviceCache:

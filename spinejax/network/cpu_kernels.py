@@ -97,7 +97,7 @@ def by_columns(
     """
     (top, bottom), around = padding
     num_features = kernel.shape[3]
-    taps = -(-kernel.shape[0] // stride)  # of each of `stride` rows, which become channels
+    taps = -(-kernel.shape[0] // stride)  # per row phase; the `stride` phases become channels
     height = (x.shape[1] + top + bottom - kernel.shape[0]) // stride + 1
     below = stride * (height - 1 + taps) - top - x.shape[1]
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (0, 0, 0), (0, 0, 0)))

@@ -98,7 +98,7 @@ def _recall_table(results: Sequence[TaskResult]) -> Table:
 
 def _doubt_table(doubts: Sequence[Doubt]) -> Table:
     """The calibration of each task, and the accuracy of what is kept when the least confident discs are referred."""
-    shown = (1.0, 0.8, 0.5)  # of `COVERAGES`, which `results.json` has all
+    shown = (1.0, 0.8, 0.5)  # a selection; `results.json` has all of `COVERAGES`
     title = "Confidence, and accuracy when the least confident discs are referred, %"
     table = _table(title, "calibration error", "Brier score", *(f"{100 * kept:g} % kept" for kept in shown))
     for doubt in doubts:

@@ -53,7 +53,7 @@ class Record(TypedDict):
     """The JSON beside a checkpoint's arrays.
 
     Args:
-        version: of this format. Version 2 also held a sha256 for each array.
+        version: version of this format. Version 2 also held a sha256 for each array.
         model: the network's arguments.
         tasks: its task table, from `tasks.to_json`.
         data: digest of the data set that it learned from.
@@ -61,7 +61,7 @@ class Record(TypedDict):
         step: steps taken.
         error: validation error; None for a step at which SIGTERM stopped the run between two evaluations.
         unlogged: for such a step, the metrics that the log lacks.
-        sha256: of version 2.
+        sha256: only in records of version 2.
     """
 
     version: Literal[2, 3]
@@ -119,7 +119,7 @@ def read(folder: Path, *items: str) -> tuple[Record, dict[str, dict]]:
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as reader:
             return record, {item: reader.restore(folder / item) for item in items}
-    except Exception as error:  # of many types; a trainer may have deleted this step by now
+    except Exception as error:  # its type varies; a trainer may have deleted this step by now
         raise SpinejaxError(f"{folder}: cannot be read ({type(error).__name__}). {way_back(folder)}") from error
 
 

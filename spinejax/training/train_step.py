@@ -80,7 +80,7 @@ def initialise_from(state: TrainState, params: Mapping) -> tuple[TrainState, lis
 
     Args:
         state: from `init`.
-        params: of the other network. Its `slice_mean` is not taken: that is the data set's.
+        params: the other network's weights. `slice_mean` is not copied, because it belongs to the data set.
 
     Returns:
         The state, and the layers with the other network's weights, `trunk/conv1` and so on.

@@ -27,7 +27,7 @@ from spinejax.files.atomic import write_atomically
 
 _SAVE_EVERY = 50
 _MEMORY = 0.98  # weight of the old running average at each step
-_PHANTOM_SLICES = 4  # of each, away from the flanks
+_PHANTOM_SLICES = 4  # slices used of each phantom, away from its flanks
 _SPIDER = (
     "J. W. van der Graaf et al., Lumbar spine segmentation in MR images: a dataset and a public benchmark, Scientific "
     "Data 11, 264 (2024), doi:10.1038/s41597-024-03090-w; data doi:10.5281/zenodo.10159290, CC BY 4.0"
@@ -42,7 +42,7 @@ class Recipe:
     batch_size: int = 8
     learning_rate: float = 3e-3
     phantoms: int = 120
-    real_share: float = 0.65  # of the crops, if there are real scans and phantoms
+    real_share: float = 0.65  # fraction of crops from real scans, if there are phantoms too
     seed: int = 0  # of weights, phantoms and crops
 
     def __post_init__(self):

@@ -27,7 +27,7 @@ SOURCE_MM = 1.0  # pixel of stored slices: finer than the network's, so that aug
 NOTHING, BODY, SACRUM, DOUBTFUL = range(4)  # kinds of keypoint; the loss ignores the surroundings of a doubtful one
 
 _INTO_SACRUM_MM = 10.0  # from the middle of its upper endplate to the point that serves as S1's centre
-_HALF_HEIGHT = 0.38  # of an endplate's length: half the height of a body of which only the lower plate is in view
+_HALF_HEIGHT = 0.38  # half a body's height per endplate length, used if only its lower endplate is in view
 _SUBSTANTIAL = 0.7
 _UNKNOWN = np.full((4, 2), np.nan)
 

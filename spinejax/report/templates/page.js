@@ -115,7 +115,7 @@ function describe() {
     ? ` The views' probabilities for ${task.grades[given]} spread by ± ${(100 * disc.spread[state.task]).toFixed(1)} points.` : "";
   element("doubt").textContent = rater + spread;
   const traced = disc.traced && task.grades[disc.traced[state.task]];
-  element("traced").textContent = traced === null ? "" : `Hotspot: what moved the score of ${task.title.toLowerCase()}, grade ${traced}. Not proven pathology.`;
+  element("traced").textContent = traced === null ? "" : `Hotspot: evidence for the score of ${task.title.toLowerCase()}, grade ${traced}. Not proven pathology.`;
   element("tasks").tBodies[0].replaceChildren(...facts.tasks.map((other, index) => {
     const line = document.createElement("tr"), button = document.createElement("button");
     button.type = "button";

@@ -92,7 +92,7 @@ def test_phantoms_in_spiders_layout_are_read_as_spider(phantoms, tmp_path):
 def test_phantoms_are_not_written_over_files(phantoms, capsys):
     arguments = ["phantom", "--as", "scans", "--out", str(phantoms / "mha"), "--patients", "1"]
     assert main(arguments) == 2
-    assert "holds files already" in capsys.readouterr().err
+    assert "expected a new or empty folder" in capsys.readouterr().err
 
 
 # What is found, left out, and failed ---------------------------------------------------------------------------------
