@@ -235,7 +235,7 @@ def overlay(reading: _Reading, *, out: Path, scans: int = 20, seed: int = 0) -> 
         seed: Seed of the choice.
     """
     jobs, found = reading.jobs(seed=seed)
-    _print_notes([*found.left_out, *found.notes, *found.failures.values()])
+    _print_notes([*map(str, found.left_out), *found.notes, *found.failures.values()])
     for line in overlay_sheet(jobs, out, num_scans=scans, seed=seed):
         print(line)
     return 0
@@ -346,7 +346,7 @@ def detect_eval(reading: _Reading, *, out: Path, development: bool = False, weig
     jobs, found = reading.jobs()
     pairs = zip(jobs, found.series, strict=True)
     masked = [(job, series.patient) for job, series in pairs if len(job.sources) > len(series.files)]
-    _print_notes([*found.left_out, *found.notes, *found.failures.values()])
+    _print_notes([*map(str, found.left_out), *found.notes, *found.failures.values()])
     print(f"{len(masked)} of {len(jobs)} scans have a mask", file=sys.stderr)
     chosen = development_patients(patient for _, patient in masked)
     jobs = [job for job, patient in masked if patient in chosen or not development]

@@ -1,7 +1,6 @@
 """DICOM headers: a file's series, its contrast, and the position of each of its frames in the patient."""
 
 import contextlib
-import re
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from data_prep.read.contrast import functional_groups, weighting_of
 from data_prep.read.scan import MAX_VOXELS
 from data_prep.read.unpacking import unpacked
 from spinejax.errors import SpinejaxError, needs
@@ -98,7 +98,7 @@ def read_header(path: Path) -> DicomFile:
                 path=path,
                 series=series,
                 patient=str(dataset.get("PatientID") or "").strip(),
-                weighting=_weighting(dataset),
+                weighting=weighting_of(dataset),
                 not_a_scan=not_a_scan,
                 declared=int(dataset.get("ImagesInAcquisition") or 0),
                 frames=() if not_a_scan else tuple(_frames(dataset, path)),
@@ -159,39 +159,6 @@ def _not_a_scan(dataset) -> str | None:
     return None
 
 
-def _weighting(dataset) -> str | None:
-    """The contrast, from echo and repetition time or else from the description; None if unknown."""
-    timing = [dataset, *_groups(dataset, 0, "MRTimingAndRelatedParametersSequence", "MREchoSequence")]
-    timing += _groups(dataset, 0, "MRModifierSequence")
-
-    def milliseconds(*names):
-        values = [item.get(name) for item in timing for name in names]
-        return next((float(value) for value in values if isinstance(value, int | float) and value > 0), None)
-
-    echo, repetition = milliseconds("EchoTime", "EffectiveEchoTime"), milliseconds("RepetitionTime")
-    inversion = milliseconds("InversionTime", "InversionTimes")
-    if inversion and 80 <= inversion <= 300:
-        return "stir"
-    if echo and echo >= 60:
-        return "t2"
-    if echo and repetition and echo <= 35:
-        return "t1" if repetition <= 1200 or (inversion and inversion > 300) else "pd"
-    return weighting_in_text(f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}")
-
-
-def weighting_in_text(words: str) -> str | None:
-    """The contrast named in a description or file name: STIR if it is there, else the only one; None if unclear."""
-    found = {match.lower() for match in re.findall(r"(?<![a-z0-9])(t1|t2|stir|pd)(?![0-9])", words, re.IGNORECASE)}
-    return found.pop() if len(found) == 1 else "stir" if "stir" in found else None
-
-
-def _groups(dataset, index: int, *names: str) -> list:
-    """The functional groups of one frame of an enhanced file: the shared ones and its own."""
-    groups = [*(dataset.get("SharedFunctionalGroupsSequence") or ())]
-    groups += [*(dataset.get("PerFrameFunctionalGroupsSequence") or ())][index : index + 1]
-    return [item for group in groups for name in names for item in (group.get(name) or ())]
-
-
 def _frames(dataset, path: Path) -> Iterator[Frame]:
     count = int(dataset.get("NumberOfFrames") or 1)
     enhanced = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
@@ -205,7 +172,7 @@ def _frames(dataset, path: Path) -> Iterator[Frame]:
         groups = [dataset]
         if enhanced:
             names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-            groups = _groups(dataset, index, *names, "PixelValueTransformationSequence")
+            groups = functional_groups(dataset, index, *names, "PixelValueTransformationSequence")
         yield _frame(groups, path, index, shape)
 
 

@@ -1,26 +1,37 @@
 """Which scans there are in files and folders, of whatever format, and what was left out and why."""
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.read.contrast import weighting_in_text
 from data_prep.read.csv_tables import some
 from data_prep.read.dicom import in_order, read_series
-from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header, weighting_in_text
-from data_prep.read.metaimage import read_mha
-from data_prep.read.nifti import read_nifti
+from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header
 from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
+from data_prep.read.tree import files_below, unreadable
+from data_prep.read.volume_files import is_volume, read_volume, stem_of
 from spinejax.errors import SpinejaxError
 
-_READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
 # Usual words for a mask: what follows the last "_" of its name, or a part of it.
 MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What headers and names say of a series; an empty field is not known."""
+
+    plane: str = ""  # "sagittal", "axial", "coronal"
+    contrast: str = ""  # as of `data_prep.read.contrast`
+    description: str = ""
+    date: str = ""  # YYYYMMDD
+    num_slices: int = 0
+    spacing_mm: tuple[float, ...] = ()  # between rows, columns, slices
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,20 @@ class Series:
     patient: str  # the patient's own identifier, which enters no data set
     files: tuple[Path, ...]
     read: Callable[[], tuple[Scan, list[str]]]  # the scan, and notes on what is doubtful; picklable
+    facts: Facts = Facts()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A series, or some files, that are not read."""
+
+    name: str  # for messages; empty if the reason says it all
+    reason: str
+    files: tuple[Path, ...] = ()
+    facts: Facts = Facts()
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.name else self.reason
 
 
 @dataclass
@@ -43,43 +68,15 @@ class Found:
     """The scans of some paths, and notes on what was left out or is doubtful."""
 
     series: list[Series] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)  # name → reason
     unreadable: set[str] = field(default_factory=set)  # failed files and folders that may or may not be scans
 
     def cannot_read(self, path: str | Path, error: SpinejaxError | OSError) -> None:
         """Record a file or folder that cannot be read."""
-        reason = f"{path}: cannot be read ({error.strerror})." if isinstance(error, OSError) else str(error)
-        self.failures[str(path)] = reason
+        self.failures[str(path)] = unreadable(path, error)
         self.unreadable.add(str(path))
-
-
-def read_scan(path: str | Path, dtype) -> Scan:
-    """Read a NIfTI or MetaImage file, as `read_nifti` and `read_mha` do; raises SpinejaxError if it is neither."""
-    reader = _READERS.get(suffix_of(Path(path)))
-    if reader is None:
-        raise SpinejaxError(f"{path}: expected a name that ends in {', '.join(_READERS)}.")
-    return reader(path, dtype)
-
-
-def suffix_of(path: Path) -> str:
-    """The suffix in lower case; `.nii.gz` counts as one."""
-    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
-
-
-def stem_of(path: Path) -> str:
-    """A file's name without its suffix."""
-    return path.name[: len(path.name) - len(suffix_of(path))]
-
-
-def volume_files(folder: Path) -> list[Path]:
-    """Every NIfTI and MetaImage file of a tree. Raises SpinejaxError if a part of it cannot be read."""
-    found = Found()
-    files = [path for path in _files([folder], (), found) if suffix_of(path) in _READERS]
-    for reason in found.failures.values():
-        raise SpinejaxError(reason)
-    return files
 
 
 def find_series(
@@ -103,11 +100,11 @@ def find_series(
     damaged: dict[str, Path] = {}
     masks: list[Path] = []
     others: list[Path] = []
-    for path in _files(paths, exclude, found):
+    for path in files_below(paths, exclude, found.cannot_read):
         try:
-            if suffix_of(path) in _READERS and MASK_WORDS.fullmatch(stem_of(path).rpartition("_")[2]):
+            if is_volume(path) and MASK_WORDS.fullmatch(stem_of(path).rpartition("_")[2]):
                 masks.append(path)
-            elif suffix_of(path) in _READERS:
+            elif is_volume(path):
                 _take_volume(path, found, weighting, patients_by)
             elif is_dicom(path):
                 header = read_header(path)
@@ -126,9 +123,10 @@ def find_series(
         )
     if masks:
         what = f"{len(masks)} files are masks by the end of their names: {some([path.name for path in masks])}"
-        found.left_out.append(f"{what}. Rename those that are scans.")
+        found.left_out.append(LeftOut("", f"{what}. Rename those that are scans.", tuple(masks)))
     if others:
-        found.left_out.append(f"{len(others)} files are not scans: {some([path.name for path in others])}")
+        reason = f"{len(others)} files are not scans: {some([path.name for path in others])}"
+        found.left_out.append(LeftOut("", reason, tuple(others)))
     for key in sorted(dicom):
         _take_dicom(key, dicom[key], damaged.get(key), found, weighting, patients_by)
     keys: dict[str, Series] = {}
@@ -141,56 +139,16 @@ def find_series(
     return found
 
 
-def _files(paths: Sequence[Path], exclude: Sequence[Path], found: Found) -> Iterator[Path]:
-    """Every file once, in an order that does not depend on the file system. `found` records what cannot be read."""
-    hidden = {path.resolve() for path in exclude}
-    seen: set[Path] = set()
-    for path in paths:
-        if not path.exists():
-            raise SpinejaxError(f"{path}: no such file or folder.")
-        for file in [path] if path.is_file() else _walk(path, hidden, found):
-            try:
-                new = file.is_file() and file.resolve() not in seen  # a reader would wait for ever on a pipe or socket
-            except OSError as error:  # in a folder whose names may be read, but not its files
-                found.cannot_read(file, error)
-                continue
-            if new:
-                seen.add(file.resolve())
-                yield file
-
-
-def _walk(root: Path, hidden: set[Path], found: Found) -> Iterator[Path]:
-    """All files of a tree, except system files and folders, whose name begins with a dot.
-
-    Linked folders come last, so that a file that is there twice is found in its own folder.
-    """
-    seen: set[Path] = set()
-    tops = [root]
-    for top in tops:
-        for folder, folders, names in os.walk(top, onerror=lambda error: found.cannot_read(error.filename, error)):
-            here = [Path(folder, name) for name in sorted(folders) if name[0] != "."]
-            here = [path for path in here if path.resolve() not in hidden]
-            folders[:] = [] if Path(folder).resolve() in seen else [path.name for path in here]
-            seen.add(Path(folder).resolve())  # links may lead in a circle
-            tops += [path for path in here if path.is_symlink()]
-            yield from (Path(folder, name) for name in sorted(names) if name[0] != ".")
-
-
 def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> None:
     own = weighting_in_text(stem_of(path))
     if weighting != "any" and own not in (None, weighting):
-        found.left_out.append(f"{path.name}: {own} by its name, {weighting} was asked for")
+        found.left_out.append(LeftOut(path.name, f"{own} by its name, {weighting} was asked for", (path,)))
         return
     name, key, patient = path.name, stem_of(path), re.split(r"[_.]", path.name)[0]
     if patients_by == "folder":  # where each patient has a folder, files often have the same name
         patient = path.parent.name
         name, key = f"{patient}/{path.name}", f"{patient}/{key}"
     found.series.append(Series(name, key, patient, (path,), partial(read_volume, path)))
-
-
-def read_volume(path: Path) -> tuple[Scan, list[str]]:
-    """`Series.read` of one volume file: the scan, and no notes."""
-    return read_scan(path, np.float32), []
 
 
 def _take_dicom(
@@ -202,12 +160,14 @@ def _take_dicom(
     images = [file for file in files if not file.not_a_scan]
     reasons = sorted({file.not_a_scan for file in files if file.not_a_scan})
     if reasons:
-        found.left_out.append(f"{name}: {len(files) - len(images)} of {len(files)} files: {', '.join(reasons)}")
+        reason = f"{len(files) - len(images)} of {len(files)} files: {', '.join(reasons)}"
+        found.left_out.append(LeftOut(name, reason, tuple(file.path for file in files if file.not_a_scan)))
     if not images:
         return
+    paths = tuple(file.path for file in images)
     own = images[0].weighting
     if weighting != "any" and own not in (None, weighting):
-        found.left_out.append(f"{name}: {own} by its header, {weighting} was asked for")
+        found.left_out.append(LeftOut(name, f"{own} by its header, {weighting} was asked for", paths))
         return
     patients = {file.patient for file in images}
     patient = folder.name if patients_by == "folder" else images[0].patient
@@ -224,11 +184,10 @@ def _take_dicom(
         if damaged:
             raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
     except NotSagittalError as error:
-        found.left_out.append(str(error))
+        found.left_out.append(LeftOut(name, str(error).removeprefix(f"{name}: "), paths))
     except SpinejaxError as error:
         found.failures[name] = str(error)
     else:
-        paths = tuple(file.path for file in images)
         found.series.append(Series(name, key, patient, paths, partial(read_series, images, name, np.float32)))
 
 

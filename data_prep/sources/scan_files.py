@@ -17,7 +17,8 @@ from data_prep.dataset.splits import split_patients
 from data_prep.detector.weights import weights_sum
 from data_prep.read.csv_tables import some
 from data_prep.read.scan import Scan, require_same_grid
-from data_prep.read.series import MASK_WORDS, Found, Series, read_scan, stem_of, volume_files
+from data_prep.read.series import MASK_WORDS, Found, Series
+from data_prep.read.volume_files import read_scan, stem_of, volume_files
 from data_prep.sources.labels import Labels
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS

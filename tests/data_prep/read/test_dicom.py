@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from pydicom import uid
 
+from data_prep.read.contrast import weighting_in_text
 from data_prep.read.dicom import read_series
-from data_prep.read.dicom_headers import is_dicom, read_header, weighting_in_text
+from data_prep.read.dicom_headers import is_dicom, read_header
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 from tests.block_spine import sagittal_affine
