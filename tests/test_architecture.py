@@ -66,8 +66,9 @@ ONLY_IN = {
         "data_prep/output/dicom_objects.py",
     },
     "highdicom": {"data_prep/output/dicom_objects.py"},
-    "jinja2": {"spinejax/report/page.py"},
-    "PIL": {"spinejax/report/page.py"},
+    # Every HTML page is made with one environment, one content policy and one coding of pictures.
+    "jinja2": {"spinejax/files/html.py"},
+    "PIL": {"spinejax/files/html.py"},
     "distributed": {"data_prep/dataset/workers.py"},
     "sklearn": set(),
 }

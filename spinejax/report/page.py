@@ -6,20 +6,16 @@ content policy allows that one style and that one script, by their digests, and 
 by their pseudonyms, and paths of files do not appear.
 """
 
-import base64
 import functools
-import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt16
-from PIL import Image
 
 from spinejax import paper
-from spinejax.errors import needs
 from spinejax.files.atomic import make_folder, write_atomically
+from spinejax.files.html import style_and_script, templates, webp
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded
 from spinejax.metrics.calibration import Doubt
@@ -126,7 +122,7 @@ class Report:
             _environment()
             .get_template("page.html")
             .render(
-                **_style_and_script(),
+                **style_and_script(Path(__file__).parent / "templates", "page"),
                 browser=browser,
                 findings=findings,
                 published=tables.published(findings.results, findings.branch_point) if findings else {},
@@ -175,15 +171,7 @@ def title(name: str) -> str:
 
 @functools.cache
 def _environment():
-    with needs("Option --report needs Jinja2", "report"):
-        import jinja2
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("spinejax.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("spinejax.report", "Option --report needs Jinja2")
     environment.filters |= {
         "title_of": title,
         "mean_over_tasks": tables.mean_over_tasks,
@@ -192,7 +180,6 @@ def _environment():
         "coverage_floor": _coverage_floor,
     }
     environment.globals["zip"] = zip
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
 
 
@@ -200,15 +187,6 @@ def _coverage_floor(doubt: Doubt) -> int:
     """Where a coverage chart's axis starts, in %: a multiple of ten below every point."""
     lowest = min(float(curve.min()) for curve in doubt.kept.values())
     return min(90, int(10 * lowest) * 10)
-
-
-def _style_and_script() -> dict[str, str]:
-    """The page's style and script, and the content policy that allows these two and nothing else."""
-    folder = Path(__file__).parent / "templates"
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    policy = f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
-    return {"style": style, "script": script, "policy": policy + "img-src data:; base-uri 'none'; form-action 'none'"}
 
 
 def window_sheet(window: UInt16[np.ndarray, "112 224 9"]) -> str:
@@ -232,9 +210,7 @@ def map_sheet(maps: Float[np.ndarray, "T 112 224 9"]) -> str:
 
 def _webp(pixels: np.ndarray, qualities: Sequence[int], most_bytes: int) -> str:
     for quality in qualities:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "WEBP", quality=quality)
-        text = base64.b64encode(file.getvalue()).decode()
+        text = webp(pixels, quality)
         if len(text) <= most_bytes:
             break
     return text

@@ -1,0 +1,59 @@
+"""HTML pages that contain everything they show and make no request: one style and one script, allowed by their digests.
+
+A room with such pages has its templates, its style and its script in its own folder `templates/`. All pages begin with
+the style `base.css` beside this file: colours for light and dark, type, tables and controls.
+"""
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from spinejax.errors import needs
+
+
+def templates(package: str, need: str):
+    """A package's Jinja environment: it escapes what is inserted, and refuses undefined names.
+
+    Args:
+        package: dotted name of the package with the folder `templates/`.
+        need: what needs Jinja2, for the message.
+
+    Raises:
+        NotInstalledError: Jinja2 is missing.
+    """
+    with needs(need, "report"):
+        import jinja2
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return environment
+
+
+def style_and_script(folder: Path, name: str) -> dict[str, str]:
+    """A page's `style` (`base.css`, then `<name>.css`), its `script` (`<name>.js`), and the `policy` for both.
+
+    The content policy allows this one style, this one script and pictures inside the page, and nothing else.
+    """
+    style = (Path(__file__).parent / "base.css").read_text(encoding="utf-8")
+    style += (folder / f"{name}.css").read_text(encoding="utf-8")
+    script = (folder / f"{name}.js").read_text(encoding="utf-8")
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    policy = f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
+    return {"style": style, "script": script, "policy": policy + "img-src data:; base-uri 'none'; form-action 'none'"}
+
+
+def webp(pixels: UInt8[np.ndarray, "H W"], quality: int) -> str:
+    """A grey picture as a WebP file in base64; `quality` is from 0 to 100."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", quality=quality)
+    return base64.b64encode(file.getvalue()).decode()
