@@ -30,7 +30,8 @@ from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
 from spinejax.data.dataset import DataSet
 from spinejax.data.dataset import verify as faults_of
 from spinejax.data.shards import SPLITS
-from spinejax.errors import SpinejaxError, needs, status_of
+from spinejax.errors import SpinejaxError, needs, printable, status_of
+from spinejax.files.addresses import PATHS
 from spinejax.files.atomic import write_atomically
 from spinejax.tasks import PAPER_TASKS, Task
 
@@ -237,7 +238,7 @@ def overlay(reading: _Reading, *, out: Path, scans: int = 20, seed: int = 0) -> 
     jobs, found = reading.jobs(seed=seed)
     _print_notes([*map(str, found.left_out), *found.notes, *found.failures.values()])
     for line in overlay_sheet(jobs, out, num_scans=scans, seed=seed):
-        print(line)
+        print(printable(line))
     return 0
 
 
@@ -245,7 +246,7 @@ def verify(data: _DataFolder) -> int:
     """Read a whole data set and list every fault."""
     faults = faults_of(data)
     for fault in faults:
-        print(fault, file=sys.stderr)
+        print(printable(fault), file=sys.stderr)
     print(f"{data}: " + (f"{len(faults)} faults" if faults else f"{len(DataSet(data))} discs, no fault"))
     return 2 if faults else 0
 
@@ -350,7 +351,7 @@ def detect_eval(reading: _Reading, *, out: Path, development: bool = False, weig
     print(f"{len(masked)} of {len(jobs)} scans have a mask", file=sys.stderr)
     chosen = development_patients(patient for _, patient in masked)
     jobs = [job for job, patient in masked if patient in chosen or not development]
-    metrics = measure(jobs, weights=weights, report=lambda line: print(line, file=sys.stderr))
+    metrics = measure(jobs, weights=weights, report=lambda line: print(printable(line), file=sys.stderr))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda part: part.write_text(json.dumps(metrics, indent=1) + "\n"))
     Console(width=None if sys.stdout.isatty() else 120).print(table(metrics["summary"]))
@@ -369,18 +370,20 @@ def main(arguments: list[str] | None = None) -> int:
             prog="spinejax-prep" if Path(sys.argv[0]).stem == "spinejax-prep" else "python -m data_prep",
             description="Make, verify and look at data sets of intervertebral discs.",
             config=(tyro.conf.OmitArgPrefixes,),
+            registry=PATHS,
         )
     )
 
 
 def _print_notes(notes: list[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
 
 
 def _print_failures(failures: dict[str, str]) -> None:
     for name, reason in failures.items():
-        print(f"failed: {reason}" if reason.startswith(name) else f"failed: {name}: {reason}", file=sys.stderr)
+        line = reason if reason.startswith(name) else f"{name}: {reason}"
+        print(f"failed: {printable(line)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,19 @@ def require_option(condition: bool, name: str, value: object, expected: str) -> 
         raise SpinejaxError(f"Option --{name.replace('_', '-')} is {value}: expected {expected}.")
 
 
+def printable(message: object) -> str:
+    r"""A message for the terminal, in which control characters of a file's name are escapes.
+
+    So no name forges a line or moves the cursor. Our own line breaks are followed by two spaces, and remain.
+
+    Example:
+        >>> print(printable("P1\nerror: P2: damaged"))
+        P1\nerror: P2: damaged
+    """
+    lines = str(message).split("\n  ")
+    return "\n  ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+
+
 def status_of(command: Callable[[], int | None]) -> int:
     """Run a command and give its exit status: 0 done, 2 the user can fix it, 130 interrupted.
 
@@ -62,10 +75,10 @@ def status_of(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except SpinejaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
     except KeyboardInterrupt:
         print("Interrupted. No file is half-written.", file=sys.stderr)
         return 130

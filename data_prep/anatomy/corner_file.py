@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.read.csv_tables import refuse
+from data_prep.read.names import canonical
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
@@ -55,7 +56,8 @@ def read_corners(path: Path) -> dict[str, dict[str, MarkedBody]]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SpinejaxError(f"--corners {path}: more than {_MAX_BYTES >> 20} MiB. Is it a corner file?")
-        return _CornerFile.model_validate_json(path.read_bytes(), strict=True).scans
+        scans = _CornerFile.model_validate_json(path.read_bytes(), strict=True).scans
+        return {canonical(name): bodies for name, bodies in scans.items()}
     except OSError as error:
         raise SpinejaxError(f"--corners {path}: cannot be read ({error.strerror}).") from error
     except pydantic.ValidationError as error:

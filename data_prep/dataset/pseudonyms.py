@@ -30,7 +30,9 @@ class Pseudonyms:
         return self._hash(name, b"scan")
 
     def _hash(self, name: str, purpose: bytes) -> str:
-        return hashlib.blake2b(name.encode(), key=self.key, person=purpose, digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            name.encode(errors="surrogateescape"), key=self.key, person=purpose, digest_size=8
+        ).hexdigest()
 
 
 def load_or_make_key(path: Path | None, out: Path) -> Pseudonyms:

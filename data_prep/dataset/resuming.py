@@ -116,7 +116,7 @@ def digest(*parts) -> str:
                 text = sha256_of(part)
             except OSError:
                 text = "unreadable"
-        hashed.update(f"{len(text)}:{text}".encode())
+        hashed.update(f"{len(text)}:{text}".encode(errors="surrogateescape"))
     return hashed.hexdigest()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.read.names import canonical
 from spinejax.errors import SpinejaxError
 
 _MAX_FAULTS_SHOWN = 20
@@ -12,7 +13,7 @@ _MAX_FAULTS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Table:
-    """A table's columns, and its rows with their line numbers; names and cells are stripped."""
+    """A table's columns, and its rows with their line numbers; names and cells are stripped, and cells canonical."""
 
     columns: list[str]
     rows: list[tuple[int, dict[str, str]]]
@@ -44,7 +45,7 @@ def read_table(path: Path, columns: Collection[str], *, exact: bool = False) -> 
             for row in table:
                 if None in row or None in row.values():
                     raise SpinejaxError(f"{path}: line {table.line_num} has too many or too few cells. Fix the table.")
-                rows.append((table.line_num, {name.strip(): value.strip() for name, value in row.items()}))
+                rows.append((table.line_num, {name.strip(): canonical(value.strip()) for name, value in row.items()}))
             return Table(found, rows)
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpinejaxError(f"{path}: not a comma-separated UTF-8 table ({error}).") from error

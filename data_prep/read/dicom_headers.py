@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_prep.read.contrast import functional_groups, weighting_of
+from data_prep.read.names import canonical
 from data_prep.read.scan import MAX_VOXELS
 from data_prep.read.unpacking import unpacked
 from spinejax.errors import SpinejaxError, needs
@@ -97,7 +98,7 @@ def read_header(path: Path) -> DicomFile:
             return DicomFile(
                 path=path,
                 series=series,
-                patient=str(dataset.get("PatientID") or "").strip(),
+                patient=canonical(str(dataset.get("PatientID") or "")).strip(),
                 weighting=weighting_of(dataset),
                 not_a_scan=not_a_scan,
                 declared=int(dataset.get("ImagesInAcquisition") or 0),

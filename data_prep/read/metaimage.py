@@ -1,9 +1,12 @@
 """MetaImage files (`.mha`, `.mhd`), read with SimpleITK once header and data are known to agree."""
 
+import contextlib
 import math
 import os
 import re
+import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,7 +38,8 @@ def read_mha(path: str | Path, dtype) -> Scan:
         import SimpleITK
     shape = _checked_shape(path)
     try:
-        image = SimpleITK.ReadImage(str(path), imageIO="MetaImageIO")
+        with _name_in_utf8(path) as name:
+            image = SimpleITK.ReadImage(name, imageIO="MetaImageIO")
     except RuntimeError as error:
         raise SpinejaxError(f"{path}: SimpleITK cannot read it ({str(error).strip().splitlines()[-1]}).") from error
     if image.GetSize() != shape or image.GetNumberOfComponentsPerPixel() != 1:
@@ -65,8 +69,29 @@ def write_mha(path: str | Path, scan: Scan) -> None:
     image.SetDirection((scan.affine[:3, :3] / scan.spacing_mm).ravel().tolist())
     image.SetOrigin(scan.affine[:3, 3].tolist())
     temporary = path.with_name(f".{path.stem}.tmp.mha")  # SimpleITK chooses the format by the suffix
-    SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+    with _name_in_utf8(temporary) as name:
+        SimpleITK.WriteImage(image, name, useCompression=True)
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _name_in_utf8(path: Path) -> Iterator[str]:
+    """A file's name for SimpleITK, which aborts the process if it is given one that is not UTF-8: a link stands for it.
+
+    Raises:
+        SpinejaxError: the voxels are in a second file, whose name the link does not have.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        if path.suffix.lower() == ".mhd":
+            raise SpinejaxError(f"{path}: its name is not UTF-8. Rename it, or save it as a single .mha.") from None
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, "scan.mha")
+            link.symlink_to(path.absolute())
+            yield str(link)
+    else:
+        yield str(path)
 
 
 def _checked_shape(path: Path) -> tuple[int, ...]:

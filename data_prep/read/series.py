@@ -13,6 +13,7 @@ from data_prep.read.contrast import weighting_in_text
 from data_prep.read.csv_tables import some
 from data_prep.read.dicom import in_order, read_series
 from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header
+from data_prep.read.names import canonical
 from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
 from data_prep.read.tree import files_below, unreadable
 from data_prep.read.volume_files import is_volume, read_volume, stem_of
@@ -144,10 +145,11 @@ def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> 
     if weighting != "any" and own not in (None, weighting):
         found.left_out.append(LeftOut(path.name, f"{own} by its name, {weighting} was asked for", (path,)))
         return
-    name, key, patient = path.name, stem_of(path), re.split(r"[_.]", path.name)[0]
+    name, key = canonical(path.name), stem_of(path)
+    patient = re.split(r"[_.]", name)[0]
     if patients_by == "folder":  # where each patient has a folder, files often have the same name
-        patient = path.parent.name
-        name, key = f"{patient}/{path.name}", f"{patient}/{key}"
+        patient = canonical(path.parent.name)
+        name, key = f"{patient}/{name}", f"{patient}/{key}"
     found.series.append(Series(name, key, patient, (path,), partial(read_volume, path)))
 
 
@@ -156,7 +158,7 @@ def _take_dicom(
 ) -> None:
     """Record one DICOM series as a scan, left out or failed. `damaged` is a file of it that cannot be read."""
     folder = files[0].path.parent
-    name = f"{folder.name or folder}, series {key}"
+    name = f"{canonical(folder.name or str(folder))}, series {key}"
     images = [file for file in files if not file.not_a_scan]
     reasons = sorted({file.not_a_scan for file in files if file.not_a_scan})
     if reasons:
@@ -170,7 +172,7 @@ def _take_dicom(
         found.left_out.append(LeftOut(name, f"{own} by its header, {weighting} was asked for", paths))
         return
     patients = {file.patient for file in images}
-    patient = folder.name if patients_by == "folder" else images[0].patient
+    patient = canonical(folder.name) if patients_by == "folder" else images[0].patient
     try:
         if not key:
             raise SpinejaxError(f"{name}: no SeriesInstanceUID, which tells series apart. Export it again.")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.read.metaimage import read_mha
+from data_prep.read.names import canonical
 from data_prep.read.nifti import read_nifti
 from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
@@ -32,8 +33,8 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """A file's name without its suffix."""
-    return path.name[: len(path.name) - len(suffix_of(path))]
+    """A file's name without its suffix, in its canonical form (`data_prep.read.names`)."""
+    return canonical(path.name[: len(path.name) - len(suffix_of(path))])
 
 
 def volume_files(folder: Path) -> list[Path]:

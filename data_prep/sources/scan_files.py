@@ -16,6 +16,7 @@ from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import split_patients
 from data_prep.detector.weights import weights_sum
 from data_prep.read.csv_tables import some
+from data_prep.read.names import canonical
 from data_prep.read.scan import Scan, require_same_grid
 from data_prep.read.series import MASK_WORDS, Found, Series
 from data_prep.read.volume_files import read_scan, stem_of, volume_files
@@ -202,14 +203,16 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     name = series.key.rpartition("/")[2]
     subject, _, contrast = name.rpartition("_")
     free = [path for path in files if stem_of(path) == name or stem_of(path) not in keys]
-    of_subject = [path for path in free if subject and path.name.startswith(f"{subject}_") and "seg-vert" in path.name]
+    of_subject = [
+        path for path in free if subject and stem_of(path).startswith(f"{subject}_") and "seg-vert" in path.name
+    ]
     named = (
-        [path for path in free if f"{path.parent.name}/{stem_of(path)}" == series.key]
+        [path for path in free if f"{canonical(path.parent.name)}/{stem_of(path)}" == series.key]
         or [path for path in free if stem_of(path) == name]
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
         or [path for path in free if MASK_WORDS.search(_word_after(f"{name}_", stem_of(path)))]
-        or [path for path in free if stem_of(path) == series.files[0].parent.name]
+        or [path for path in free if stem_of(path) == canonical(series.files[0].parent.name)]
     )
     if len(named) == 1:
         return named[0]

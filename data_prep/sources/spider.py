@@ -18,8 +18,9 @@ from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import PAPER_FRACTIONS, split_patients
 from data_prep.read.csv_tables import read_table, refuse, some
+from data_prep.read.names import canonical
 from data_prep.read.series import Series
-from data_prep.read.volume_files import read_volume
+from data_prep.read.volume_files import read_volume, stem_of
 from data_prep.sources.labels import Column, labels_of_row
 from data_prep.sources.scan_files import Cutting, job_of
 from spinejax.errors import SpinejaxError
@@ -97,7 +98,7 @@ def spider_jobs(
     cutting = Cutting(convention="spider")
     return [
         job_of(
-            Series(image.name, image.stem, patient, (image,), partial(read_volume, image)),
+            Series(canonical(image.name), stem_of(image), patient, (image,), partial(read_volume, image)),
             mask if (mask := root / "masks" / image.name).is_file() else None,
             cutting,
             labels=labels.get(patient, {}),

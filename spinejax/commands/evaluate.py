@@ -24,7 +24,8 @@ from data_prep.sources.ungraded import SPLIT, ungraded_discs
 from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
-from spinejax.errors import SpinejaxError, status_of
+from spinejax.errors import SpinejaxError, printable, status_of
+from spinejax.files.addresses import PATHS
 from spinejax.files.atomic import make_folder
 from spinejax.inference import hotspots, predict, temperatures
 from spinejax.inference.graded import Graded, labels_of
@@ -192,7 +193,7 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
         )
         remove_earlier(out)
         for note in notes:
-            new_console().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+            new_console().print(f"note: {printable(note)}", highlight=False, soft_wrap=True, markup=False)
     data = DataSet(arguments.data or out / "discs")
     rows = data.rows(arguments.split)
     labels_of(data, rows, model.tasks)
@@ -307,4 +308,4 @@ def with_progress(stream: Iterable, what: str, total: int) -> Iterator:
 
 def cli() -> None:
     """What `python evaluate.py` and `spinejax-evaluate` run."""
-    sys.exit(status_of(lambda: main(tyro.cli(Arguments, prog=Path(sys.argv[0]).name))))
+    sys.exit(status_of(lambda: main(tyro.cli(Arguments, prog=Path(sys.argv[0]).name, registry=PATHS))))

@@ -20,6 +20,7 @@ from spinejax.data.batches import num_steps, refuse_unlabelled
 from spinejax.data.dataset import DataSet
 from spinejax.errors import status_of
 from spinejax.files import lock
+from spinejax.files.addresses import PATHS
 from spinejax.network import cpu_kernels, losses
 from spinejax.parallel import devices, layout, processes, runtime
 from spinejax.report import figures
@@ -149,4 +150,5 @@ def cli() -> None:
     if sys.argv[1:] in (["-h"], ["--help"]):  # every option at once, not only the names of the presets
         print("Presets:", *(f"  {name:12}{purpose}" for name, (purpose, _) in presets.items()), sep="\n", end="\n\n")
         sys.argv[1:] = ["paper", "--help"]
-    sys.exit(status_of(lambda: main(tyro.extras.overridable_config_cli(presets, prog=Path(sys.argv[0]).name))))
+    name = Path(sys.argv[0]).name
+    sys.exit(status_of(lambda: main(tyro.extras.overridable_config_cli(presets, prog=name, registry=PATHS))))

@@ -1,0 +1,41 @@
+"""Addresses such as `gs://bucket/folder`: the commands read and write local and mounted disks, and refuse the others.
+
+As a `Path`, an address is a folder with the name `gs:`, which would be made here.
+"""
+
+import re
+from pathlib import Path
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from spinejax.errors import SpinejaxError
+
+PATHS = ConstructorRegistry()
+"""Given to tyro, it makes every option and argument of type `Path` by `local_path`."""
+
+
+def local_path(text: str) -> Path:
+    """The path of a file or folder on a local or mounted disk.
+
+    Raises:
+        SpinejaxError: it is an address. A folder whose name looks like one can be given as `./gs:/…`.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", text, re.IGNORECASE):  # one letter would be a drive
+        raise SpinejaxError(
+            f"{text}: an address, not a folder or file of this machine. Give a path on a local or mounted disk; copy "
+            "the files of a bucket there, or mount it."
+        )
+    return Path(text)
+
+
+@PATHS.primitive_rule
+def _rule(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    if type_info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: local_path(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
