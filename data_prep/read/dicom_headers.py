@@ -23,12 +23,15 @@ _IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")
 
 # Read in the first pass: enough to sort files into series and to place each frame.
 _HEADER_TAGS = [
-    "SeriesInstanceUID", "PatientID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "EchoTime",
+    "SeriesInstanceUID", "PatientID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "SeriesDate",
+    "AcquisitionDate", "StudyDate", "EchoTime",
     "RepetitionTime", "InversionTime", "ImagesInAcquisition", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+
+_DATES = ("SeriesDate", "AcquisitionDate", "StudyDate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,8 @@ class DicomFile:
     path: Path
     series: str  # its SeriesInstanceUID
     patient: str
+    description: str
+    date: str  # YYYYMMDD, or "" if unknown
     weighting: str | None  # "t1", "t2", "pd", "stir", or None if the header does not say
     not_a_scan: str | None  # why the file cannot be part of a scan; None if it can
     declared: int  # number of images in the series (ImagesInAcquisition); 0 if unknown
@@ -99,6 +104,10 @@ def read_header(path: Path) -> DicomFile:
                 path=path,
                 series=series,
                 patient=canonical(str(dataset.get("PatientID") or "")).strip(),
+                description=" ".join(
+                    str(dataset.get("SeriesDescription") or dataset.get("ProtocolName") or "").split()
+                ),
+                date=next((str(dataset.get(name)) for name in _DATES if dataset.get(name)), ""),
                 weighting=weighting_of(dataset),
                 not_a_scan=not_a_scan,
                 declared=int(dataset.get("ImagesInAcquisition") or 0),

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from spinejax.errors import SpinejaxError
 
 # Usual words for a mask: what follows the last "_" of its name, or a part of it.
 MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
+
+PLANES = ("sagittal", "coronal", "axial")  # by the axis, in LPS, along which slices are stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class LeftOut:
     reason: str
     files: tuple[Path, ...] = ()
     facts: Facts = Facts()
+    series: Series | None = None  # what could be read if the user chose it
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.name else self.reason
@@ -70,13 +73,18 @@ class Found:
 
     series: list[Series] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    failed: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)  # name → reason
     unreadable: set[str] = field(default_factory=set)  # failed files and folders that may or may not be scans
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """The reasons of what has failed, by name."""
+        return {one.name: one.reason for one in self.failed}
 
     def cannot_read(self, path: str | Path, error: SpinejaxError | OSError) -> None:
         """Record a file or folder that cannot be read."""
-        self.failures[str(path)] = unreadable(path, error)
+        self.failed.append(LeftOut(str(path), unreadable(path, error), (Path(path),)))
         self.unreadable.add(str(path))
 
 
@@ -143,14 +151,15 @@ def find_series(
 def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> None:
     own = weighting_in_text(stem_of(path))
     if weighting != "any" and own not in (None, weighting):
-        found.left_out.append(LeftOut(path.name, f"{own} by its name, {weighting} was asked for", (path,)))
+        reason = f"{own} by its name, {weighting} was asked for"
+        found.left_out.append(LeftOut(path.name, reason, (path,), Facts(contrast=own or "")))
         return
     name, key = canonical(path.name), stem_of(path)
     patient = re.split(r"[_.]", name)[0]
     if patients_by == "folder":  # where each patient has a folder, files often have the same name
         patient = canonical(path.parent.name)
         name, key = f"{patient}/{name}", f"{patient}/{key}"
-    found.series.append(Series(name, key, patient, (path,), partial(read_volume, path)))
+    found.series.append(Series(name, key, patient, (path,), partial(read_volume, path), Facts(contrast=own or "")))
 
 
 def _take_dicom(
@@ -163,13 +172,15 @@ def _take_dicom(
     reasons = sorted({file.not_a_scan for file in files if file.not_a_scan})
     if reasons:
         reason = f"{len(files) - len(images)} of {len(files)} files: {', '.join(reasons)}"
-        found.left_out.append(LeftOut(name, reason, tuple(file.path for file in files if file.not_a_scan)))
+        others = tuple(file for file in files if file.not_a_scan)
+        found.left_out.append(LeftOut(name, reason, tuple(file.path for file in others), _facts(others)))
     if not images:
         return
     paths = tuple(file.path for file in images)
+    facts = _facts(images)
     own = images[0].weighting
     if weighting != "any" and own not in (None, weighting):
-        found.left_out.append(LeftOut(name, f"{own} by its header, {weighting} was asked for", paths))
+        found.left_out.append(LeftOut(name, f"{own} by its header, {weighting} was asked for", paths, facts))
         return
     patients = {file.patient for file in images}
     patient = canonical(folder.name) if patients_by == "folder" else images[0].patient
@@ -186,11 +197,26 @@ def _take_dicom(
         if damaged:
             raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
     except NotSagittalError as error:
-        found.left_out.append(LeftOut(name, str(error).removeprefix(f"{name}: "), paths))
+        found.left_out.append(LeftOut(name, str(error).removeprefix(f"{name}: "), paths, facts))
     except SpinejaxError as error:
-        found.failures[name] = str(error)
+        found.failed.append(LeftOut(name, str(error), paths, facts))
     else:
-        found.series.append(Series(name, key, patient, paths, partial(read_series, images, name, np.float32)))
+        found.series.append(Series(name, key, patient, paths, partial(read_series, images, name, np.float32), facts))
+
+
+def _facts(files: Sequence[DicomFile]) -> Facts:
+    """The facts of a series. The plane is that of most of its images."""
+    frames = [frame for file in files for frame in file.frames]
+    first = files[0]
+    facts = Facts(contrast=first.weighting or "", description=first.description, date=first.date)
+    if not frames:
+        return replace(facts, num_slices=len(files))
+    normals = np.stack([frame.normal for frame in frames])
+    plane = PLANES[int(np.argmax(np.median(abs(normals), axis=0)))]
+    steps_mm = np.diff(np.sort([frame.position_mm @ frames[0].normal for frame in frames]))
+    between = float(np.median(steps_mm)) if len(steps_mm) else frames[0].thickness_mm
+    rows, columns = frames[0].spacing_mm.tolist()
+    return replace(facts, plane=plane, num_slices=len(frames), spacing_mm=(rows, columns, between))
 
 
 def _refuse_other_planes(images: list[DicomFile], name: str) -> None:
