@@ -97,8 +97,9 @@ def spider_discs(arguments: Arguments) -> Path:
     discs = arguments.out / "discs"
     if not (discs / "manifest.json").is_file():
         prepare = ("-m", "data_prep", "spider", arguments.spider, "--series", "t2", "t2_SPACE", "--detect-missing")
+        options = ("--slices", "native", "--subset", "training")  # native as in docs/results.md
         try:
-            run_script(*prepare, "--subset", "training", "--out", discs)
+            run_script(*prepare, *options, "--out", discs)
         except subprocess.CalledProcessError:  # some scans failed, and the others were written
             if not (discs / "manifest.json").is_file():
                 raise

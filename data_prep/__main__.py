@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from data_prep.anatomy.discs import PREPROCESSING
+from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.dataset.build import Settings, build
 from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
@@ -125,7 +125,8 @@ def spider(
     root: tyro.conf.Positional[Path],
     writing: _WritingPatients,
     *,
-    series: tuple[str, ...] = ("t2_SPACE",),
+    series: tuple[str, ...] = ("t2",),
+    slices: Literal["slabs", "native"] = "slabs",
     detect_missing: bool = False,
     subset: Literal["all", "training", "validation"] = "all",
 ) -> int:
@@ -133,7 +134,8 @@ def spider(
 
     Args:
         root: ROOT: the folder with images/, masks/, radiological_gradings.csv and overview.csv.
-        series: Series to read, one or more: the scans named <patient>_<series>.mha.
+        series: Series to read, one or more of t2, t1 and t2_SPACE: the scans named <patient>_<series>.mha.
+        slices: Average slices less than 2.5 mm apart into slabs of about 4 mm, or keep them as they are.
         detect_missing: Detect the vertebrae of scans without a mask, instead of refusing. Scans of doubtful levels are
             left out.
         subset: Official subset of SPIDER whose patients are used.
@@ -141,13 +143,14 @@ def spider(
     jobs = spider_jobs(
         root,
         series=series,
+        slices=slices,
         seed=writing.seed,
         pseudonyms=load_or_make_key(writing.key, writing.out),
         detect_missing=detect_missing,
         keep_doubtful=writing.keep_doubtful,
         subset=subset,
     )
-    preprocessing = {"source": "SPIDER", "series": " ".join(series), "seed": writing.seed}
+    preprocessing = {"source": "SPIDER", "series": " ".join(series), "slices": SLICES[slices], "seed": writing.seed}
     return _build(jobs, writing, SPIDER_TASKS, ("region",), preprocessing)
 
 
@@ -169,6 +172,7 @@ def scans(
         keep_doubtful=writing.keep_doubtful,
     )
     preprocessing = {"source": "scans", "normalise": reading.cutting.normalise, "seed": writing.seed}
+    preprocessing["slices"] = SLICES[reading.cutting.slices]
     masks = ("region",) if reading.masks else ()
     return _build(jobs, writing, table.tasks if table else known, masks, preprocessing, found)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.anatomy.discs import DiscVolume, extract_discs
+from data_prep.anatomy.discs import DiscVolume, extract_discs, slices_per_slab
 from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
 from data_prep.read.scan import Scan
 
@@ -42,6 +42,7 @@ class Job:
     sources: tuple[Path, ...] = ()  # the files that `locate` reads
     recipe: str = ""  # everything else that `locate` depends on
     per_disc: bool = False  # normalise each disc by one median, instead of each slice by its own
+    native_slices: bool = False  # do not average thin slices
     refuse_doubtful: bool = False  # leave the scan out if its levels are doubtful
 
     def cut(self) -> tuple[list[DiscVolume], list[str]]:
@@ -50,5 +51,19 @@ class Job:
         notes = list(found.notes)
         if self.refuse_doubtful and found.doubtful_levels:
             return [], [*notes, f"left out: {self.name}: its levels are doubtful, so labels may be of the wrong discs."]
-        parts = {"regions": found.regions, "lesions": found.lesions}
-        return extract_discs(found.scan, found.bodies, **parts, per_disc=self.per_disc, notes=notes), notes
+        discs = extract_discs(
+            found.scan,
+            found.bodies,
+            regions=found.regions,
+            lesions=found.lesions,
+            per_disc=self.per_disc,
+            native_slices=self.native_slices,
+            notes=notes,
+        )
+        if not self.native_slices and (number := slices_per_slab(found.scan)) > 1:
+            slice_mm = found.scan.spacing_mm[2]
+            notes.append(
+                f"{self.name}: its slices are {slice_mm:.2f} mm apart; every {number} were averaged into a slab of "
+                f"{number * slice_mm:.1f} mm (--slices native keeps them)."
+            )
+        return discs, notes

@@ -40,6 +40,8 @@ class Cutting:
     """Detect the vertebrae of scans without a mask or corners, instead of failing there."""
     normalise: Literal["slice", "disc"] = "slice"
     """Scale each slice by the median of its vertebral bodies, as in the paper, or a disc by one median."""
+    slices: Literal["slabs", "native"] = "slabs"
+    """Average slices less than 2.5 mm apart into slabs of about 4 mm, or keep them as they are."""
 
     def __post_init__(self):
         for option, value, known in (
@@ -151,6 +153,7 @@ def job_of(
         sources=(*series.files, *mask),
         recipe=f"{cutting} {'mask' if mask else json.dumps(vertebrae, sort_keys=True)} {weights_sum()}",
         per_disc=cutting.normalise == "disc",
+        native_slices=cutting.slices == "native",
         refuse_doubtful=refuse_doubtful,
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms
@@ -55,6 +56,7 @@ def spider_jobs(
     series: Sequence[str],
     seed: int,
     pseudonyms: Pseudonyms,
+    slices: Literal["slabs", "native"] = "slabs",
     detect_missing: bool = False,
     keep_doubtful: bool = False,
     subset: str = "all",
@@ -67,6 +69,7 @@ def spider_jobs(
         root: the folder of the dataset.
         series: the endings of the file names: "t2_SPACE", "t2", "t1".
         seed, pseudonyms: seed of the split, and pseudonyms for patients and scans.
+        slices: what is done with thin slices (`Cutting.slices`).
         detect_missing: detect the vertebral bodies of scans without a mask.
         keep_doubtful: keep scans whose levels are doubtful.
         subset: "training" or "validation" for the patients of one official subset only; or "all".
@@ -95,7 +98,7 @@ def spider_jobs(
         raise SpinejaxError(f"--subset {subset}: no scan under {root} is of a patient of this subset. Choose another.")
     splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
     # SPIDER counts discs from the lowest, the detector from the sacrum. A doubtful sacrum makes the grades doubtful.
-    cutting = Cutting(convention="spider")
+    cutting = Cutting(convention="spider", slices=slices)
     return [
         job_of(
             Series(canonical(image.name), stem_of(image), patient, (image,), partial(read_volume, image)),

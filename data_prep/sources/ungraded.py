@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_prep.anatomy.discs import PREPROCESSING
+from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.dataset.build import Settings, build
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.look.overlay import overlay_sheet
@@ -61,7 +61,8 @@ def ungraded_discs(
     )
     jobs = [dataclasses.replace(job, split=SPLIT) for job in jobs]
     settings = Settings(overwrite=True)
-    outcome = build(jobs, made, tasks=tasks, preprocessing=PREPROCESSING | SOURCE, settings=settings, console=console)
+    recorded = PREPROCESSING | SOURCE | {"slices": SLICES[cutting.slices]}
+    outcome = build(jobs, made, tasks=tasks, preprocessing=recorded, settings=settings, console=console)
     failures = found.failures | outcome.failures
     if jobs and len(outcome.failures) == len(jobs):
         raise SpinejaxError(next(iter(failures.values())))

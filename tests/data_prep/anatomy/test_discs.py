@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.anatomy.discs import BODY_INTENSITY, extract_discs
+from data_prep.anatomy.discs import BODY_INTENSITY, extract_discs, slices_per_slab
 from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
@@ -110,7 +110,7 @@ def test_slices_outside_the_scan_are_zero():
 
 def test_more_slices_than_slots():
     spine = block_spine(spacing_mm=(0.8, 0.8, 1.5), num_slices=31)
-    disc = extract_discs(spine.scan, true_bodies(spine))[0]
+    disc = extract_discs(spine.scan, true_bodies(spine), native_slices=True)[0]
     assert disc.slices == (0, 15)
     np.testing.assert_allclose((np.linalg.inv(spine.scan.affine) @ disc.affine @ CENTRE)[2], 15)
 
@@ -227,3 +227,90 @@ def test_a_disc_that_cannot_be_cut_does_not_affect_the_others():
     spine.scan.voxels.fill(0)
     with pytest.raises(SpinejaxError, match="too dark"):
         extract_discs(spine.scan, bodies[1:], notes=notes)
+
+
+# Thin slices ----------------------------------------------------------------------------------------------------------
+
+
+def test_ordinary_slices_stay_and_nine_slabs_of_thin_ones_span_what_the_papers_did():
+    for slice_mm, number in ((6.0, 1), (2.5, 1), (2.499, 1), (2.4, 2), (1.8, 2), (1.0, 4), (0.9, 4), (0.5, 8)):
+        assert slices_per_slab(block_spine(spacing_mm=(2, 2, slice_mm)).scan) == min(number, 13)
+    for slice_mm in np.arange(0.3, 2.49, 0.01):
+        scan = Scan(np.zeros((2, 2, 100), np.float32), np.diag([1, 1, slice_mm, 1]), "thin")
+        assert 27 < 9 * slice_mm * slices_per_slab(scan) < 46
+
+
+def thin_spine(**options):
+    """45 slices of 1 mm: every 4 make a slab. The bodies' middle is slice 22."""
+    return block_spine(**({"spacing_mm": (0.8, 0.7, 1.0), "num_slices": 45, "angles_deg": (10.0, -8.0)} | options))
+
+
+def test_affine_of_slabs_by_hand():
+    """Slot 7 averages slices 21 to 24, whose middle is 22.5; slot 8 slices 25 to 28, whose middle is 26.5."""
+    spine = thin_spine()
+    disc = extract_discs(spine.scan, true_bodies(spine))[1]
+    to_scan = np.linalg.inv(spine.scan.affine) @ disc.affine
+    corners = np.concatenate([spine.corners["L3"][2:], spine.corners["L4"][:2]]).mean(0)
+    np.testing.assert_allclose(to_scan @ CENTRE, [*corners, 22.5, 1], atol=1e-9)
+    np.testing.assert_allclose(to_scan @ [95.5, 159.5, 8, 1], [*corners, 26.5, 1], atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(disc.affine[:3, 2]), 4.0)
+    # Slot 2 has slices 1 to 4; slot 1 would have -3 to 0, of which the scan has one; slot 12 has 41 to 44.
+    assert disc.slices == (2, 13)
+
+
+def test_a_slab_is_the_mean_of_its_slices_and_has_a_scale_of_its_own():
+    spine = thin_spine()
+    gain = 1 + np.arange(45) % 4  # a mean of 2.5 over any four slices
+    scan = Scan((spine.scan.voxels / (1 + 0.1 * np.arange(45)) * gain).astype(np.float32), spine.scan.affine, "gain")
+    disc = extract_discs(scan, true_bodies(spine))[1]
+    whole = extract_discs(
+        Scan((spine.scan.voxels / (1 + 0.1 * np.arange(45))).astype(np.float32), scan.affine, ""), true_bodies(spine)
+    )[1]
+    inner = slice(4, 11)  # slabs of which every slice shows the bodies
+    np.testing.assert_allclose(disc.volume[:, :, inner].astype(int), whole.volume[:, :, inner], atol=2)
+
+
+@pytest.mark.parametrize("slice_mm", [0.9, 1.0, 1.4, 2.4])
+def test_a_landmark_keeps_its_place_in_the_patient_through_slabs(slice_mm):
+    """A point of the scan that is marked in all three, scan, regions and lesions, is found where the affine puts it."""
+    spine = thin_spine(spacing_mm=(0.8, 0.7, slice_mm), num_slices=round(45 / slice_mm))
+    per_slab = slices_per_slab(spine.scan)
+    voxel = np.array([*np.rint(spine.corners["L4"][0] + (-4, 12)), round(18 / slice_mm)]).astype(int)
+    voxels, lesions = np.full(spine.scan.voxels.shape, 10, np.float32), np.zeros(spine.scan.voxels.shape, np.uint16)
+    marked = (
+        *voxel[:2],
+        slice(voxel[2], voxel[2] + per_slab),
+    )  # wherever the slabs begin, one of them shows most of it
+    voxels[marked], lesions[marked] = 19, 1
+    regions = Scan((lesions * 203).astype(np.uint8), spine.scan.affine, "regions")
+    marks = {"regions": regions, "lesions": Scan(lesions, spine.scan.affine, "lesions")}
+    disc = extract_discs(Scan(voxels, spine.scan.affine, "point"), true_bodies(spine), **marks)[1]
+    expected = spine.scan.affine @ [*voxel[:2], voxel[2] + (per_slab - 1) / 2, 1]
+    for found in (disc.volume == disc.volume.max(), disc.region == 2, disc.lesion == 1):
+        place = disc.affine @ [*np.argwhere(found).mean(0), 1]
+        apart = np.linalg.inv(spine.scan.affine) @ (place - expected)
+        assert abs(apart[:2]).max() < 0.6
+        assert abs(apart[2]) <= per_slab / 2
+
+
+def test_each_disc_is_centred_on_its_own_middle():
+    spine = thin_spine()
+    first = {"L2": (2, 40), "L3": (2, 40), "L4": (10, 40), "L5": (10, 40), "S1": (10, 40)}
+    bodies = [VertebralBody(body.name, body.corners, first[body.name]) for body in true_bodies(spine)]
+    for disc, middle in zip(extract_discs(spine.scan, bodies), (20.5, 22.5, 24.5, 24.5), strict=True):
+        assert abs((np.linalg.inv(spine.scan.affine) @ disc.affine @ CENTRE)[2] - middle) <= 0.5
+
+
+def test_thin_slices_are_kept_if_asked_for():
+    spine = thin_spine()
+    disc = extract_discs(spine.scan, true_bodies(spine), native_slices=True)[1]
+    assert disc.slices == (0, 15)
+    np.testing.assert_allclose((np.linalg.inv(spine.scan.affine) @ disc.affine @ CENTRE)[2], 22)
+
+
+@pytest.mark.parametrize("num_slices", [1, 2, 3, 5])
+def test_a_thin_stack_of_few_slices_has_its_middle_slab(num_slices):
+    spine = thin_spine(num_slices=num_slices)
+    for disc in extract_discs(spine.scan, true_bodies(spine)):
+        assert disc.volume[:, :, 7].any()
+        assert disc.slices[0] <= 7 < disc.slices[1]

@@ -224,18 +224,18 @@ def test_verify_command_reports_faults(phantoms, tmp_path, capsys):
 
 
 def test_spider_command_leaves_no_name_in_the_data_set(tmp_path, capsys):
-    root = write_root(tmp_path / "private_root", patients=(101, 102, 103))
-    (root / "masks" / "102_t2_SPACE.mha").write_bytes(b"no mask")
+    root = write_root(tmp_path / "private_root", patients=(101, 102, 103), series="t2")
+    (root / "masks" / "102_t2.mha").write_bytes(b"no mask")
     out = tmp_path / "out"
     assert main(["spider", str(root), "--out", str(out)]) == 2
     captured = capsys.readouterr()
-    assert "failed: 102_t2_SPACE.mha" in captured.err
+    assert "failed: 102_t2.mha" in captured.err
     assert "8 discs" in captured.out
     assert (tmp_path / "out.key").stat().st_mode & 0o777 == 0o600
     assert verify(out) == []
     for name, data in contents(out).items():
         assert b"private_root" not in data
-        assert b"t2_SPACE.mha" not in data
+        assert b"_t2.mha" not in data
         assert name == MANIFEST or name.startswith("discs-")
     assert not {"101", "102", "103"} & set(DataSet(out).patient)
     capsys.readouterr()

@@ -82,7 +82,7 @@ def match(data, row, other):
 
 
 def test_phantoms_in_spiders_layout_are_read_as_spider(phantoms, tmp_path):
-    arguments = [str(phantoms / "mha"), "--series", "t2", "--out", str(tmp_path / "out")]
+    arguments = [str(phantoms / "mha"), "--out", str(tmp_path / "out")]
     assert main(["spider", *arguments]) == 0
     data, straight = DataSet(tmp_path / "out"), DataSet(phantoms / "straight")
     for row in range(len(straight)):
