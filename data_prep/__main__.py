@@ -76,8 +76,11 @@ class _Reading:
     """File of vertebral corners (JSON), instead of masks."""
     weighting: Literal["t2", "t1", "any"] = "t2"
     """Contrast of the series to read. Series that are known to have another one are left out."""
-    patients_by: Literal["name", "folder"] = "name"
-    """How to tell patients apart: by PatientID or the beginning of the file name; or by the folder of the scan."""
+    patients_by: str = "auto"
+    """How to tell patients apart. auto: by PatientID, and where it says nothing, by name, by study or by folder, with a
+    note; volume files by the part of their name before the first _ or `.` name: by PatientID or that part of the name,
+    whatever they say (name:2: by the first two parts). folder: by the level of folders that contradicts nothing
+    (folder:1: by the first level below PATHS). study: by StudyInstanceUID."""
     cutting: Cutting = field(default_factory=Cutting)
 
     def jobs(self, labels: Labels | None = None, *, seed: int = 0, pseudonyms: Pseudonyms | None = None, **options):
@@ -171,6 +174,9 @@ def scans(
         pseudonyms=load_or_make_key(writing.key, writing.out),
         keep_doubtful=writing.keep_doubtful,
     )
+    if found.contradictions:
+        raise SpinejaxError("Who is the patient?\n  " + "\n  ".join(found.contradictions[:20]))
+    found.notes += found.patient_notes
     preprocessing = {"source": "scans", "normalise": reading.cutting.normalise, "seed": writing.seed}
     preprocessing["slices"] = SLICES[reading.cutting.slices]
     masks = ("region",) if reading.masks else ()

@@ -23,8 +23,8 @@ _IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")
 
 # Read in the first pass: enough to sort files into series and to place each frame.
 _HEADER_TAGS = [
-    "SeriesInstanceUID", "PatientID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "SeriesDate",
-    "AcquisitionDate", "StudyDate", "EchoTime",
+    "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "Modality", "ImageType",
+    "SeriesDescription", "ProtocolName", "SeriesDate", "AcquisitionDate", "StudyDate", "EchoTime",
     "RepetitionTime", "InversionTime", "ImagesInAcquisition", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
@@ -60,13 +60,16 @@ class DicomFile:
 
     path: Path
     series: str  # its SeriesInstanceUID
-    patient: str
+    patient: str  # its PatientID
     description: str
     date: str  # YYYYMMDD, or "" if unknown
     weighting: str | None  # "t1", "t2", "pd", "stir", or None if the header does not say
     not_a_scan: str | None  # why the file cannot be part of a scan; None if it can
     declared: int  # number of images in the series (ImagesInAcquisition); 0 if unknown
     frames: tuple[Frame, ...]
+    patient_name: str = ""
+    birth_date: str = ""
+    study: str = ""  # its StudyInstanceUID
 
 
 class DamagedHeaderError(SpinejaxError):
@@ -112,6 +115,9 @@ def read_header(path: Path) -> DicomFile:
                 not_a_scan=not_a_scan,
                 declared=int(dataset.get("ImagesInAcquisition") or 0),
                 frames=() if not_a_scan else tuple(_frames(dataset, path)),
+                patient_name=canonical(str(dataset.get("PatientName") or "")).strip(),
+                birth_date=str(dataset.get("PatientBirthDate") or "").strip(),
+                study=str(dataset.get("StudyInstanceUID") or "").strip(),
             )
     except SpinejaxError as error:
         raise DamagedHeaderError(str(error), series) from error

@@ -14,9 +14,10 @@ from data_prep.read.csv_tables import some
 from data_prep.read.dicom import in_order, read_series
 from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header
 from data_prep.read.names import canonical
+from data_prep.read.patients import Evidence, tell_apart
 from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
 from data_prep.read.tree import files_below, unreadable
-from data_prep.read.volume_files import is_volume, read_volume, stem_of
+from data_prep.read.volume_files import is_volume, read_volume, stem_of, suffix_of
 from spinejax.errors import SpinejaxError
 
 # Usual words for a mask: what follows the last "_" of its name, or a part of it.
@@ -41,8 +42,8 @@ class Facts:
 class Series:
     """A scan that was found.
 
-    Masks, corners and label tables name it by its `key`: its file's name without the suffix, after its folder's name if
-    patients are identified by folder; or its SeriesInstanceUID.
+    Masks, corners and label tables name it by its `key`: its SeriesInstanceUID, or its file's name without the suffix,
+    after names of its folders where it takes them (`data_prep.read.patients`).
     """
 
     name: str  # for messages: its file, or its DICOM folder
@@ -51,6 +52,7 @@ class Series:
     files: tuple[Path, ...]
     read: Callable[[], tuple[Scan, list[str]]]  # the scan, and notes on what is doubtful; picklable
     facts: Facts = Facts()
+    evidence: Evidence | None = None  # of its patient; None if the patient is known
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Found:
     left_out: list[LeftOut] = field(default_factory=list)
     failed: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    patient_notes: list[str] = field(default_factory=list)  # what was assumed of the patients
+    contradictions: list[str] = field(default_factory=list)  # to be settled before patients are dealt to splits
     unreadable: set[str] = field(default_factory=set)  # failed files and folders that may or may not be scans
 
     @property
@@ -89,7 +93,7 @@ class Found:
 
 
 def find_series(
-    paths: Sequence[Path], *, weighting: str = "t2", patients_by: str = "name", exclude: Sequence[Path] = ()
+    paths: Sequence[Path], *, weighting: str = "t2", patients_by: str = "auto", exclude: Sequence[Path] = ()
 ) -> Found:
     """Search files and whole trees for sagittal series.
 
@@ -97,12 +101,11 @@ def find_series(
         paths: files and folders. Every file of a folder is examined, whatever its name; but a volume file whose name
             ends in `_seg` or the like is a mask: masks are often kept beside their scans.
         weighting: "t2", "t1" or "any". Series known to have a different contrast are left out.
-        patients_by: "name": a DICOM file's PatientID, or the part of a volume file's name before its first "_" or "."
-            (`sub-07_T2w.nii.gz` is of `sub-07`); "folder": the name of the series' folder.
+        patients_by: how to tell patients apart, as `data_prep.read.patients.tell_apart` has it.
         exclude: folders that are not searched (masks).
 
     Raises:
-        SpinejaxError: a path does not exist, or two series have the same key.
+        SpinejaxError: a path does not exist, `patients_by` is unknown, or two series have the same key.
     """
     found = Found()
     dicom: dict[str, list[DicomFile]] = defaultdict(list)
@@ -114,7 +117,7 @@ def find_series(
             if is_volume(path) and MASK_WORDS.fullmatch(stem_of(path).rpartition("_")[2]):
                 masks.append(path)
             elif is_volume(path):
-                _take_volume(path, found, weighting, patients_by)
+                _take_volume(path, found, weighting)
             elif is_dicom(path):
                 header = read_header(path)
                 dicom[header.series].append(header)
@@ -124,12 +127,6 @@ def find_series(
             found.cannot_read(path, error)
             if isinstance(error, DamagedHeaderError):
                 damaged[error.series] = path
-    patients = {one.patient for one in found.series}
-    if patients_by == "name" and len(found.series) > 1 and len(patients) == 1:  # or files are named after the study
-        found.notes.append(
-            f"{len(found.series)} scans are all of patient {patients.pop()!r}, by the part of their names before the "
-            "first _ or .: use --patients-by folder, or rename them, if they are of several."
-        )
     if masks:
         what = f"{len(masks)} files are masks by the end of their names: {some([path.name for path in masks])}"
         found.left_out.append(LeftOut("", f"{what}. Rename those that are scans.", tuple(masks)))
@@ -137,7 +134,8 @@ def find_series(
         reason = f"{len(others)} files are not scans: {some([path.name for path in others])}"
         found.left_out.append(LeftOut("", reason, tuple(others)))
     for key in sorted(dicom):
-        _take_dicom(key, dicom[key], damaged.get(key), found, weighting, patients_by)
+        _take_dicom(key, dicom[key], damaged.get(key), found, weighting)
+    _name_patients(found, paths, patients_by)
     keys: dict[str, Series] = {}
     for one in found.series:
         if (other := keys.setdefault(one.key, one)) is not one:
@@ -148,23 +146,27 @@ def find_series(
     return found
 
 
-def _take_volume(path: Path, found: Found, weighting: str, patients_by: str) -> None:
+def _name_patients(found: Found, paths: Sequence[Path], patients_by: str) -> None:
+    """Give each series its patient and key; a volume file is then called by its key in messages, too."""
+    known = [one.evidence or Evidence(path=one.files[0]) for one in found.series]
+    people = tell_apart(known, paths, patients_by)
+    for place, (one, patient, key) in enumerate(zip(found.series, people.patients, people.keys, strict=True)):
+        name = one.name if known[place].uid else key + suffix_of(one.files[0])
+        found.series[place] = replace(one, name=name, key=key, patient=patient)
+    found.patient_notes, found.contradictions = people.notes, people.contradictions
+
+
+def _take_volume(path: Path, found: Found, weighting: str) -> None:
     own = weighting_in_text(stem_of(path))
     if weighting != "any" and own not in (None, weighting):
         reason = f"{own} by its name, {weighting} was asked for"
         found.left_out.append(LeftOut(path.name, reason, (path,), Facts(contrast=own or "")))
         return
-    name, key = canonical(path.name), stem_of(path)
-    patient = re.split(r"[_.]", name)[0]
-    if patients_by == "folder":  # where each patient has a folder, files often have the same name
-        patient = canonical(path.parent.name)
-        name, key = f"{patient}/{name}", f"{patient}/{key}"
-    found.series.append(Series(name, key, patient, (path,), partial(read_volume, path), Facts(contrast=own or "")))
+    facts, evidence = Facts(contrast=own or ""), Evidence(path=path)
+    found.series.append(Series(path.name, "", "", (path,), partial(read_volume, path), facts, evidence))
 
 
-def _take_dicom(
-    key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str, patients_by: str
-) -> None:
+def _take_dicom(key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str) -> None:
     """Record one DICOM series as a scan, left out or failed. `damaged` is a file of it that cannot be read."""
     folder = files[0].path.parent
     name = f"{canonical(folder.name or str(folder))}, series {key}"
@@ -183,16 +185,11 @@ def _take_dicom(
         found.left_out.append(LeftOut(name, f"{own} by its header, {weighting} was asked for", paths, facts))
         return
     patients = {file.patient for file in images}
-    patient = canonical(folder.name) if patients_by == "folder" else images[0].patient
     try:
         if not key:
             raise SpinejaxError(f"{name}: no SeriesInstanceUID, which tells series apart. Export it again.")
         if len(patients) > 1:
             raise SpinejaxError(f"{name}: files of {len(patients)} patients, expected one. Export it again.")
-        if not patient:
-            raise SpinejaxError(
-                f"{name}: PatientID is empty. Give --patients-by folder, with a folder for each patient."
-            )
         _refuse_other_planes(images, name)
         if damaged:
             raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
@@ -201,7 +198,8 @@ def _take_dicom(
     except SpinejaxError as error:
         found.failed.append(LeftOut(name, str(error), paths, facts))
     else:
-        found.series.append(Series(name, key, patient, paths, partial(read_series, images, name, np.float32), facts))
+        read = partial(read_series, images, name, np.float32)
+        found.series.append(Series(name, key, "", paths, read, facts, _evidence(key, images)))
 
 
 def _facts(files: Sequence[DicomFile]) -> Facts:
@@ -217,6 +215,20 @@ def _facts(files: Sequence[DicomFile]) -> Facts:
     between = float(np.median(steps_mm)) if len(steps_mm) else frames[0].thickness_mm
     rows, columns = frames[0].spacing_mm.tolist()
     return replace(facts, plane=plane, num_slices=len(frames), spacing_mm=(rows, columns, between))
+
+
+def _evidence(key: str, files: Sequence[DicomFile]) -> Evidence:
+    """What the files of one series, called `key`, say of its patient."""
+    first = files[0]
+    return Evidence(
+        path=first.path,
+        folders=tuple(sorted({file.path.parent for file in files})),
+        uid=key,
+        patient_id=first.patient,
+        patient_name=first.patient_name,
+        birth_date=first.birth_date,
+        study=first.study,
+    )
 
 
 def _refuse_other_planes(images: list[DicomFile], name: str) -> None:
