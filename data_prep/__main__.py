@@ -20,6 +20,7 @@ from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
 from data_prep.look.contact_sheet import contact_sheet
+from data_prep.look.corner_page import corner_pages
 from data_prep.look.grade_table import grade_table
 from data_prep.look.overlay import overlay_sheet
 from data_prep.read.series import Found, find_series
@@ -237,17 +238,42 @@ def fold(data: _DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
 # Commands that look at scans and data sets ---------------------------------------------------------------------------
 
 
-def overlay(reading: _Reading, *, out: Path, scans: int = 20, seed: int = 0) -> int:
-    """Draw a page of whole scans with the vertebral corners and the boxes that discs are cut out of.
+def overlay(
+    reading: _Reading,
+    *,
+    out: Path,
+    scans: int | None = None,
+    seed: int = 0,
+    scans_per_page: int = 100,
+    workers: int = 1,
+) -> int:
+    """Show whole scans with the vertebral corners and the boxes that discs are cut out of: some as one picture, or all
+    on HTML pages, where corners and levels can be corrected and saved for --corners.
 
     Args:
-        out: File of the page (PNG).
-        scans: Number of scans, chosen at random.
+        out: File of the picture (.png), or of the first page (.html), or a folder for the pages.
+        scans: Number of scans, chosen at random. Default: 20 for a picture, all for pages.
         seed: Seed of the choice.
+        scans_per_page: Number of scans on a page (HTML).
+        workers: Number of processes (HTML).
     """
     jobs, found = reading.jobs(seed=seed)
     _print_notes([*map(str, found.left_out), *found.notes, *found.failures.values()])
-    for line in overlay_sheet(jobs, out, num_scans=scans, seed=seed):
+    if out.suffix == ".html" or out.is_dir() or not out.suffix:
+        pages, counts = corner_pages(
+            jobs,
+            found,
+            out,
+            scans_per_page=scans_per_page,
+            num_scans=scans,
+            seed=seed,
+            num_workers=workers,
+            console=_PROGRESS,
+        )
+        print("\n".join(map(str, pages)))
+        print(f"{sum(counts.values())} scans: " + ", ".join(f"{count} {group}" for group, count in counts.items()))
+        return 0
+    for line in overlay_sheet(jobs, out, num_scans=20 if scans is None else scans, seed=seed):
         print(printable(line))
     return 0
 

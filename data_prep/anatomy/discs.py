@@ -29,8 +29,8 @@ SLICES = {"slabs": f"averaged to about {SLAB_MM:g} mm where less than {THIN_MM:g
 """What a manifest says of the slices, by the option that was given."""
 
 _MIN_MEDIAN = 1e-3  # minimum median, as a fraction of the disc's brightest pixel
-_WIDTH_MM = (15, 70)
-_HEIGHT_MM = (-3, 35)  # an edge fitted to a collapsed disc may cross its neighbour a little
+WIDTH_MM = (15, 70)
+HEIGHT_MM = (-3, 35)  # an edge fitted to a collapsed disc may cross its neighbour a little
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +177,10 @@ def _disc_to_scan(
     back /= max(np.linalg.norm(back), 1e-9)
     down = np.array([back[1], -back[0]])
     height_mm = (corners[2:].mean(0) - corners[:2].mean(0)) @ down
-    if not (_WIDTH_MM[0] <= width_mm <= _WIDTH_MM[1] and _HEIGHT_MM[0] <= height_mm <= _HEIGHT_MM[1]):
+    if not (WIDTH_MM[0] <= width_mm <= WIDTH_MM[1] and HEIGHT_MM[0] <= height_mm <= HEIGHT_MM[1]):
         raise SpinejaxError(
             f"{where}: its corners span {width_mm:.1f} mm front to back and {height_mm:.1f} mm top to bottom; expected "
-            f"{_WIDTH_MM[0]} to {_WIDTH_MM[1]} and {_HEIGHT_MM[0]} to {_HEIGHT_MM[1]}. Correct the mask or the corners."
+            f"{WIDTH_MM[0]} to {WIDTH_MM[1]} and {HEIGHT_MM[0]} to {HEIGHT_MM[1]}. Correct the mask or the corners."
         )
 
     pixel_mm = 2 * width_mm / WINDOW_SHAPE[1]

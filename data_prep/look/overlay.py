@@ -28,7 +28,9 @@ def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) 
         SpinejaxError: no scan was asked for, or `out` does not end in .png.
     """
     if num_scans < 1 or out.suffix != ".png":
-        raise SpinejaxError(f"--scans {num_scans}, --out {out}: expected one scan or more, and a name in .png.")
+        raise SpinejaxError(
+            f"--scans {num_scans}, --out {out}: expected one scan or more, and a name in .png or .html, or a folder."
+        )
     chosen = [jobs[index] for index in sorted(np.random.default_rng(seed).permutation(len(jobs))[:num_scans])]
     rows = -(-len(chosen) // _COLUMNS)
     figure = Figure(figsize=(3 * _COLUMNS, 3.6 * rows), layout="constrained")

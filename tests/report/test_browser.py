@@ -2,43 +2,23 @@
 
 import base64
 import io
-import json
-import shutil
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from spinejax.data.dataset import DataSet
+from tests import browser
+from tests.browser import chromium_driver
 from tests.conftest import write_tiny
 from tests.report.test_page import made_up, write
 
 pytestmark = pytest.mark.browser
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    if not (BROWSER and DRIVER):
-        pytest.skip(
-            "no Chromium with its chromedriver on this machine: Debian has them as chromium and chromium-driver"
-        )
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    yield driver
-    driver.quit()
+    yield from chromium_driver(tmp_path_factory.mktemp("chromium"))
 
 
 @pytest.fixture(scope="module")
@@ -51,49 +31,14 @@ def address(data, tmp_path_factory):
     return write(tmp_path_factory.mktemp("report"), data)[0].as_uri()
 
 
-class Page:
-    """A page that was opened, and short ways to ask it."""
-
-    def __init__(self, driver, address, *, width=1366, theme="light"):
-        self.driver = driver
-        for kind in ("browser", "performance"):
-            driver.get_log(kind)
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        features = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
-        driver.get(address)
-        self.settle()
-
-    def run(self, script):
-        return self.driver.execute_script(script)
-
-    def find(self, name):
-        return self.driver.find_element("id", name)
+class Page(browser.Page):
+    """The report in the browser."""
 
     def settle(self):
-        """Wait until what is chosen is drawn."""
         drawn = """const overlay = document.getElementById("overlay");
             const map = overlay && overlay.checked ? document.getElementById("opacity").value : "plain";
             return document.body.dataset.drawn === `${state.disc} ${state.task} ${state.slice} ${map}`"""
         self.wait_until(drawn)
-
-    def wait_until(self, script):
-        """Wait until a script gives something true."""
-        end = time.monotonic() + 30
-        while not self.run(script):
-            assert time.monotonic() < end, f"never came: {script}"
-            time.sleep(0.02)
-
-    def choose(self, name, value):
-        from selenium.webdriver.support.ui import Select
-
-        Select(self.find(name)).select_by_value(value)
-        self.settle()
-
-    def press(self, name, *keys):
-        self.find(name).send_keys(*keys)
-        self.settle()
 
     def picture(self):
         """The large canvas' pixels, float[448, 896, 3]."""
@@ -116,10 +61,7 @@ def page(chromium, address):
 def test_it_loads_without_console_messages_and_requests(page, address):
     page.press("picture", *(["\ue014"] * 3), "\ue015", "t", "o", "n")
     assert page.driver.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert address in asked
-    assert {url for url in asked if not url.startswith("data:")} == {address}
+    assert page.requests() == {address}
 
 
 def test_the_policy_blocks_other_scripts(page):
