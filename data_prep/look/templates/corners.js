@@ -276,7 +276,6 @@ function draw() {
   for (const old of [...picture.children]) if (old.tagName !== "image") old.remove();
   picture.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
   picture.classList.toggle("zoomed", Boolean(scan.slices.length) && view.width < view.whole * 0.999);
-  picture.classList.toggle("busy", state.placing !== null);
   if (scan.slices.length && element("drawn").checked) picture.append(...drawing(scan, 1 / pixelsPerMm()));
   if (scan.slices.length && state.placing) picture.append(...placing(scan, 1 / pixelsPerMm()));
   const chosen = picture.querySelector(".grip.chosen");
@@ -297,7 +296,7 @@ function drawing(scan, pixel) {
     const unsure = body.confidence !== null && body.confidence < facts.sure ? " unsure" : "";
     const away = Math.abs(depth(body) - scan.slices[scan.slice]) > reach(scan, body) + 0.5 ? " away" : "";
     const name = `${parity}${unsure}${away}${index === state.body ? " chosen" : ""}`;
-    made.push(svg(known(body) ? "polygon" : "polyline", { class: `body ${known(body) ? "" : "open "}${name}`, points: points(corners.filter(Boolean)), "data-body": index }));
+    made.push(svg(known(body) ? "polygon" : "polyline", { class: `body ${known(body) ? "" : "open "}${name}`, points: points(corners.filter(Boolean)) }));
     const [row, column] = centre(scan, body), low = body.confidence === null ? "" : ` ${Math.round(100 * body.confidence)}`;
     made.push(svg("text", { class: parity, x: column, y: row, "font-size": 13 * pixel, "stroke-width": 3 * pixel }, body.name + low));
     corners.forEach((corner, place) => {
@@ -353,7 +352,7 @@ function describe() {
   element("looked").checked = scan.looked;
   const doubts = scan.failure ? [made("li", scan.failure, "failed")] : [];
   element("doubts").replaceChildren(...doubts, ...scan.notes.map((note) => made("li", note)));
-  element("table").tBodies[0].replaceChildren(...scan.bodies.map((body, index) => bodyRow(scan, body, index)));
+  describeBodies(scan);
   const used = new Set(scan.bodies.map((body) => body.name)), free = facts.names.filter((name) => !used.has(name));
   const before = element("new-name").value;
   element("new-name").replaceChildren(...free.toReversed().map((name) => new Option(name, name)));
@@ -378,29 +377,37 @@ function lostLevels(scan, cut) {
   return changed(scan) && words.length ? ` Compared with before: ${words.join("; ")}.` : "";
 }
 
-function bodyRow(scan, body, index) {
-  const line = document.createElement("tr"), name = document.createElement("select"), cell = made("td", name);
-  name.setAttribute("aria-label", `Name of ${body.name}`);
+// Rows are updated in place: a list of names that was replaced would lose the focus, and what is being typed.
+function describeBodies(scan) {
+  const body = element("table").tBodies[0];
+  while (body.rows.length > scan.bodies.length) body.deleteRow(-1);
+  while (body.rows.length < scan.bodies.length) body.append(newRow(body.rows.length));
+  scan.bodies.forEach((each, index) => fillRow(body.rows[index], scan, each, index));
+}
+
+function newRow(index) {
+  const line = document.createElement("tr"), name = document.createElement("select");
   name.append(...facts.names.map((each) => new Option(each, each)));
-  name.value = body.name;
-  name.addEventListener("change", () => {
-    change(() => { body.name = name.value; });
-    element("table").tBodies[0].rows[index].querySelector("select").focus();
-  });
+  name.addEventListener("change", () => change((scan) => { scan.bodies[index].name = name.value; }));
   name.addEventListener("focus", () => choose(index, null));
-  if (body.was !== body.name) cell.append(made("span", body.was ? `was ${body.was}` : "added", "was"));
-  const sure = body.confidence === null ? "–" : `${Math.round(100 * body.confidence)} %`;
-  const actions = document.createElement("td");
-  for (const [half, word] of [["upper", "Upper"], ["lower", "Lower"]]) {
-    if (!known(body, edges[half]) && !(half === "lower" && body.name === "S1")) {
-      actions.append(button(`${word} corners`, `Place the ${half} corners of ${body.name}`, () => startPlacing(body.name, half, index)));
-    }
-  }
-  actions.append(button("×", `Remove ${body.name}: it is not there`, () => remove(index)));
-  line.className = index === state.body ? "chosen" : "";
-  line.append(cell, made("td", sure, `n${body.confidence !== null && body.confidence < facts.sure ? " low" : ""}`), actions);
+  line.append(made("td", name), made("td", "", "n"), document.createElement("td"));
+  line.cells[0].append(made("span", "", "was"));
   line.addEventListener("click", (event) => event.target.closest("select, button") || choose(index, null));
   return line;
+}
+
+function fillRow(line, scan, body, index) {
+  const [name, was] = line.cells[0].children, [, sure, actions] = line.cells;
+  line.className = index === state.body ? "chosen" : "";
+  name.value = body.name;
+  name.setAttribute("aria-label", `Name of ${body.name}`);
+  was.textContent = body.was === body.name ? "" : body.was ? `was ${body.was}` : "added";
+  sure.textContent = body.confidence === null ? "–" : `${Math.round(100 * body.confidence)} %`;
+  sure.classList.toggle("low", body.confidence !== null && body.confidence < facts.sure);
+  const missing = ["upper", "lower"].filter((half) => !known(body, edges[half]) && !(half === "lower" && body.name === "S1"));
+  actions.replaceChildren(
+    ...missing.map((half) => button(`+ ${half}`, `Place the ${half} corners of ${body.name}`, () => startPlacing(body.name, half, index))),
+    button("×", `Remove ${body.name}: it is not there`, () => remove(index)));
 }
 
 // The list ------------------------------------------------------------------------------------------------------------
@@ -635,6 +642,18 @@ function nearest(scan, at) {
   return best;
 }
 
+// The body that a point is in, by how many of its edges are to the point's right.
+function bodyAt(scan, [row, column]) {
+  const found = scan.bodies.findIndex((body) => {
+    const outline = body.corners.filter(Boolean).map((corner) => inMm(scan, corner));
+    return outline.filter(([y, x], place) => {
+      const [nextY, nextX] = outline[(place + 1) % outline.length];
+      return (y > row) !== (nextY > row) && column < x + ((row - y) / (nextY - y)) * (nextX - x);
+    }).length % 2;
+  });
+  return found < 0 || !element("drawn").checked ? null : found;
+}
+
 function onDown(event) {
   const scan = current(), picture = element("picture");
   if (event.button !== 0 || !scan.slices.length) return;
@@ -649,13 +668,10 @@ function onDown(event) {
     const corner = scan.bodies[state.body].corners[state.corner];
     state.drag = { kind: "corner", before: copy(scan.bodies), offset: minus(inMm(scan, corner), at), from: [event.clientX, event.clientY] };
     capture();
-  } else if (event.target.dataset.body !== undefined && event.target.classList.contains("body")) {
-    picture.focus({ preventScroll: true });
-    choose(Number(event.target.dataset.body), null);
-    return event.preventDefault();
   } else {
-    choose(null, null);
-    if (!picture.classList.contains("zoomed")) return;
+    picture.focus({ preventScroll: true });
+    choose(bodyAt(scan, at), null);
+    if (!picture.classList.contains("zoomed")) return event.preventDefault();
     state.drag = { kind: "pan", at };
     capture();
   }
@@ -663,9 +679,11 @@ function onDown(event) {
 }
 
 function onMove(event) {
-  const scan = current(), drag = state.drag;
-  if (!drag) return;
-  const at = pointOf(event);
+  const scan = current(), drag = state.drag, at = pointOf(event);
+  if (!drag) {
+    const over = scan.slices.length && !state.placing && nearest(scan, at);
+    return element("picture").classList.toggle("over", Boolean(over));
+  }
   if (drag.kind === "pan") {
     const by = minus(drag.at, at);
     state.view = { ...state.view, x: state.view.x + by[1], y: state.view.y + by[0] };
@@ -772,6 +790,8 @@ function start() {
   picture.addEventListener("pointermove", onMove);
   picture.addEventListener("pointerup", onUp);
   picture.addEventListener("pointercancel", onUp);
+  // A finger that drags must not scroll the page. It does where nothing is dragged.
+  picture.addEventListener("touchstart", (event) => { if (state.drag) event.preventDefault(); }, { passive: false });
   picture.addEventListener("wheel", (event) => {
     if (!event.ctrlKey) return; // a pinch on a touchpad, too; without it the page scrolls
     event.preventDefault();

@@ -1,4 +1,4 @@
-"""The pages on which corners are corrected: what is in them. What they do in a browser is in test_corner_page_browser."""
+"""The pages on which corners are corrected: what is in them. test_corner_page_browser uses them."""
 
 import base64
 import io
@@ -65,7 +65,7 @@ def located(*, confidence=None, notes=(), doubtful=False):
 
 def test_the_doubtful_come_first(tmp_path):
     sure = {body.name: 0.9 for body in BODIES}
-    found = Found(failures={"odd.dcm": "odd.dcm: two patients."}, left_out=[LeftOut("x<b>", "axial")])
+    found = Found(failed=[LeftOut("odd.dcm", "odd.dcm: two patients.")], left_out=[LeftOut("x<b>", "axial")])
     scans = {
         "fine": located(confidence=sure),
         "noted": located(confidence=sure, notes=["noted.mha: L1 was left out: why."]),
@@ -217,6 +217,6 @@ def test_a_name_that_is_no_utf8_and_one_of_markup(tmp_path):
     text = (tmp_path / "qc.html").read_text()
     assert {scan["key"] for scan in facts_of(text)["scans"]} == {
         '</script><b id="hit">\u00e9_t2',
-        "images/" + latin.removesuffix(".mha"),
+        "images/M\u00fcller_t2",
     }
     assert '<b id="hit">' not in text
