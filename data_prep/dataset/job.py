@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.anatomy.body_size import implausible_size
 from data_prep.anatomy.discs import DiscVolume, extract_discs, slices_per_slab
 from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
 from data_prep.read.scan import Scan
+from spinejax.errors import SpinejaxError
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,13 @@ class Job:
         notes = list(found.notes)
         if self.refuse_doubtful and found.doubtful_levels:
             return [], [*notes, f"left out: {self.name}: its levels are doubtful, so labels may be of the wrong discs."]
+        per_slab = 1 if self.native_slices else slices_per_slab(found.scan)
+        if doubt := implausible_size(found.scan, found.bodies):
+            if per_slab > 1:
+                raise SpinejaxError(
+                    f"{doubt} Every {per_slab} slices would be averaged. Correct the header, or give --slices native."
+                )
+            notes.append(doubt)
         discs = extract_discs(
             found.scan,
             found.bodies,
@@ -60,10 +69,10 @@ class Job:
             native_slices=self.native_slices,
             notes=notes,
         )
-        if not self.native_slices and (number := slices_per_slab(found.scan)) > 1:
+        if per_slab > 1:
             slice_mm = found.scan.spacing_mm[2]
             notes.append(
-                f"{self.name}: its slices are {slice_mm:.2f} mm apart; every {number} were averaged into a slab of "
-                f"{number * slice_mm:.1f} mm (--slices native keeps them)."
+                f"{self.name}: its slices are {slice_mm:.2f} mm apart; every {per_slab} were averaged into a slab of "
+                f"{per_slab * slice_mm:.1f} mm (--slices native keeps them)."
             )
         return discs, notes

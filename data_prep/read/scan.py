@@ -109,23 +109,30 @@ def require_same_grid(scan: Scan, other: Scan) -> None:
 
 # Voxels --------------------------------------------------------------------------------------------------------------
 
+_ROUNDING = 0.01  # a label of 1 can be read as 0.999, from a file with a scale
 MAX_VOXELS = 1 << 27  # of one scan; a sagittal lumbar series has up to 640 × 640 × 200
 
 
 def as_dtype(voxels: Shaped[np.ndarray, "*shape"], dtype, name) -> Shaped[np.ndarray, "*shape"]:
-    """A copy of the voxels as `dtype`, without any change of value but rounding to floats.
+    """A copy of the voxels as `dtype`, without any change of value but rounding.
+
+    An image may have NaN voxels, as resampling leaves where nothing is known: `read.plausible` judges them.
 
     Raises:
-        SpinejaxError: a voxel is not finite; for an integer `dtype`, a value is not whole or does not fit.
+        SpinejaxError: a voxel is infinite; for an integer `dtype`, a value is NaN, does not fit, or is not whole,
+            within what the scale of a file rounds.
     """
     dtype = np.dtype(dtype)
-    with np.errstate(over="ignore"):  # reported below, as infinite
-        converted = voxels if voxels.dtype.kind == "f" and dtype.kind in "iu" else voxels.astype(dtype)
-    finite = np.isfinite(converted)
-    if not finite.all():
-        raise SpinejaxError(f"{name}: {np.sum(~finite)} voxels are NaN or infinite. Export it again.")
-    if dtype.kind in "iu":
-        bounds = np.iinfo(dtype)
-        if voxels.min() < bounds.min or voxels.max() > bounds.max or (converted != np.rint(converted)).any():
-            raise SpinejaxError(f"{name}: a mask's labels must be whole numbers that fit {dtype}; found others.")
-    return converted.astype(dtype)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # reported below, as infinite
+            converted = voxels.astype(dtype)
+        if infinite := int(np.isinf(converted).sum()):
+            raise SpinejaxError(f"{name}: {infinite} voxels are infinite. Export it again.")
+        return converted
+    whole = np.rint(voxels) if voxels.dtype.kind == "f" else voxels
+    bounds = np.iinfo(dtype)
+    with np.errstate(invalid="ignore"):  # of infinite values
+        fits = np.abs(voxels - whole).max() <= _ROUNDING and bounds.min <= whole.min() and whole.max() <= bounds.max
+    if not fits:
+        raise SpinejaxError(f"{name}: a mask's labels must be whole numbers that fit {dtype}; found others.")
+    return whole.astype(dtype)

@@ -17,6 +17,7 @@ from data_prep.dataset.splits import split_patients
 from data_prep.detector.weights import weights_sum
 from data_prep.read.csv_tables import some
 from data_prep.read.names import canonical
+from data_prep.read.plausible import plausible
 from data_prep.read.scan import Scan, require_same_grid
 from data_prep.read.series import MASK_WORDS, Found, Series
 from data_prep.read.volume_files import read_scan, stem_of, volume_files
@@ -167,8 +168,8 @@ def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
             found.
     """
     scan, notes = series.read()
-    if scan.voxels.min() == scan.voxels.max():
-        raise SpinejaxError(f"{series.name}: every voxel is {scan.voxels.flat[0]:g}: an empty image. Export it again.")
+    scan, changes = plausible(scan)
+    notes = notes + changes
     if isinstance(vertebrae, str):
         raise SpinejaxError(f"{series.name}: {vertebrae}")
     if vertebrae is None:
