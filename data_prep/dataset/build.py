@@ -90,10 +90,11 @@ def build(
         raise SpinejaxError(f"--out {out}: is a file; expected a folder.")
     out.mkdir(parents=True, exist_ok=True)
     shards = _deal(jobs, settings.shards)
-    with resuming.only_writer(out), workers(settings.workers, settings.scheduler) as run:
-        made = resuming.begin(out, overwrite=settings.overwrite)
+    num_workers = min(settings.workers, max(len(jobs), 1))  # each takes seconds to start
+    with resuming.only_writer(out), workers(num_workers, settings.scheduler) as run:
+        unfinished = resuming.begin(out, overwrite=settings.overwrite)
         in_order = list(itertools.chain.from_iterable(shards))
-        finished = run(partial(_finish, folder=made, strict=settings.strict), in_order)
+        finished = run(partial(_finish, folder=unfinished, strict=settings.strict), in_order)
         outcome, cut = Outcome(), []
         progress = _with_progress(finished, len(in_order), console)
         for job, (file, result, resumed) in zip(in_order, progress, strict=True):
@@ -102,19 +103,19 @@ def build(
             outcome.resumed += resumed
             if result.failure is not None:
                 outcome.failures[job.name] = result.failure
-        paths = [made / shard_name(index, len(shards)) for index in range(len(shards))]
+        paths = [unfinished / shard_name(index, len(shards)) for index in range(len(shards))]
         parts = iter(cut)
         scans = [list(itertools.islice(parts, len(shard))) for shard in shards]
         summaries = list(run(partial(_assemble, tasks=tasks, masks=masks), paths, scans))
         outcome.discs = sum((summary.discs for summary in summaries), Counter())
         try:
-            write_manifest(made, summaries, tasks, preprocessing, masks)
+            write_manifest(unfinished, summaries, tasks, preprocessing, masks)
         except SpinejaxError as error:  # no disc, or one that a data set must not have: the next run starts again
-            shutil.rmtree(made)
-            fault = str(error).removeprefix(f"{made}: ")
+            shutil.rmtree(unfinished)
+            fault = str(error).removeprefix(f"{unfinished}: ")
             reasons = [*(f"{name}: {reason}" for name, reason in outcome.failures.items()), *outcome.notes]
             raise SpinejaxError("\n  ".join([f"--out {out}: {fault}", *reasons])) from error
-        resuming.publish(made, out)
+        resuming.publish(unfinished, out)
     return outcome
 
 
@@ -145,7 +146,7 @@ def _finish(job: Job, *, folder: Path, strict: bool) -> tuple[Path | None, ScanR
     """
     how = (job.name, job.recipe, job.per_disc, job.refuse_doubtful)
     name = resuming.digest(spinejax.__version__, how, *map(str, job.sources), *job.sources)
-    file = folder / f"{name}.npz"
+    file = folder / f"{name}.scan"
     result = resuming.load_scan(file)
     resumed = final = result is not None
     if result is None:

@@ -7,22 +7,25 @@ from pathlib import Path
 from spinejax.errors import SpinejaxError
 
 
-def write_atomically(path: Path, write: Callable) -> None:
+def write_atomically(path: Path, write: Callable, *, flushed: bool = True) -> None:
     """Call `write(temporary_path)`, flush the file to disk and only then give it its name.
 
-    A reader finds either the old file or the whole new one.
+    A reader finds either the old file or the whole new one. With `flushed=False` that holds unless the power fails: for
+    files with a checksum that can be made again.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
-        flush(temporary)
+        if flushed:
+            flush(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)  # on a full disk it would take up space
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)  # the message names the file that the user knows
         raise
-    flush(path.parent)
+    if flushed:
+        flush(path.parent)
 
 
 def flush(path: Path) -> None:
