@@ -199,14 +199,13 @@ def _add_names(tags: _Tags, evidence: Sequence[Evidence], places: Sequence[int],
     for name, namesakes in _grouped(places, lambda place: people[place].name).items():
         if not name:
             continue
-        patients = {tags.patient[place] for place in known.get(name, ())}
         births = {people[place].birth for place in (*namesakes, *known.get(name, ()))} - {""}
         for place in namesakes:
-            one = evidence[place]
-            if len(patients) == 1 and len(births) <= 1:
-                tags.patient[place] = next(iter(patients))
-            else:
-                tags.patient[place] = one.patient_name + (f" {one.birth_date}" if len(births) > 1 else "")
+            one, birth = evidence[place], people[place].birth
+            same = [other for other in known.get(name, ()) if len(births) < 2 or people[other].birth == birth]
+            patients = {tags.patient[other] for other in same}
+            stand_in = one.patient_name + (f" {one.birth_date}" if len(births) > 1 else "")
+            tags.patient[place] = patients.pop() if len(patients) == 1 else stand_in
 
 
 @dataclass(frozen=True)
@@ -389,9 +388,8 @@ class _Tree:
                 f"--patients-by folder:{number}: {self._evidence[shallow].path} lies in no folder of level {number} "
                 f"below {self._root}. Put it into one, or name a lower level."
             )
-            number = deepest
         faults = {level: self._faults(places, level, tags) for level in range(1, deepest + 1)}
-        level = number or self._choose(people, places, faults)
+        level = min(number, deepest) if number else self._choose(people, places, faults)
         if number and number in faults:
             torn, merged, doubtful = faults[number]
             people.contradictions += [f"--patients-by folder:{number}: {fault}" for fault in torn]
@@ -440,7 +438,8 @@ class _Tree:
         for level, found in faults.items():
             if not any(found):
                 owners = [min(self._at(place, level)) for place in places]
-                possible.setdefault(tuple(owners.index(owner) for owner in owners), level)
+                numbered = {owner: place for place, owner in enumerate(dict.fromkeys(owners))}
+                possible.setdefault(tuple(map(numbered.__getitem__, owners)), level)
         named = [level for level in possible.values() if not self._is_of_images(places, level)]
         levels = named or list(possible.values())
         if len(levels) > 1:
