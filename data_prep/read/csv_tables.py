@@ -1,14 +1,17 @@
 """Tables in files: read strictly, and all faults of one reported at once."""
 
+import codecs
 import csv
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.read.names import canonical
 from spinejax.errors import SpinejaxError
 
 _MAX_FAULTS_SHOWN = 20
+_SEPARATORS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,15 @@ class Table:
 
     columns: list[str]
     rows: list[tuple[int, dict[str, str]]]
+    notes: list[str] = field(default_factory=list)
 
 
 def read_table(path: Path, columns: Collection[str], *, exact: bool = False) -> Table:
-    """Read a comma-separated table in UTF-8.
+    """Read a table that spreadsheets and programs save as CSV, whatever their country.
+
+    Cells are separated by commas, semicolons or tabs: by that one which gives the columns that the table must have. The
+    text is UTF-8 or UTF-16; text that is neither is read as Latin-1 (Windows-1252), with a note. Rows and columns
+    without any content are dropped, and so is a first line `sep=;`.
 
     Args:
         path: the file.
@@ -33,22 +41,68 @@ def read_table(path: Path, columns: Collection[str], *, exact: bool = False) -> 
     """
     if not path.is_file():
         raise SpinejaxError(f"{path}: no such file.")
+    text, notes = _decoded(path)
+    first, _, rest = text.partition("\n")
+    separators = _SEPARATORS
+    if first.strip().lower() in ("sep=,", "sep=;", "sep=\t", "sep="):  # as Excel writes and reads it
+        separators, text = first.rstrip("\r\n").lstrip()[4:] or "\t", rest
+    separator = max(separators, key=lambda each: len({*columns} & {*_first_row(text, each)}))
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
-            found = [name.strip() for name in table.fieldnames or ()]
-            faults = [f"no column {name!r}" for name in sorted(set(columns) - set(found))]
-            faults += [f"unknown column {name!r}" for name in sorted(set(found) - set(columns)) if exact]
-            faults += [f"column {name!r} occurs twice" for name in dict.fromkeys(found) if found.count(name) > 1]
-            refuse(path, faults)
-            rows = []
-            for row in table:
-                if None in row or None in row.values():
-                    raise SpinejaxError(f"{path}: line {table.line_num} has too many or too few cells. Fix the table.")
-                rows.append((table.line_num, {name.strip(): canonical(value.strip()) for name, value in row.items()}))
-            return Table(found, rows)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpinejaxError(f"{path}: not a comma-separated UTF-8 table ({error}).") from error
+        (_, found), *rows = [*_rows(text, separator)] or [(0, [])]
+    except csv.Error as error:
+        raise SpinejaxError(f"{path}: not a table of text in columns ({error}). Save it as CSV.") from error
+    faults = [f"no column {name!r}" for name in sorted(set(columns) - set(found))]
+    if faults:
+        named = ", ".join(map(repr, filter(None, found[:20]))) or "none"
+        faults.append(
+            f"columns found: {named}; expected names separated by commas, semicolons or tabs in the first line"
+        )
+    faults += [f"unknown column {name!r}" for name in sorted({*found} - {*columns, ""}) if exact]
+    faults += [f"column {name!r} occurs twice" for name in dict.fromkeys(found) if name and found.count(name) > 1]
+    refuse(path, faults)
+    for line, row in rows:
+        if len(row) < len(found) or any(row[len(found) :]):
+            faults.append(f"line {line} has too many or too few cells: {len(row)}, the first line has {len(found)}")
+        elif any(cell for name, cell in zip(found, row, strict=False) if not name):
+            faults.append(f"line {line}: a cell in a column without a name")
+    refuse(path, faults)
+    named_rows = [(line, {name: cell for name, cell in zip(found, row, strict=False) if name}) for line, row in rows]
+    return Table([name for name in found if name], named_rows, notes)
+
+
+def _decoded(path: Path) -> tuple[str, list[str]]:
+    """A file's text, and a note if its encoding is a guess."""
+    content = path.read_bytes()
+    if content.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+        raise SpinejaxError(f"{path}: a workbook of a spreadsheet program. Save its sheet as CSV, and give that file.")
+    encoding = "utf-8-sig"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif content[1:2] == b"\0" or content[:1] == b"\0":  # without its mark; a table begins with a letter
+        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    try:
+        return content.decode(encoding), []
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise SpinejaxError(f"{path}: not a table: neither UTF-8 nor UTF-16 ({error}). Save it as CSV.") from error
+    note = f"{path}: not UTF-8, so it is read as Latin-1. Save it as UTF-8 if letters with accents are wrong."
+    return content.decode("cp1252", errors="replace"), [note]
+
+
+def _first_row(text: str, separator: str) -> list[str]:
+    try:
+        return next(_rows(text, separator), (0, []))[1]
+    except csv.Error:  # quoted cells end before another separator
+        return []
+
+
+def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that have any content, with the numbers of their last lines."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    for row in reader:
+        cells = [canonical(cell.strip()) for cell in row]
+        if any(cells):
+            yield reader.line_num, cells
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:

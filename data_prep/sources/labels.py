@@ -1,16 +1,23 @@
 """Label tables: a row per disc, a column per task."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.read.csv_tables import read_table, refuse, write_table
+from data_prep.read.csv_tables import read_table, refuse, some, write_table
+from data_prep.read.patients import alike
 from spinejax import tasks as task_tables
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS, PAPER_TASKS, UNLABELLED, Task
 
 _KEYS = ("patient", "scan", "level")
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,49 @@ class Labels:
 
     tasks: tuple[Task, ...]
     rows: Mapping[tuple[str, str], dict[str, dict[str, int]]]
+    splits: Mapping[str, str] = field(default_factory=dict)  # patient → split, where the table says
+    notes: Sequence[str] = ()
 
-    def of(self, patient: str, scan: str) -> dict[str, dict[str, int]]:
-        """A scan's labels by level. A row for the scan overrides one for all of the patient's scans."""
-        return {**self.rows.get((patient, ""), {}), **self.rows.get((patient, scan), {})}
+    def of_scans(self, scans: Sequence[tuple[str, str]]) -> tuple[list[dict[str, dict[str, int]]], list[str]]:
+        """Each scan's labels by level, and the table's patients and scans that match none.
 
-    def without_scan(self, scans: Sequence[tuple[str, str]]) -> list[str]:
-        """The table's (patient, scan) that match none of these."""
-        known = {*scans, *((patient, "") for patient, _ in scans)}
-        return [" ".join(key).strip() for key in self.rows if key not in known]
+        A row for the scan overrides one for all of the patient's scans. A row may name a scan by the end of its key:
+        patient P1 and scan T2 stand for `P1/T2`.
+
+        Args:
+            scans: patient and key of each.
+
+        Raises:
+            SpinejaxError: a row could be of two scans, or a scan is named in two ways.
+        """
+        of_patient: dict[str, list[str]] = {}
+        for patient, key in scans:
+            of_patient.setdefault(patient, []).append(key)
+        labels: dict[str, dict[str, dict[str, int]]] = {key: {} for _, key in scans}
+        unused, rows_of = [], dict[str, str]()
+        for (patient, scan), levels in sorted(self.rows.items()):  # rows for all scans come first
+            keys = of_patient.get(patient, [])
+            named = [key for key in keys if key == scan] or [key for key in keys if key.endswith(f"/{scan}")]
+            if scan and len(named) > 1:
+                raise SpinejaxError(
+                    f"--labels: scan {scan!r} of patient {patient!r} could be {some(named)}. Write which."
+                )
+            for key in named if scan else keys:
+                if scan and scan != rows_of.setdefault(key, scan):
+                    raise SpinejaxError(
+                        f"--labels: scan {key!r} has rows as {rows_of[key]!r} and as {scan!r}. Write one."
+                    )
+                labels[key].update(levels)
+            if not (named if scan else keys):
+                unused.append(f"{patient} {scan}".strip())
+        return [labels[key] for _, key in scans], unused
+
+    def misspelt(self, patients: Iterable[str]) -> list[str]:
+        """Patients of the table that differ from one of these by case, blanks or leading zeros alone, in words."""
+        known = {alike(patient): patient for patient in patients}
+        named = dict.fromkeys(patient for patient, _ in self.rows)
+        found = ((name, known.get(alike(name))) for name in named if name not in known.values())
+        return [f"{name} for {patient}" for name, patient in found if patient]
 
 
 def read_tasks(path: Path | None) -> tuple[Task, ...]:
@@ -55,37 +96,60 @@ def read_tasks(path: Path | None) -> tuple[Task, ...]:
 
 
 def read_labels(path: Path, tasks: Sequence[Task]) -> Labels:
-    """Read a label table with the columns patient, scan, level and one or more tasks.
+    """Read a label table with the columns patient, level and one or more tasks; and, if given, scan and split.
 
     A cell holds the name of a grade, or is empty where the disc was not graded. An empty `scan` means all of the
-    patient's scans.
+    patient's scans. `split` is train, validation or test, the same for all rows of a patient that have one.
 
     Raises:
-        SpinejaxError: the table is missing or has faults: columns, levels, grades, a row twice. All are listed.
+        SpinejaxError: the table is missing or has faults: columns, levels, grades, a row twice, a patient in two
+            splits. All are listed.
     """
-    table = read_table(path, _KEYS)
+    table = read_table(path, ("patient", "level"))
     columns = {
         task.name: Column(task, {grade: label for label, grade in enumerate(task.grades)})
         for task in tasks
         if task.name in table.columns
     }
     known = f"{', '.join(task.name for task in tasks)} (--tasks names others)"
-    unknown = [name for name in table.columns if name not in columns and name not in _KEYS]
+    unknown = [name for name in table.columns if name not in columns and name not in (*_KEYS, "split")]
     faults = [f"unknown column {name!r}, expected a task: {known}" for name in unknown]
     if not columns:
         faults.append(f"no column of a task: {known}")
+    if not table.rows:
+        faults.append("no row")
     rows: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
+    splits: dict[str, str] = {}
     for line, row in table.rows:
-        if not row["patient"]:
+        patient, scan = row["patient"], row.get("scan", "")
+        level = level_named(row["level"])
+        if not patient:
             faults.append(f"line {line}: no patient")
-        if row["level"] not in LEVELS:
+        if level is None:
             faults.append(f"line {line}: level {row['level']!r}, expected one of {', '.join(LEVELS)}")
-        of_scan = rows.setdefault((row["patient"], row["scan"]), {})
-        if row["level"] in of_scan:
-            faults.append(f"line {line}: {' '.join(row[key] for key in _KEYS if row[key])} occurs twice")
-        of_scan[row["level"]] = labels_of_row(row, columns, line, faults)
+            continue
+        of_scan = rows.setdefault((patient, scan), {})
+        if level in of_scan:
+            faults.append(f"line {line}: {' '.join(filter(None, (patient, scan, level)))} occurs twice")
+        of_scan[level] = labels_of_row(row, columns, line, faults)
+        if written := row.get("split"):
+            split = _SPLITS.get(written.lower())
+            if split is None:
+                faults.append(f"line {line}: split {written!r}, expected train, validation or test")
+            elif splits.setdefault(patient, split) != split:
+                faults.append(f"line {line}: patient {patient} is in {splits[patient]} and in {split}")
     refuse(path, faults)
-    return Labels(tuple(column.task for column in columns.values()), rows)
+    return Labels(tuple(column.task for column in columns.values()), rows, splits, table.notes)
+
+
+def level_named(text: str) -> str | None:
+    """A level however it is written: `L4-L5`, `l4/5`, `L4_L5`, `L5-S`, `Th12–L1`; None if it is none of `LEVELS`."""
+    match = re.fullmatch(r"(TH?|L)(\d{1,2})[\s\-‐‑‒–—−/_]*(TH?|L|S)?(\d{0,2})", text.upper())
+    if not match:
+        return None
+    above, number, below, next_number = match.groups()
+    level = f"{above[0]}{number}-{(below or above)[0]}{next_number or ('1' if below == 'S' else '')}"
+    return level if level in LEVELS else None
 
 
 def labels_of_row(
@@ -94,9 +158,11 @@ def labels_of_row(
     """Task → label of one row; an empty cell is a disc that was not graded. Unknown values are added to `faults`."""
     labels = {}
     for name, column in columns.items():
-        if row[name] in column.label_of_value:
-            labels[column.task.name] = column.label_of_value[row[name]]
-        elif row[name]:
+        value = re.sub(r"(?<=\d)[.,]0+$", "", row[name])  # spreadsheets write 2.0, or 2,0, for 2
+        value = row[name] if row[name] in column.label_of_value else value
+        if value in column.label_of_value:
+            labels[column.task.name] = column.label_of_value[value]
+        elif value:
             faults.append(f"line {line}: {name} {row[name]!r}, expected {', '.join(column.label_of_value)}")
     return labels
 

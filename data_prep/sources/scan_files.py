@@ -1,7 +1,8 @@
 """A hospital's scans as jobs: series of any format, with or without masks, corners and labels."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_prep.read.scan import Scan, require_same_grid
 from data_prep.read.series import MASK_WORDS, Found, Series
 from data_prep.read.volume_files import read_scan, stem_of, volume_files
 from data_prep.sources.labels import Labels
+from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
@@ -89,18 +91,13 @@ def scan_jobs(
         raise SpinejaxError(f"No sagittal scan was found.{reasons}")
     if masks is not None and not masks.is_dir():
         raise SpinejaxError(f"--masks {masks}: no such folder.")
-    of_scan = {one.key: labels.of(one.patient, one.key) if labels else {} for one in found.series}
-    unused = labels.without_scan([(one.patient, one.key) for one in found.series]) if labels else []
-    if labels and unused and not any(of_scan.values()):
-        scans = some([f"{one.patient} {one.key}" for one in found.series])
-        raise SpinejaxError(
-            f"--labels: none of its {len(labels.rows)} patients and scans is among those found: it names "
-            f"{some(unused)}, the scans are {scans}. Make the names agree: a spreadsheet may have made 7 of 0007."
-        )
+    notes: list[str] = []
+    of_scan = _labels_of(found.series, labels, notes)
     patients: dict[str, list[Mapping[str, int]]] = {}
     for one in found.series:
         patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
-    splits = split_patients(patients, seed=seed)
+    given = labels.splits if labels else {}
+    splits = _given_splits(patients, given, notes) if given else split_patients(patients, seed=seed)
     jobs = [
         job_of(
             series,
@@ -113,7 +110,38 @@ def scan_jobs(
         )
         for series, vertebrae in _with_vertebrae(found.series, masks, corners, cutting.detect_missing)
     ]
-    return jobs, [f"labelled, but no such scan: {some(unused)} ({len(unused)} in all)"] if unused else []
+    return jobs, notes
+
+
+def _labels_of(
+    found: Sequence[Series], labels: Labels | None, notes: list[str]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Key of a scan → its labels by level. What matches no scan is noted, and refused if nothing matches."""
+    if labels is None:
+        return {one.key: {} for one in found}
+    notes += labels.notes
+    of_scans, unused = labels.of_scans([(one.patient, one.key) for one in found])
+    misspelt = labels.misspelt(one.patient for one in found)
+    zeros = f" Write {some(misspelt)}: a spreadsheet may have made 7 of 0007." if misspelt else ""
+    if unused and not any(of_scans):
+        scans = some([f"{one.patient} {one.key}" for one in found])
+        raise SpinejaxError(
+            f"--labels: none of its {len(labels.rows)} patients and scans is among those found: it names "
+            f"{some(unused)}, the scans are {scans}. Make the names agree.{zeros}"
+        )
+    if unused:
+        notes.append(f"labelled, but no such scan: {some(unused)} ({len(unused)} in all).{zeros}")
+    return dict(zip((one.key for one in found), of_scans, strict=True))
+
+
+def _given_splits(patients: Iterable[str], given: Mapping[str, str], notes: list[str]) -> dict[str, str]:
+    """Patient → the split of the label table. Patients without one are training patients, with a note."""
+    splits = {patient: given.get(patient, "train") for patient in sorted(patients)}
+    if without := [patient for patient in splits if patient not in given]:
+        notes.append(f"{len(without)} patients have no split in --labels, and are in train: {some(without)}.")
+    if empty := [split for split in SPLITS if split not in splits.values()]:
+        notes.append(f"no patient is in {' or '.join(empty)}, by the splits in --labels.")
+    return splits
 
 
 def _with_vertebrae(
@@ -123,10 +151,18 @@ def _with_vertebrae(
     mask_files = [path for path in volume_files(masks) if path.resolve() not in scan_files] if masks else []
     bodies = read_corners(corners) if corners else {}
     keys = {one.key for one in found}
+    masked = {one.key: _mask_of(one, masks, mask_files, keys) for one in found} if masks else {}
+    owners: dict[Path, set[str]] = defaultdict(set)
     for one in found:
-        vertebrae: Vertebrae = None
-        if masks is not None:
-            vertebrae = _mask_of(one, masks, mask_files, keys)
+        if isinstance(mask := masked.get(one.key), Path):
+            owners[mask].add(one.patient)
+    for one in found:
+        vertebrae: Vertebrae = masked.get(one.key)
+        if isinstance(vertebrae, Path) and len(owners[vertebrae]) > 1:
+            vertebrae = (
+                f"{vertebrae} could be the mask of {len(owners[vertebrae])} patients' scans. Name it, or its folder, "
+                f"after one: {one.key}."
+            )
         elif corners is not None:
             vertebrae = bodies.get(one.key, f"the corner file has no scan {one.key!r}.")
         yield one, None if isinstance(vertebrae, str) and detect_missing else vertebrae
@@ -211,7 +247,8 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
         path for path in free if subject and stem_of(path).startswith(f"{subject}_") and "seg-vert" in path.name
     ]
     named = (
-        [path for path in free if f"{canonical(path.parent.name)}/{stem_of(path)}" == series.key]
+        [path for path in free if "/" in series.key and _with_folders(path).endswith(f"/{series.key}")]
+        or [path for path in free if stem_of(path) == series.key.replace("/", "_")]
         or [path for path in free if stem_of(path) == name]
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
@@ -223,6 +260,11 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     if named:
         return f"{some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
     return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."
+
+
+def _with_folders(path: Path) -> str:
+    """A file's path without its suffix."""
+    return f"{canonical(path.absolute().parent.as_posix())}/{stem_of(path)}"
 
 
 def _word_after(prefix: str, stem: str) -> str:

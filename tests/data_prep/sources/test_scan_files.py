@@ -329,6 +329,72 @@ def test_labels_come_with_their_scans(tmp_path, capsys):
     assert "labelled, but no such scan: zz zz_t2" in capsys.readouterr().err
 
 
+def test_ids_that_a_spreadsheet_shortened_are_told(tmp_path, capsys):
+    root = write_set(tmp_path, ("0007", "0008"))
+    (tmp_path / "labels.csv").write_text("patient;level;pfirrmann\n7;L5-S1;2\n0008;L5/S1;2\n")
+    command = [root / "images", "--masks", root / "masks", "--labels", tmp_path / "labels.csv"]
+    assert scans(*command, "--out", tmp_path / "out") == 0
+    said = "labelled, but no such scan: 7 (1 in all). Write 7 for 0007: a spreadsheet may have made 7 of 0007."
+    assert said in capsys.readouterr().err
+    assert np.sum(DataSet(tmp_path / "out").labels >= 0) == 1
+
+
+def test_splits_of_the_label_table_are_kept(tmp_path, capsys):
+    root = write_set(tmp_path, ("a", "b", "c", "d"))
+    text = "patient,level,pfirrmann,split\na,L5-S1,2,test\nb,L5-S1,3,test\nc,L5-S1,4,train\n"
+    (tmp_path / "labels.csv").write_text(text)
+    command = [root / "images", "--masks", root / "masks", "--labels", tmp_path / "labels.csv"]
+    assert scans(*command, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "1 patients have no split in --labels, and are in train: d." in said
+    assert "no patient is in validation, by the splits in --labels." in said
+    data = DataSet(tmp_path / "out")
+    labelled = data.labels[:, 0] >= 0
+    assert sorted(zip(data.labels[labelled, 0].tolist(), data.split[labelled], strict=True)) == [
+        (1, "test"), (2, "test"), (3, "train")
+    ]  # fmt: skip
+    assert sum(data.split == "train") == sum(data.split == "test") == 8
+
+
+def test_files_of_one_name_in_two_folders(tmp_path, capsys):
+    """Each is called after as many of its folders as it takes, by masks and labels, too."""
+    for number, patient in enumerate(("P1", "P2")):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / patient).mkdir(parents=True)
+        scan = Scan(SPINE.scan.voxels + np.float32(number), SPINE.scan.affine, "")
+        write_nifti(tmp_path / "images" / patient / "T2.nii.gz", scan)
+        write_mha(tmp_path / "masks" / patient / "T2.mha", SPINE.mask)
+    (tmp_path / "labels.csv").write_text("patient,scan,level,pfirrmann\nP1,P1/T2,L5-S1,2\nP2,T2,L5-S1,3\n")
+    command = [tmp_path / "images", "--labels", tmp_path / "labels.csv"]
+    assert scans(*command, "--masks", tmp_path / "masks", "--out", tmp_path / "out") == 0
+    data = DataSet(tmp_path / "out")
+    assert len(set(data.patient)) == len(set(data.scan)) == 2
+    assert sorted(data.labels[data.level == "L5-S1"].ravel().tolist()) == [1, 2]
+    (tmp_path / "flat").mkdir()
+    shutil.copy(tmp_path / "masks" / "P1" / "T2.mha", tmp_path / "flat" / "T2.mha")
+    capsys.readouterr()
+    assert scans(*command, "--masks", tmp_path / "flat", "--out", tmp_path / "none") == 2
+    assert "T2.mha could be the mask of 2 patients' scans. Name it, or its folder, after one" in capsys.readouterr().err
+    shutil.move(tmp_path / "flat" / "T2.mha", tmp_path / "flat" / "P1_T2.mha")
+    shutil.copy(tmp_path / "masks" / "P2" / "T2.mha", tmp_path / "flat" / "P2_T2.mha")
+    assert scans(*command, "--masks", tmp_path / "flat", "--out", tmp_path / "joined") == 0
+
+
+def test_contradictions_stop_a_data_set_and_nothing_else(tmp_path, capsys):
+    """Who the patient is decides on splits; a picture of the scans needs no patient."""
+    root, masks = tmp_path / "export", tmp_path / "masks"
+    masks.mkdir()
+    for patient, born in (("A^B", "19500101"), ("C^D", "19600101")):
+        slices = put(root / patient, SPINE.scan, patient, "t2", PatientID="7", PatientBirthDate=born)
+        write_mha(masks / f"{slices[0].SeriesInstanceUID}.mha", SPINE.mask)
+    assert scans(root, "--masks", masks, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "error: Who is the patient?\n  PatientID '7': two names and two dates of birth. Give --patients" in said
+    assert not (tmp_path / "out").exists()
+    assert main(["overlay", str(root), "--masks", str(masks), "--out", str(tmp_path / "page.png")]) == 0
+    assert scans(root, "--masks", masks, "--out", tmp_path / "out", "--patients-by", "folder") == 0
+
+
 def test_labels_of_doubtful_levels_teach_nothing(tmp_path, capsys, monkeypatch):
     """Where no sacrum is seen every name may be off by one, and with it every label; unlabelled discs do no harm."""
     bodies, _ = bodies_from_spider_mask(SPINE.mask)
