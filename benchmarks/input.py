@@ -167,7 +167,7 @@ class Discs(torch.utils.data.Dataset):
     """The shards as a PyTorch user would read them: each worker opens the HDF5 files, and an item is one disc."""
 
     def __init__(self, data: DataSet):
-        self.files = [data.folder / entry["name"] for entry in data.manifest["files"]]
+        self.files = data.paths
         self.stops = np.cumsum([entry["discs"] for entry in data.manifest["files"]])
         self.labels = data.labels
         self.opened: dict[int, h5py.Dataset] = {}
@@ -221,11 +221,11 @@ def loaders(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
 def plain_reads(data: DataSet, size: int) -> Iterator[np.ndarray]:
     """Read each disc's bytes in shuffled order into the memory of one batch, which is reused, without end."""
     places = []
-    for entry in data.manifest["files"]:
-        with h5py.File(data.folder / entry["name"]) as file:
+    for path, entry in zip(data.paths, data.manifest["files"], strict=True):
+        with h5py.File(path) as file:
             volume = file["volume"].id
             starts = [volume.get_chunk_info_by_coord((i, 0, 0, 0)).byte_offset for i in range(entry["discs"])]
-        opened = os.open(data.folder / entry["name"], os.O_RDONLY)
+        opened = os.open(path, os.O_RDONLY)
         places += [(opened, start) for start in starts]
     batch, rng = np.zeros((size, DISC_BYTES), np.uint8), np.random.default_rng(0)
     while True:
@@ -248,8 +248,8 @@ def data_loader(data: DataSet, size: int, workers: int) -> Iterator:
 
 def drop_from_page_cache(data: DataSet) -> None:
     """Drop the data set from the page cache, so that the next read comes from the disk."""
-    for entry in data.manifest["files"]:
-        file = os.open(data.folder / entry["name"], os.O_RDONLY)
+    for path in data.paths:
+        file = os.open(path, os.O_RDONLY)
         os.fsync(file)  # what is not written yet cannot be dropped
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)

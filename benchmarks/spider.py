@@ -12,7 +12,6 @@ interruption, start the same command again. Options after `--` go to every fold'
 import csv
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -59,8 +58,6 @@ class Arguments:
     """Seed of the folds and of the trainings."""
     init_from: Path | None = None
     """Run whose weights every fold starts from. Default: one is trained on phantoms in `out`."""
-    keep_discs: bool = False
-    """Keep each fold's copy of the discs (2 GB) when the fold is finished."""
     options: tyro.conf.Positional[tuple[str, ...]] = ()
     """Options of every fold's training, after `--`."""
 
@@ -133,8 +130,6 @@ def train_and_grade(fold: str, folder: Path, start: Path, arguments: Arguments) 
     )
     require_trained(run)
     run_script("evaluate.py", "--checkpoint", run, "--data", discs, "--split", "test", "--tta", "--out", graded)
-    if not arguments.keep_discs:
-        shutil.rmtree(discs)
 
 
 # Hotspots ------------------------------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def fold(data: _DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
     the rest. Over all folds every patient is in test once. A test split that must stay unseen has to be left out first.
 
     Args:
-        out: Folder of the new data set, with copies of the discs.
+        out: Folder of the fold: a small file of the splits, which finds the discs in DATA. If one is moved, move both.
         fold: Number of the fold, and of all folds: 1/5, 2/5, …
         seed: Seed of the split, the same for all folds.
     """

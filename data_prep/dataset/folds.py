@@ -1,18 +1,18 @@
-"""Cross-validation: a data set's patients dealt to folds, and the data set written again for one fold."""
+"""Cross-validation: a data set's patients dealt to folds. A fold is a manifest that shares the data set's shards."""
 
 import dataclasses
+import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.dataset.resuming import only_writer
 from data_prep.dataset.splits import split_patients
 from spinejax.data.dataset import DataSet
 from spinejax.data.manifest import MANIFEST, write_manifest
-from spinejax.data.shards import SPLITS, shard_name, write_shard
+from spinejax.data.shards import SPLITS, ShardSummary
 from spinejax.errors import SpinejaxError
 
 VALIDATION_SHARE = Fraction(1, 8)
@@ -20,11 +20,11 @@ VALIDATION_SHARE = Fraction(1, 8)
 
 
 def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, int]:
-    """Write a data set again, split for one fold.
+    """Write the manifest of one fold. Every disc is read once, for the mean of the training discs.
 
     Args:
-        data: the data set. Its own splits are ignored.
-        out: the new folder. The files of an interrupted run there are overwritten.
+        data: the data set, or a fold of it. Its own splits are ignored.
+        out: the fold's folder. It finds the data set by its place relative to this folder.
         fold: "2/5" is the second of five.
         seed: as for `fold_of_patients`.
 
@@ -36,19 +36,24 @@ def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, i
     """
     number, num_folds = parse_fold(fold)
     splits = fold_of_patients(labels_by_patient(data), number, num_folds, seed=seed)
+    original = Path(os.path.relpath(data.paths[0].parent.resolve(), out.resolve())).as_posix()
+    of_fold = {
+        "schema_version": data.manifest["schema_version"],
+        "original": original if original.startswith(".") else f"./{original}",
+        "patients": splits,
+    }
     with only_writer(out):
         if (out / MANIFEST).exists():
             raise SpinejaxError(f"--out {out}: holds a data set already. Give another folder.")
-        stops = np.cumsum([entry["discs"] for entry in data.manifest["files"]])
-        rows_of_file = np.split(np.arange(len(data)), stops[:-1])
-        summaries = []
-        for index, rows in enumerate(rows_of_file):
-            discs = (data.disc(int(row)) for row in rows)
-            in_fold = (dataclasses.replace(disc, split=splits[disc.patient]) for disc in discs)
-            path = out / shard_name(index, len(rows_of_file))
-            summaries.append(write_shard(path, in_fold, data.tasks, data.masks))
+        rows, summaries = iter(range(len(data))), []
+        for entry in data.manifest["files"]:
+            summary = ShardSummary(entry["name"], entry["bytes"], entry["sha256"])
+            for row in itertools.islice(rows, entry["discs"]):
+                disc = data.disc(row, masks=False)
+                summary.add(dataclasses.replace(disc, split=splits[disc.patient]))
+            summaries.append(summary)
         preprocessing = data.manifest["preprocessing"] | {"fold": fold, "fold_seed": seed}
-        write_manifest(out, summaries, data.tasks, preprocessing, data.masks)
+        write_manifest(out, summaries, data.tasks, preprocessing, data.masks, of_fold)
     return {split: sum(summary.discs[split] for summary in summaries) for split in SPLITS}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, Shaped, UInt8, UInt16
 
 from spinejax import tasks as task_tables
-from spinejax.data.manifest import read_manifest, totals
+from spinejax.data.manifest import folder_of_shards, read_manifest, totals
 from spinejax.data.shards import (
     SPLITS,
     VOLUME_DTYPES,
@@ -94,9 +94,11 @@ class DataSet:
 
     Raises:
         SpinejaxError: on opening, if the manifest or a shard is missing, damaged or of another schema; if a label is
-            out of range; if a patient is in two splits.
+            out of range; if a patient is in two splits; if a fold's original is not there.
     """
 
+    paths: list[Path]
+    """The shards: in the data set's folder, or for a fold in that of the original data set."""
     slice_mean: Float32[np.ndarray, "9"]
     """Mean intensity of each slice of the training windows."""
     # The columns, over all shards in order, as in `shards`. Version 1 of the schema has no `checksum`.
@@ -112,6 +114,8 @@ class DataSet:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
+        shards = folder_of_shards(self.folder, self.manifest)
+        self.paths = [shards / entry["name"] for entry in self.manifest["files"]]
         self._version = self.manifest["schema_version"]
         self.tasks = task_tables.from_json(self.manifest["tasks"])
         self.masks = tuple(self.manifest["masks"])
@@ -119,11 +123,15 @@ class DataSet:
         self._stops = np.cumsum([entry["discs"] for entry in self.manifest["files"]])
         self._files: dict[int, h5py.File] = {}
         self._volumes: dict[int, h5py.Dataset] = {}  # per file; each lookup would take a third of a disc's read
-        shards = [self._read_columns(index) for index in range(len(self._stops))]
+        tables = [self._read_columns(index) for index in range(len(self._stops))]
         for name in columns(0, self._version):
-            column = np.concatenate([shard[name] for shard in shards])
+            column = np.concatenate([table[name] for table in tables])
             with _report_damage(self.folder):
                 setattr(self, name, np.char.decode(column, "ascii") if column.dtype.kind == "S" else column)
+        if (splits := self.manifest.get("patients")) is not None:
+            if set(splits) != set(self.patient.tolist()):
+                raise SpinejaxError(f"{self.folder}: damaged: its patients are not those of its discs. Make it again.")
+            self.split = np.array([splits[patient] for patient in self.patient.tolist()])
         self._check_columns()
 
     def __len__(self) -> int:
@@ -135,8 +143,10 @@ class DataSet:
 
     @property
     def digest(self) -> str:
-        """A sha256 that identifies this data set: over its task table and its files' digests."""
-        content = [self.manifest["tasks"], [entry["sha256"] for entry in self.manifest["files"]]]
+        """A sha256 that identifies this data set: over its task table, its files' digests, and a fold's splits."""
+        content: list = [self.manifest["tasks"], [entry["sha256"] for entry in self.manifest["files"]]]
+        if "patients" in self.manifest:
+            content.append(sorted(self.manifest["patients"].items()))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def mean_of_filled_slices(self) -> Float32[np.ndarray, "9"]:
@@ -177,7 +187,7 @@ class DataSet:
         if name not in self.masks:
             raise SpinejaxError(f"{self.folder}: this data set stores no {name} masks.")
         index, place = self._locate(int(row))
-        with _report_damage(self._path(index)):
+        with _report_damage(self.paths[index]):
             return self._file(index)[name][place]
 
     def labels_of(self, row: int) -> dict[str, int]:
@@ -185,8 +195,8 @@ class DataSet:
         labels = zip(self.tasks, self.labels[row].tolist(), strict=True)
         return {task.name: label for task, label in labels if label != UNLABELLED}
 
-    def disc(self, row: int) -> Disc:
-        """One row as `shards.write_shard` takes it."""
+    def disc(self, row: int, *, masks: bool = True) -> Disc:
+        """One row as `shards.write_shard` takes it, with or without its masks."""
         first, stop = self.slices[row].tolist()
         return Disc(
             volume=self.volume(row),
@@ -197,12 +207,12 @@ class DataSet:
             patient=str(self.patient[row]),
             scan=str(self.scan[row]),
             split=str(self.split[row]),
-            **{name: self.mask(name, row) for name in self.masks},
+            **{name: self.mask(name, row) for name in (self.masks if masks else ())},
         )
 
     def _read_volume(self, row: int, into: np.ndarray) -> np.ndarray:
         index, place = self._locate(row)
-        with _report_damage(self._path(index)):
+        with _report_damage(self.paths[index]):
             self._file(index)
             column = self._volumes[index]
             if self._version == 1:  # HDF5 verifies what it reads
@@ -218,18 +228,15 @@ class DataSet:
         index = int(np.searchsorted(self._stops, row, side="right"))
         return index, int(row - self._stops[index] + self.manifest["files"][index]["discs"])
 
-    def _path(self, index: int) -> Path:
-        return self.folder / self.manifest["files"][index]["name"]
-
     def _file(self, index: int) -> h5py.File:
         if index not in self._files:
             num_discs = self.manifest["files"][index]["discs"]
-            file = open_shard(self._path(index), num_discs, len(self.tasks), self.masks, self._version)
+            file = open_shard(self.paths[index], num_discs, len(self.tasks), self.masks, self._version)
             self._files[index], self._volumes[index] = file, file["volume"]
         return self._files[index]
 
     def _read_columns(self, index: int) -> dict[str, np.ndarray]:
-        with _report_damage(self._path(index)):
+        with _report_damage(self.paths[index]):
             return {name: self._file(index)[name][()] for name in columns(0, self._version)}
 
     def _check_columns(self) -> None:
@@ -264,8 +271,8 @@ def verify(folder: str | Path) -> list[str]:
     data = DataSet(folder)
     faults = [
         f"{entry['name']}: its sha256 is not the manifest's: the file was changed after it was made."
-        for entry in data.manifest["files"]
-        if sha256_of(data.folder / entry["name"]) != entry["sha256"]
+        for entry, path in zip(data.manifest["files"], data.paths, strict=True)
+        if sha256_of(path) != entry["sha256"]
     ]
     for (scan, level), count in Counter(zip(data.scan, data.level, strict=True)).items():
         if count > 1:

@@ -1,9 +1,13 @@
-"""`manifest.json`, which makes a folder of shards a data set. It is written last, and validated when it is read."""
+"""`manifest.json`, which makes a folder of shards a data set. It is written last, and validated when it is read.
 
+A fold is a folder with a manifest alone: it names the data set whose shards it shares, and the split of each patient.
+"""
+
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pydantic
@@ -19,8 +23,10 @@ from spinejax.tasks import LEVELS, Task
 MANIFEST = "manifest.json"
 
 _Count = Annotated[int, pydantic.Field(ge=0, lt=2**40)]
-# A manifest names files of its own folder only: a path in it could lead a reader anywhere.
+# A manifest names shards only, of its own folder, or of a data set whose manifest lists the same: any other path in it
+# could lead a reader anywhere.
 _FileName = Annotated[str, pydantic.Field(pattern=r"^discs-\d{5}-of-\d{5}\.h5$")]
+_Folder = Annotated[str, pydantic.Field(pattern=r"^\.\.?(/[^/\\\x00]+)*$", max_length=4096)]
 _Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
@@ -53,12 +59,26 @@ class Manifest(TypedDict):
     splits: Annotated[dict[Literal["train", "validation", "test"], _Split], pydantic.Field(min_length=3)]
     slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
     files: Annotated[list[_File], pydantic.Field(min_length=1)]
+    # Of a fold only:
+    original: NotRequired[_Folder]  # the data set that has the shards, relative to the fold's folder
+    patients: NotRequired[dict[str, Literal["train", "validation", "test"]]]
 
 
 def write_manifest(
-    folder: Path, summaries: Sequence[ShardSummary], tasks: Sequence[Task], preprocessing: dict, masks: Sequence[str]
+    folder: Path,
+    summaries: Sequence[ShardSummary],
+    tasks: Sequence[Task],
+    preprocessing: dict,
+    masks: Sequence[str],
+    of_fold: Mapping[str, Any] = {},
 ) -> dict:
     """Write `manifest.json`, which makes the folder a data set, and return its contents.
+
+    Args:
+        folder: the folder.
+        summaries: of its shards.
+        tasks, preprocessing, masks: the entries of these names.
+        of_fold: entries of a fold: `original`, `patients`, and the `schema_version` of the shards.
 
     Raises:
         SpinejaxError: there is no disc; or a patient or an image is in two splits.
@@ -78,6 +98,7 @@ def write_manifest(
             {"name": s.file, "discs": s.num_discs, "bytes": s.bytes, "sha256": s.sha256}
             for s in sorted(summaries, key=lambda s: s.file)
         ],
+        **of_fold,
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
@@ -124,4 +145,25 @@ def read_manifest(folder: Path) -> Manifest:
     names = [entry["name"] for entry in manifest["files"]]
     if len(set(names)) < len(names):
         raise SpinejaxError(f"{path}: damaged: it lists a file twice. Make the data set again.")
+    if ("original" in manifest) != ("patients" in manifest):
+        raise SpinejaxError(f"{path}: damaged: a fold has the entries original and patients. Make it again.")
     return manifest
+
+
+def folder_of_shards(folder: Path, manifest: Manifest) -> Path:
+    """The folder that has a data set's shards: its own, or for a fold that of the original data set.
+
+    Raises:
+        SpinejaxError: the original is not there, or is not the one that the fold was made of.
+    """
+    if "original" not in manifest:
+        return folder
+    original = Path(os.path.normpath(folder.resolve() / manifest["original"]))
+    if not (original / MANIFEST).is_file():
+        raise SpinejaxError(
+            f"{folder}: is a fold of {original}, where no data set is now. Move it back, or make the fold again."
+        )
+    found = read_manifest(original)
+    if "original" in found or any(found[name] != manifest[name] for name in ("files", "tasks", "schema_version")):
+        raise SpinejaxError(f"{folder}: is a fold of {original}, which has changed since. Make the fold again.")
+    return original
