@@ -23,6 +23,7 @@ from data_prep.look.contact_sheet import contact_sheet
 from data_prep.look.corner_page import corner_pages
 from data_prep.look.grade_table import grade_table
 from data_prep.look.overlay import overlay_sheet
+from data_prep.read import dicomweb
 from data_prep.read.series import Found, find_series
 from data_prep.sources.labels import Labels, read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms
@@ -309,24 +310,57 @@ def inspect(data: _DataFolder, *, out: Path, discs: int = 20, seed: int = 0) -> 
 # Results, and the detector -------------------------------------------------------------------------------------------
 
 
-def results(evaluation: tyro.conf.Positional[Path], *, source: list[Path], key: Path, out: Path) -> int:
+def results(
+    evaluation: tyro.conf.Positional[Path],
+    *,
+    source: list[Path],
+    key: Path,
+    out: Path,
+    masks: Path | None = None,
+    corners: Path | None = None,
+    convention: Literal["spider", "totalspineseg", "spineps", "totalsegmentator"] | None = None,
+    lowest_level: str | None = None,
+    stow: str | None = None,
+) -> int:
     """Write an evaluation's grades and hotspots as DICOM, for the archive of the series that they are of.
 
     Args:
         evaluation: Folder that `evaluate.py` wrote.
-        source: DICOM series that the data set was made of: files and folders.
+        source: DICOM series that the data set was made of: files and folders, or a study or series of a DICOMweb server
+            (dicomweb://HOST/PATH/studies/UID; dicomwebs:// by TLS).
         key: File with the secret key of the data set's pseudonyms, by which scans are found again.
         out: Folder for the DICOM files. They carry patients' names, so others cannot read it.
+        masks: Folder with the masks that the data set was made with, for the segmentation of vertebrae and discs.
+        corners: File with the corners that the data set was made with (JSON), instead of masks. Without masks and
+            corners, the vertebrae are detected.
+        convention: Tool that made the masks. Default: recognised by its labels.
+        lowest_level: Name of each scan's lowest disc, if the data set was made with it.
+        stow: Address of a DICOMweb server (http:// or https://) that the files are sent to. It takes name and password
+            from DICOMWEB_USER and DICOMWEB_PASSWORD, a token from DICOMWEB_TOKEN, or else ~/.netrc.
     """
     with needs("Writing DICOM results needs highdicom", "scans"):
         from data_prep.output.dicom_results import results_as_dicom
     if not key.is_file():
         raise SpinejaxError(f"--key {key}: no such file. It was written when the data set was made.")
-    returned = results_as_dicom(evaluation, source, load_or_make_key(key, out), out)
+    cutting = Cutting(convention=convention, lowest_level=lowest_level)
+    if stow:
+        dicomweb.check_server(stow)
+    with dicomweb.fetched(source) as sources:
+        returned = results_as_dicom(
+            evaluation, sources, load_or_make_key(key, out), out, masks=masks, corners=corners, cutting=cutting
+        )
     _print_notes(returned.notes)
     _print_failures(returned.failures)
-    print(f"{out}: {returned.scans} structured reports, {returned.maps} parametric maps")
-    return 2 if returned.failures else 0
+    print(
+        f"{out}: {returned.scans} structured reports, {returned.maps} parametric maps, {returned.pictures} pictures, "
+        f"{returned.segmentations} segmentations"
+    )
+    refused: dict[str, str] = {}
+    if stow:
+        sent, refused = dicomweb.store(stow, returned.files)
+        _print_failures(refused)
+        print(f"{stow}: {sent} of {len(returned.files)} objects stored")
+    return 2 if returned.failures or refused else 0
 
 
 def train_detector(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 VOLUME_SHAPE = (192, 320, 15)
 WINDOW_SHAPE = (112, 224, 9)
@@ -17,3 +17,10 @@ INTENSITY_STEP = np.float32(1 / INTENSITY_ONE)  # a product, unlike a quotient, 
 def central_window(volume: Shaped[Any, "192 320 15"]) -> Shaped[Any, "112 224 9"]:
     """The middle of a volume, the paper's input, as a view of the array."""
     return volume[tuple(slice(margin, margin + size) for margin, size in zip(MARGINS, WINDOW_SHAPE, strict=True))]
+
+
+def window_affine(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """(row, column, slice, 1) of the identity window → LPS mm, from the affine of the disc volume."""
+    into_volume = np.eye(4)
+    into_volume[:3, 3] = MARGINS
+    return affine @ into_volume

@@ -64,8 +64,13 @@ ONLY_IN = {
         "data_prep/read/dicom.py",
         "data_prep/phantom/write_dicom.py",
         "data_prep/output/dicom_objects.py",
+        "data_prep/output/dicom_images.py",
+        "data_prep/output/patient_fields.py",
     },
-    "highdicom": {"data_prep/output/dicom_objects.py"},
+    "highdicom": {"data_prep/output/dicom_objects.py", "data_prep/output/dicom_images.py"},
+    "dicomweb_client": {"data_prep/read/dicomweb.py"},
+    "requests": {"data_prep/read/dicomweb.py"},  # what dicomweb-client raises
+    "retrying": {"data_prep/read/dicomweb.py"},
     # Every HTML page is made with one environment, one content policy and one coding of pictures.
     "jinja2": {"spinejax/files/html.py"},
     "PIL": {"spinejax/files/html.py"},

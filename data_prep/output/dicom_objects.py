@@ -19,6 +19,7 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
 import spinejax
+from data_prep.output.patient_fields import UTF_8, legalise
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc
 from data_prep.read.dicom_headers import refuse_too_large, report_damage
 from spinejax.errors import SpinejaxError
@@ -26,34 +27,40 @@ from spinejax.files.atomic import write_atomically
 from spinejax.geometry import WINDOW_SHAPE
 from spinejax.tasks import Task
 
-_SCHEME = "99SPINEJAX"  # private, as "99" marks (PS3.16, 8), because each data set defines its own tasks
-_NOTE = "Research use only"
+_IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+SCHEME = "99SPINEJAX"  # private, as "99" marks (PS3.16, 8), because each data set defines its own tasks
+NOTE = "Research use only"
+DISCLAIMER = (
+    "Research use only: not a medical device, not for diagnosis. Grades are a neural network's. A hotspot shows what "
+    "moved the network, not proven pathology."
+)
 _REPORT_SERIES, _MAP_SERIES = 9001, 9002  # higher than the scanner's series numbers
-# DICOM requires these attributes, but they may be empty. Some exports omit them.
-_EMPTY_IF_MISSING = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
 
 
-def read_source(files: Sequence[Path], name: str) -> list[pydicom.Dataset]:
-    """The headers of a series' images, without pixels.
+def read_source(files: Sequence[Path], name: str, notes: list[str] | None = None) -> list[pydicom.Dataset]:
+    """The headers of a series' images, without pixels, with legal fields of the patient and the study.
+
+    Args:
+        files: the series.
+        name: for messages.
+        notes: gets a line for each field that was not legal.
 
     Raises:
         SpinejaxError: a file is damaged, or has no identifier for the results to refer to.
     """
     images: list[pydicom.Dataset] = []
+    found: dict[str, None] = {}
     for path in files:
         refuse_too_large(path, pydicom)
         with report_damage(path):
-            image = pydicom.dcmread(path, stop_before_pixels=True)
-            for attribute in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
+            image = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            for attribute in _IDENTIFIERS:
                 if not image.get(attribute):
                     raise SpinejaxError(f"{name}: {path.name} has no {attribute}, so results cannot refer to it.")
-            for attribute in _EMPTY_IF_MISSING:
-                if attribute not in image:
-                    setattr(image, attribute, "")
+            found.update(dict.fromkeys(legalise(image)))
         images.append(image)
+    if notes is not None:
+        notes += [f"{name}: {note}" for note in found]
     return images
 
 
@@ -74,14 +81,14 @@ def write_report(
         discs: the scan's discs, with their maps if there are any.
         provenance: how the grades were provenance, from `provenance_of`.
     """
-    uid = _uids(images[0], provenance)
+    uid = uids_of(images[0], provenance)
     observer = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
             uid=uid("observer"), name="spinejax", manufacturer_name="spinejax", model_name=spinejax.__version__
         ),
     )
-    with _without_name_warnings():
+    with without_name_warnings():
         report = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=observer),
             procedure_reported=codes.SCT.ImagingProcedure,
@@ -97,9 +104,9 @@ def write_report(
             instance_number=1,
             manufacturer="spinejax",
             is_complete=True,
-            series_description=f"spinejax grades. {_NOTE}",
+            series_description=f"spinejax grades. {NOTE}",
         )
-        _save(path, document)
+        save(path, document)
 
 
 def _group(images: Sequence, disc: GradedDisc, maps: DiscMaps | None, provenance: Sequence[str], uid: Callable):
@@ -108,7 +115,7 @@ def _group(images: Sequence, disc: GradedDisc, maps: DiscMaps | None, provenance
         "tracking_identifier": hd.sr.TrackingIdentifier(uid=uid("disc", disc.level), identifier=disc.level),
         "finding_sites": [hd.sr.FindingSite(anatomic_location=level)],
         "algorithm_id": hd.sr.AlgorithmIdentification(
-            "spinejax", spinejax.__version__, parameters=[*provenance, _NOTE]
+            "spinejax", spinejax.__version__, parameters=[*provenance, DISCLAIMER]
         ),
         "qualitative_evaluations": [
             hd.sr.QualitativeEvaluation(
@@ -140,7 +147,7 @@ def _words(task: str) -> str:
 
 
 def _concept(value: str, meaning: str) -> CodedConcept:
-    return CodedConcept(value, _SCHEME, meaning[:64])
+    return CodedConcept(value, SCHEME, shortened(meaning))
 
 
 # Hotspots ------------------------------------------------------------------------------------------------------------
@@ -157,14 +164,14 @@ def write_map(
         images, provenance: as for `write_report`.
         number: instance number of the map in the series of the scan's maps, from 1.
     """
-    uid, index = _uids(images[0], provenance), maps.tasks.index(task)
+    uid, index = uids_of(images[0], provenance), maps.tasks.index(task)
     values = np.ascontiguousarray(np.moveaxis(maps.maps[index], 2, 0), dtype=np.float32)
     volume = hd.Volume(values, maps.affine[:, [2, 0, 1, 3]], "PATIENT")
     high = float(np.max(np.abs(values))) or 1.0
     low, derivative = (-high, "d score / d intensity") if (values < 0).any() else (0.0, "|d score / d intensity|")
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="hotspot",
-        lut_explanation=f"{derivative}, {task.name}, grade {maps.grades[index]}"[:64],
+        lut_explanation=shortened(f"{derivative}, {task.name}, grade {maps.grades[index]}"),
         unit=codes.UCUM.NoUnits,
         value_range=(low, high),
         slope=1.0,
@@ -173,7 +180,7 @@ def write_map(
     )
     # Gradients are much smaller than 1, and a LINEAR window cannot be narrower than 1.
     window = hd.VOILUTTransformation((low + high) / 2, high - low, voi_lut_function="LINEAR_EXACT")
-    with _without_name_warnings():
+    with without_name_warnings():
         image = hd.pm.ParametricMap(
             source_images=images,
             pixel_array=values,
@@ -189,33 +196,43 @@ def write_map(
             real_world_value_mappings=[mapping],
             voi_lut_transformations=[window],
             content_label="HOTSPOT",
-            content_description=f"{disc.level} {task.name}, grade {maps.grades[index]}. {_NOTE}"[:64],
+            content_description=shortened(f"{disc.level} {task.name}, grade {maps.grades[index]}"),
             pixel_measures=volume.get_pixel_measures(),
             plane_orientation=volume.get_plane_orientation(),
             plane_positions=volume.get_plane_positions(),
-            series_description=f"spinejax hotspots. {_NOTE}. Not proven pathology",
+            series_description=f"spinejax hotspots. {NOTE}. Not proven pathology",
         )
-        image.BodyPartExamined = "LSPINE"  # an unpaired part; otherwise Laterality would be required
-        _save(path, image)
+        save(path, image)
 
 
 # Shared --------------------------------------------------------------------------------------------------------------
 
 
-def _uids(image, provenance: Sequence[str]) -> Callable[..., str]:
+def uids_of(image, provenance: Sequence[str]) -> Callable[..., str]:
     """Make UIDs from the source series and the provenance. The same results get the same UIDs."""
     return lambda *names: pydicom.uid.generate_uid(entropy_srcs=[image.SeriesInstanceUID, *provenance, *names])
 
 
 @contextlib.contextmanager
-def _without_name_warnings() -> Iterator[None]:
+def without_name_warnings() -> Iterator[None]:
     """Silence highdicom's warning about one-word names: patients' names are copied from the source unchanged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
-def _save(path: Path, document: pydicom.Dataset) -> None:
+def shortened(text: str, length: int = 64) -> str:
+    """A text that fits into an attribute; what does not is left out of its middle."""
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[len(text) - length + length // 2 + 1 :]}"
+
+
+def save(path: Path, document: pydicom.Dataset) -> None:
+    """Write an object of results, marked as research, in UTF-8; an image also has the whole disclaimer."""
+    document.SpecificCharacterSet = UTF_8
+    document.ContentQualification = "RESEARCH"
+    if "Rows" in document:
+        document.ImageComments = DISCLAIMER
+        document.BodyPartExamined = "LSPINE"  # an unpaired part; otherwise Laterality would be required
     content = io.BytesIO()
     document.save_as(content, enforce_file_format=True)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))

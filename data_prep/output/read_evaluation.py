@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from data_prep.read.csv_tables import read_table
+from spinejax.data.dataset import DataSet
+from spinejax.data.manifest import MANIFEST
 from spinejax.errors import SpinejaxError
-from spinejax.geometry import WINDOW_SHAPE
+from spinejax.geometry import WINDOW_SHAPE, window_affine
 from spinejax.tasks import LEVELS, Task, from_json
 
 PREDICTIONS, RESULTS, MAPS = "predictions.csv", "results.json", Path("hotspots", "hotspots.h5")
@@ -89,6 +91,18 @@ def provenance_of(folder: Path) -> list[str]:
         return [*known, f"grades {hashlib.sha256((folder / PREDICTIONS).read_bytes()).hexdigest()[:16]}"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpinejaxError(f"{path}: missing or damaged ({error}). Evaluate again.") from error
+
+
+def read_places(folder: Path) -> dict[tuple[str, str], Float[np.ndarray, "4 4"]]:
+    """(scan, level) → affine of the network's window, as `DiscMaps.affine`, of an evaluation that has its discs.
+
+    Only one of `evaluate.py --scan` has them; of others nothing is returned. Raises SpinejaxError: they are damaged.
+    """
+    if not (folder / "discs" / MANIFEST).is_file():
+        return {}
+    data = DataSet(folder / "discs")
+    discs = zip(data.scan.tolist(), data.level.tolist(), data.affine, strict=True)
+    return {(scan, level): window_affine(affine) for scan, level, affine in discs}
 
 
 def read_maps(folder: Path) -> Iterator[tuple[str, str, DiscMaps]]:

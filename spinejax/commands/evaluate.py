@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.dataset.resuming import only_writer
+from data_prep.read.dicomweb import fetched
 from data_prep.sources.ungraded import SPLIT, ungraded_discs
 from spinejax import config
 from spinejax.data.batches import eval_batches
@@ -51,8 +52,10 @@ class Arguments:
     data: Path | None = None
     """Data set to grade: a folder that `python -m data_prep` made."""
     scan: tuple[Path, ...] = ()
-    """Raw scans to grade instead of a data set: files or folders. Their vertebrae are detected unless `--masks` gives
-    them. The discs and `levels.png`, a picture of what was found, are written beside the results."""
+    """Raw scans to grade instead of a data set: files or folders, or a study or series of a DICOMweb server
+    (dicomweb://HOST/PATH/studies/UID; dicomwebs:// by TLS), which is deleted here afterwards. Their vertebrae are
+    detected unless `--masks` gives them. The discs and `levels.png`, a picture of what was found, are written beside
+    the results."""
     masks: Path | None = None
     """Folder with a vertebra mask for each scan of `--scan`, named like the scan."""
     lowest_level: str | None = None
@@ -181,16 +184,17 @@ def output_folder(arguments: Arguments) -> Path:
 def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
     """The data set, or one cut out of the raw scans, of which doubtful findings are printed."""
     if arguments.scan:
-        notes = ungraded_discs(
-            arguments.scan,
-            out,
-            tasks=model.tasks,
-            masks=arguments.masks,
-            lowest_level=arguments.lowest_level,
-            # A run is shared, and results inside it with it: the key is then written beside the run.
-            pseudonyms=load_or_make_key(arguments.key, arguments.checkpoint if arguments.out is None else out),
-            console=rich.console.Console(stderr=True),
-        )
+        with fetched(arguments.scan) as paths:
+            notes = ungraded_discs(
+                paths,
+                out,
+                tasks=model.tasks,
+                masks=arguments.masks,
+                lowest_level=arguments.lowest_level,
+                # A run is shared, and results inside it with it: the key is then written beside the run.
+                pseudonyms=load_or_make_key(arguments.key, arguments.checkpoint if arguments.out is None else out),
+                console=rich.console.Console(stderr=True),
+            )
         remove_earlier(out)
         for note in notes:
             new_console().print(f"note: {printable(note)}", highlight=False, soft_wrap=True, markup=False)

@@ -19,26 +19,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Integer
+from jaxtyping import Float32, Int, Integer
 
 from spinejax import tasks as task_tables
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError, needs
 from spinejax.files.atomic import write_atomically
 from spinejax.files.hdf5 import Column, write_table
-from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
+from spinejax.geometry import WINDOW_SHAPE, window_affine
 from spinejax.inference.hotspots import Method
 from spinejax.tasks import Task
 
 _NOTE = "Research use only: a hotspot shows what the score depends on, not proven pathology."
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-def window_affine(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
-    """(row, column, slice, 1) of the identity window → LPS mm, from the affine of the disc volume."""
-    into_volume = np.eye(4)
-    into_volume[:3, 3] = (np.array(VOLUME_SHAPE) - WINDOW_SHAPE) // 2
-    return affine @ into_volume
 
 
 def write_maps(

@@ -1,6 +1,7 @@
 """Results as DICOM: phantoms as a hospital's series, graded, and brought back to them by the key."""
 
 import contextlib
+import io
 import json
 import shutil
 import sqlite3
@@ -13,11 +14,14 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.output.dicom_objects import read_source, write_map, write_report
+from data_prep.output.pictures import PlacedDisc, hotspot_picture, hotspot_slices
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
 from data_prep.read.scan import Scan
+from data_prep.read.volume_files import read_scan
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
@@ -28,6 +32,8 @@ from spinejax.tasks import Task
 from tests.dicom_files import enhanced, save, series, small_scan_voxels
 
 DCIODVFY = shutil.which("dciodvfy")
+SMALL_AFFINE = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
+NUM_MAPPED = 2  # tasks with hotspots; each has a picture a slice, which takes time
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +55,24 @@ def hospital(tmp_path_factory):
     graded.write(out / "predictions.csv")
     (out / "results.json").write_text(json.dumps({"step": 7, "num_views": 54, "average": "probabilities"}))
     grades = np.stack([probabilities[task.name].argmax(1) for task in data.tasks], axis=1)
-    shape = (len(data.tasks), *WINDOW_SHAPE)
-    maps = [(row, rng.random(shape).astype(np.float32)) for row in rows]
-    hotspot_files.write_maps(out / "hotspots" / "hotspots.h5", maps, data, data.tasks, grades, Method())
-    hotspot_files.write_nifti(root / "nifti", data, 0, data.tasks, maps[0][1])
+    mapped = data.tasks[:NUM_MAPPED]
+    maps = [(row, rng.random((NUM_MAPPED, *WINDOW_SHAPE)).astype(np.float32)) for row in rows]
+    hotspot_files.write_maps(out / "hotspots" / "hotspots.h5", maps, data, mapped, grades[:, :NUM_MAPPED], Method())
+    hotspot_files.write_nifti(root / "nifti", data, 0, mapped, maps[0][1])
     return root, data, graded, maps
+
+
+@pytest.fixture(scope="module")
+def hospital_without_maps(hospital, tmp_path_factory):
+    """The hospital's root, and its evaluation without hotspots, which is brought back in no time."""
+    evaluation = shutil.copytree(hospital[0] / "evaluation", tmp_path_factory.mktemp("no maps") / "evaluation")
+    shutil.rmtree(evaluation / "hotspots")
+    return hospital[0], evaluation
 
 
 def bring_back(root, out, *changes):
     arguments = ["--source", str(root / "files" / "images"), "--key", str(root / "discs.key"), "--out", str(out)]
+    arguments += ["--masks", str(root / "files" / "masks")]
     return main(["results", str(root / "evaluation"), *arguments, *changes])
 
 
@@ -85,15 +100,156 @@ def source_of(hospital, scan_folder):
     return [image for image in images if image.PatientID == report.PatientID]
 
 
-def test_a_report_a_scan_and_a_map_a_task(hospital, returned):
+def test_a_scan_has_a_report_a_map_a_task_pictures_and_a_segmentation(hospital, returned):
     data = hospital[1]
     assert {path.name for path in returned.iterdir()} == set(data.scan)
     for folder in returned.iterdir():
-        levels = data.level[data.scan == folder.name]
-        maps = {f"{level}_{task.name}.dcm" for level in levels for task in data.tasks}
-        assert {path.name for path in folder.iterdir()} == {"grades.dcm", *maps}
+        levels, mapped = data.level[data.scan == folder.name], [task.name for task in data.tasks[:NUM_MAPPED]]
+        maps = {f"{level}_{task}.dcm" for level in levels for task in mapped}
+        found = {path.name for path in folder.iterdir()}
+        pictures = {name for name in found if "_slice-" in name}
+        assert found == {"grades.dcm", "spine.dcm", "vertebrae.dcm", *maps, *pictures}
+        assert {name.partition("_slice-")[0] for name in pictures} == set(mapped)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(returned.stat().st_mode) == 0o700
+
+
+def decoded(path):
+    """A picture's pixels as RGB, by its JPEG alone."""
+    dataset = pydicom.dcmread(path)
+    [frame] = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    return dataset, np.asarray(Image.open(io.BytesIO(frame)).convert("RGB")).astype(int)
+
+
+def test_every_viewer_can_show_the_pictures(hospital, returned):
+    """Plain Secondary Captures: of one series a scan, numbered, in colour, with the disclaimer whole."""
+    for folder in returned.iterdir():
+        pictures = [decoded(path) for path in [folder / "spine.dcm", *sorted(folder.glob("*_slice-*.dcm"))]]
+        images = source_of(hospital, folder)
+        assert len({dataset.SeriesInstanceUID for dataset, _ in pictures}) == 1
+        assert sorted(dataset.InstanceNumber for dataset, _ in pictures) == list(range(1, len(pictures) + 1))
+        for dataset, pixels in pictures:
+            assert dataset.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+            assert dataset.StudyInstanceUID == images[0].StudyInstanceUID
+            assert (dataset.BurnedInAnnotation, dataset.LossyImageCompression) == ("NO", "01")
+            assert dataset.ImageComments.endswith("A hotspot shows what moved the network, not proven pathology.")
+            assert len(dataset.SeriesDescription) <= 64
+            assert "Research use only" in dataset.SeriesDescription
+            assert pixels.shape == (dataset.Rows, dataset.Columns, 3)
+            assert (np.ptp(pixels, axis=2) > 60).mean() > 0.002  # colours, and not of a few labels alone
+
+
+def test_a_hotspot_lies_on_its_place_of_the_slice():
+    """A point of a map is drawn where the source's own geometry puts it."""
+    scan = Scan(np.random.default_rng(0).random((200, 180, 9)).astype(np.float32), SMALL_AFFINE, "scan")
+    to_scan = np.array([[0.4, 0.1, 0, 40], [-0.1, 0.4, 0, 50], [0, 0, 1, 1], [0, 0, 0, 1.0]])
+    task = Task("side", ("front", "back"))
+    map = np.zeros((1, *WINDOW_SHAPE), np.float32)
+    map[0, 20:26, 180:186, 3] = 1
+    affine = SMALL_AFFINE @ to_scan
+    disc = GradedDisc("p", "s", "L4-L5", {"side": {"front": 0.25, "back": 0.75}})
+    placed = [PlacedDisc(disc, affine, DiscMaps((task,), ("back",), map, affine))]
+    assert hotspot_slices(scan, placed) == list(range(1, 9))
+    with_it, without = (hotspot_picture(scan, index, placed, task, "note").astype(int) for index in (4, 4))
+    empty = [PlacedDisc(disc, affine, DiscMaps((task,), ("back",), np.zeros_like(map), affine))]
+    without = hotspot_picture(scan, 4, empty, task, "note").astype(int)
+    rows, columns = np.nonzero(np.abs(with_it - without).max(2) > 30)
+    row, column = (to_scan @ [22.5, 182.5, 3, 1])[:2]
+    # The slice is 200 × 180 pixels of 1 mm, fitted into the square of 720 below the title's 34 pixels.
+    expected = 34 + (row + 0.5) * 3.6, (720 - 180 * 3.6) / 2 + (column + 0.5) * 3.6
+    np.testing.assert_allclose([rows.mean(), columns.mean()], expected, atol=2)
+
+
+def test_the_segmentation_is_the_mask_on_the_sources_own_frames(hospital, returned):
+    root, data, _, _ = hospital
+    for folder in returned.iterdir():
+        images = {image.SOPInstanceUID: image for image in source_of(hospital, folder)}
+        segmentation = highdicom.seg.segread(folder / "vertebrae.dcm")
+        names = {item.SegmentNumber: item.SegmentLabel for item in segmentation.SegmentSequence}
+        assert set(names.values()) == {
+            *(f"{name} body" for name in ("T12", "L1", "L2", "L3", "L4", "L5")),
+            *(f"{level} disc" for level in data.level[data.scan == folder.name]),
+        }
+        [kind] = {item.SegmentAlgorithmType for item in segmentation.SegmentSequence}
+        assert kind == "SEMIAUTOMATIC"
+        assert all("Voxels of the mask" in item.SegmentDescription for item in segmentation.SegmentSequence)
+        order = sorted(images, key=lambda uid: float(images[uid].ImagePositionPatient[0]))
+        found = segmentation.get_pixels_by_source_instance(
+            order, combine_segments=True, assert_missing_frames_are_empty=True
+        )
+        segmentation._db_con.close()
+        patient = images[order[0]].PatientID
+        mask = read_scan(next((root / "files" / "masks").glob(f"{images[order[0]].SeriesInstanceUID}*")), np.uint8)
+        labels = np.moveaxis(mask.voxels, 2, 0)
+        for number, name in names.items():
+            where = found == number
+            upper = name.partition(" ")[0].partition("-")[0]
+            label = ("L5", "L4", "L3", "L2", "L1", "T12").index(upper) + 1 + (200 if "disc" in name else 0)
+            if "disc" in name:
+                np.testing.assert_array_equal(where, labels == label, err_msg=f"{patient} {name}")
+            else:  # without posterior elements
+                assert where.any()
+                assert not (where & (labels != label)).any()
+
+
+def test_vertebrae_located_elsewhere_make_no_segmentation(hospital, tmp_path, capsys):
+    root = hospital[0]
+    assert bring_back(root, tmp_path / "out", "--lowest-level", "L4-L5") == 0
+    printed = capsys.readouterr()
+    assert "are not those that were graded" in printed.err
+    assert "0 segmentations" in printed.out
+    assert not list((tmp_path / "out").rglob("vertebrae.dcm"))
+
+
+def spoil(root, tmp_path, patient, **values):
+    """The hospital's images, one patient's with other attributes."""
+    images = shutil.copytree(root / "files" / "images", tmp_path / "images")
+    with disabled_checks():
+        for path in (images / patient).iterdir():
+            image = pydicom.dcmread(path)
+            for keyword, value in values.items():
+                setattr(image, keyword, value)
+            image.save_as(path, enforce_file_format=True)
+    return images
+
+
+@contextlib.contextmanager
+def disabled_checks():
+    settings = pydicom.config.settings
+    before = settings.reading_validation_mode, settings.writing_validation_mode
+    settings.reading_validation_mode = settings.writing_validation_mode = pydicom.config.IGNORE
+    try:
+        yield
+    finally:
+        settings.reading_validation_mode, settings.writing_validation_mode = before
+
+
+def test_odd_fields_of_a_patient_stop_no_report(hospital_without_maps, tmp_path, capsys):
+    """In every object the name is the source's; a field that cannot be legal is empty, and a note names it."""
+    root, evaluation = hospital_without_maps
+    odd = {"SpecificCharacterSet": ["", "ISO 2022 IR 149"], "PatientName": "Ye^Si=例^示", "PatientSex": "U"}
+    images = spoil(root, tmp_path, "p00000", **odd, PatientBirthDate="1950", StudyDescription="x" * 80)
+    where = ["--source", str(images), "--key", str(root / "discs.key"), "--masks", str(root / "files" / "masks")]
+    assert main(["results", str(evaluation), *where, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "2 structured reports" in said.out
+    for field in ("Patient's Sex is not legal DICOM: left empty", "Birth Date is not", "Study Description is not"):
+        assert "p00000, series" in next(line for line in said.err.splitlines() if field in line)
+    found = [pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")]
+    assert {str(one.PatientName) for one in found} == {"Ye^Si=例^示", "p00001"}
+    assert {one.PatientSex for one in found} == {""}
+
+
+def test_a_study_that_cannot_be_written_is_named_and_the_next_is_written(hospital_without_maps, tmp_path, capsys):
+    root, evaluation = hospital_without_maps
+    images = spoil(root, tmp_path, "p00000", SOPClassUID="1.2.3")
+    where = ["--source", str(images), "--key", str(root / "discs.key"), "--masks", str(root / "files" / "masks")]
+    assert main(["results", str(evaluation), *where, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "failed: p00000, series" in said.err
+    assert "1 structured reports" in said.out
+    [folder] = (tmp_path / "out").iterdir()
+    assert pydicom.dcmread(folder / "grades.dcm").PatientID == "p00001"
 
 
 def test_no_database_of_highdicoms_stays_open(hospital, tmp_path, monkeypatch):
@@ -155,7 +311,7 @@ def test_a_maps_voxels_lie_where_the_niftis_do(hospital, returned):
     """Every voxel's value and its place in mm, read back without this library."""
     root, data, _, maps = hospital
     row = 0
-    for task in data.tasks:
+    for task in data.tasks[:NUM_MAPPED]:
         name = f"{data.level[row]}_{task.name}"
         with opened(returned / data.scan[row] / f"{name}.dcm") as image:
             volume = image.get_volume(apply_real_world_transform=True)
@@ -192,9 +348,13 @@ def test_a_planted_lesion_is_found_again_at_its_millimetres(hospital, returned):
 
 
 @pytest.mark.skipif(DCIODVFY is None, reason="no dciodvfy on this machine: Debian has it in dicom3tools")
-@pytest.mark.parametrize("pattern", ["grades.dcm", "L4-L5_narrowing.dcm"])
+@pytest.mark.parametrize(
+    "pattern", ["grades.dcm", "L4-L5_narrowing.dcm", "spine.dcm", "pfirrmann_slice-08.dcm", "vertebrae.dcm"]
+)
 def test_dciodvfy_finds_no_error(returned, pattern):
-    for path in returned.rglob(pattern):
+    paths = list(returned.rglob(pattern))
+    assert len(paths) == 2
+    for path in paths:
         found = subprocess.run([DCIODVFY, path], capture_output=True, text=True, check=False)
         assert not [line for line in found.stderr.splitlines() if line.startswith("Error")]
 
@@ -206,13 +366,12 @@ def test_the_same_results_get_the_same_identifiers(hospital, returned, tmp_path)
         assert again.SOPInstanceUID == pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID
 
 
-def test_without_hotspots_there_are_reports_alone(hospital, tmp_path, capsys):
-    root = hospital[0]
-    evaluation = shutil.copytree(root / "evaluation", tmp_path / "evaluation")
-    shutil.rmtree(evaluation / "hotspots")
+def test_without_hotspots_there_are_no_maps(hospital_without_maps, tmp_path, capsys):
+    root, evaluation = hospital_without_maps
     arguments = ["--source", str(root / "files" / "images"), "--key", str(root / "discs.key")]
-    assert main(["results", str(evaluation), *arguments, "--out", str(tmp_path / "out")]) == 0
-    assert "2 structured reports, 0 parametric maps" in capsys.readouterr().out
+    arguments += ["--masks", str(root / "files" / "masks"), "--out", str(tmp_path / "out")]
+    assert main(["results", str(evaluation), *arguments]) == 0
+    assert "2 structured reports, 0 parametric maps, 2 pictures, 2 segmentations" in capsys.readouterr().out
     [report, _] = (highdicom.sr.srread(path) for path in (tmp_path / "out").rglob("grades.dcm"))
     assert len(report.content.get_image_measurement_groups()) == 6
 
@@ -246,6 +405,7 @@ def test_a_disc_that_lies_elsewhere_is_not_written(hospital, tmp_path, capsys):
         affine[:3, 3] += 1000
         file["affine"][0] = affine
     arguments = ["--source", str(root / "files" / "images"), "--key", str(root / "discs.key")]
+    arguments += ["--masks", str(root / "files" / "masks")]
     assert main(["results", str(evaluation), *arguments, "--out", str(tmp_path / "out")]) == 2
     assert "the disc is outside this series" in capsys.readouterr().err
 
@@ -276,7 +436,7 @@ def link_elsewhere(file):
     [
         (link_elsewhere, "map is missing, or keeps its data in other files"),
         (lambda file: file.pop("affine"), "affine is missing"),
-        (lambda file: file["step"].resize(1, axis=0), r"step is \[1, 6\]"),
+        (lambda file: file["step"].resize(1, axis=0), r"step is \[1, 2\]"),
         (lambda file: file.attrs.pop("tasks"), "damaged"),
         (lambda file: file["grade"].__setitem__(0, 9), "damaged"),
     ],
@@ -291,7 +451,7 @@ def test_a_damaged_file_of_maps_is_named(hospital, tmp_path, damage, fault):
 
 
 def test_an_enhanced_file_is_a_source_too(tmp_path):
-    affine = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
+    affine = SMALL_AFFINE
     slices = series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))
     save(enhanced(slices), tmp_path / "enhanced")
     images = read_source([tmp_path / "enhanced"], "small")
@@ -310,7 +470,7 @@ def test_an_enhanced_file_is_a_source_too(tmp_path):
 
 
 def test_a_signed_map_says_so_and_shows_what_is_below_nothing(tmp_path):
-    affine = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
+    affine = SMALL_AFFINE
     series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))
     images = read_source(sorted((tmp_path / "classic").iterdir()), "small")
     task = Task("side", ("front", "back"))
@@ -326,7 +486,7 @@ def test_a_signed_map_says_so_and_shows_what_is_below_nothing(tmp_path):
 
 
 def test_a_source_without_identifiers_is_named(tmp_path):
-    affine = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
+    affine = SMALL_AFFINE
     [first, *_] = series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))
     del first.FrameOfReferenceUID
     save(first)
