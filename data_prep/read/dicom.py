@@ -1,95 +1,17 @@
-"""DICOM series, read with pydicom: classic files, one per slice, and enhanced multi-frame ones.
-
-Both are read as frames, each with its own position in patient space. Frames make a volume if they have one orientation
-and are evenly spaced in order of position. Instance numbers and file names are ignored.
-"""
+"""The pixels of DICOM series, read with pydicom: of classic files, one per slice, and of enhanced multi-frame ones."""
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Num
 
-from data_prep.read.dicom_headers import DicomFile, Frame, import_pydicom, refuse_too_large, report_damage
-from data_prep.read.scan import MAX_VOXELS, Scan, as_dtype, reorient
+from data_prep.read.dicom_headers import Frame, import_pydicom, read_dataset, report_damage
+from data_prep.read.scan import Scan, as_dtype, reorient
+from data_prep.read.stacks import in_order
 from spinejax.errors import NotInstalledError, SpinejaxError
-
-# Frames → a volume ---------------------------------------------------------------------------------------------------
-
-_SAME_MM = 0.01  # positions closer than this are the same
-_UNEVEN = 0.02  # tolerance, as a fraction of the spacing; header rounding is less
-
-
-def in_order(files: Sequence[DicomFile], name: str) -> tuple[list[Frame], Float[np.ndarray, "4 4"]]:
-    """A series' frames in order of position, and the affine (row, column, slice, 1) → patient, LPS, mm.
-
-    Raises:
-        SpinejaxError: frames differ in size, spacing or orientation, share a position, leave a gap, are unevenly
-            spaced, or are shifted against one another in their plane.
-    """
-    frames = [frame for file in files for frame in file.frames]
-    first = frames[0]
-    _refuse_mixture(frames, name)
-    if len(frames) * first.shape[0] * first.shape[1] > MAX_VOXELS:
-        raise SpinejaxError(f"{name}: {len(frames)} images of {first.shape} pixels; expected at most {MAX_VOXELS}.")
-    frames = sorted(frames, key=lambda frame: float(frame.position_mm @ first.normal))
-    positions = np.stack([frame.position_mm for frame in frames])
-    steps_mm = np.diff(positions @ first.normal)
-    _refuse_uneven(frames, steps_mm, name)
-
-    between = first.normal * (first.thickness_mm or 1.0)
-    if len(frames) > 1:
-        between = (positions[-1] - positions[0]) / (len(frames) - 1)
-        straight = positions[0] + np.arange(len(frames))[:, None] * between
-        if np.abs(positions - straight).max() > 0.5 * first.spacing_mm.min():
-            raise SpinejaxError(f"{name}: its slices are shifted against one another in their plane. Export it again.")
-    affine = np.eye(4)
-    affine[:3, 0] = first.axes[1] * first.spacing_mm[0]
-    affine[:3, 1] = first.axes[0] * first.spacing_mm[1]
-    affine[:3, 2] = between
-    affine[:3, 3] = positions[0]
-    return frames, affine
-
-
-def _refuse_mixture(frames: Sequence[Frame], name: str) -> None:
-    kinds = Counter((frame.shape, *np.round(frame.spacing_mm, 3)) for frame in frames)
-    if len(kinds) > 1:
-        sizes = ", ".join(f"{count} of {rows}×{columns}" for ((rows, columns), *_), count in kinds.items())
-        raise SpinejaxError(f"{name}: its images differ in size or pixel spacing ({sizes}). Split the series.")
-    turned = next((frame for frame in frames if abs(frame.axes - frames[0].axes).max() > 1e-3), None)
-    if turned:
-        raise SpinejaxError(
-            f"{name}: images of several orientations in one series ({turned.path.name} differs from "
-            f"{frames[0].path.name}). Expected one orientation, as in a sagittal series: leave the others out."
-        )
-
-
-def _refuse_uneven(frames: Sequence[Frame], steps_mm: np.ndarray, name: str) -> None:
-    if not len(steps_mm):
-        return
-    positions = 1 + int(np.sum(steps_mm > _SAME_MM))
-    if len(frames) > positions:
-        first = int(np.argmax(steps_mm <= _SAME_MM))
-        count = len(frames) // positions
-        if len(frames) % positions == 0 and positions > 1:
-            kind = f"{count} images at each of its {positions} positions: the series is 4-D or copied"
-        else:
-            kind = f"a slice occurs twice ({frames[first].path} and {frames[first + 1].path})"
-        raise SpinejaxError(f"{name}: {kind}. Expected one image per position. Remove the other set.")
-    typical = float(np.median(steps_mm))
-    odd = np.flatnonzero(abs(steps_mm - typical) > max(_UNEVEN * typical, 2 * _SAME_MM))
-    if len(odd):
-        gap = float(steps_mm[odd[0]])
-        between = f"between {frames[odd[0]].path.name} and {frames[odd[0] + 1].path.name}"
-        missing = round(gap / typical) - 1
-        if missing >= 1 and abs(gap - (missing + 1) * typical) < 0.1 * typical:
-            kind = f"{missing} slices are missing {between} ({gap:.2f} mm apart, the others {typical:.2f} mm)"
-        else:
-            kind = f"its slices are unevenly spaced ({gap:.2f} mm {between}, mostly {typical:.2f} mm)"
-        raise SpinejaxError(f"{name}: {kind}. Export the whole series again.")
-
 
 _START_OF_FRAME = (0xC0, 0xC1, 0xC3, 0xF7)  # baseline, extended, lossless, JPEG-LS
 _END_OF_IMAGE = b"\xff\xd9"
@@ -99,6 +21,7 @@ _END_OF_IMAGE = b"\xff\xd9"
 _DECODERS = {
     "RLELossless": "pydicom",
     "JPEGBaseline8Bit": "pillow",
+    "JPEGExtended12Bit": "gdcm",
     "JPEGLossless": "gdcm",
     "JPEGLosslessSV1": "gdcm",
     "JPEGLSLossless": "pyjpegls",
@@ -108,49 +31,94 @@ _DECODERS = {
 }
 
 
-def read_series(files: Sequence[DicomFile], name: str, dtype) -> tuple[Scan, list[str]]:
+def read_series(frames: Sequence[Frame], name: str, dtype, notes: Sequence[str] = ()) -> tuple[Scan, list[str]]:
     """A series as a scan in the standard orientation, its rescaling applied, and notes on what is doubtful.
 
-    `files` may be in any order. `name` is used in messages. `dtype` is the voxels' dtype in memory.
+    Padding, where the scanner has no data, gets the lowest of the other voxels' values. Overlays are ignored.
+
+    Args:
+        frames: its images, in any order.
+        name: for messages.
+        dtype: the voxels' dtype in memory.
+        notes: what is known to be doubtful already.
 
     Raises:
         SpinejaxError: the frames make no volume (`in_order`), pixels are damaged or their encoding is not supported, or
             the series is not sagittal.
     """
-    frames, affine = in_order(files, name)
+    frames, affine = in_order(frames, name)
     voxels = np.empty((len(frames), *frames[0].shape), np.float32)
+    padded = np.zeros(voxels.shape, bool)
     places = defaultdict(list)
     for place, frame in enumerate(frames):
         places[frame.path].append((place, frame))
     for path, members in places.items():
-        pixels = _pixels(path, members[0][1].shape)
+        pixels, padding = stored_pixels(path, members[0][1].shape)
         for place, frame in members:
             with np.errstate(over="ignore"):  # reported by as_dtype, as infinite
                 voxels[place] = pixels[frame.index] * np.float32(frame.slope) + np.float32(frame.intercept)
-    declared = max(file.declared for file in files)
-    note = f"{name}: {len(frames)} of the {declared} images that it declares. Is an end slice missing?"
-    notes = [note] if declared > len(frames) else []
+            padded[place] = padding[frame.index]
+    notes = [*notes]
+    if np.isfinite(voxels).all():
+        if (outlying := _outlying(voxels, padded)).any():
+            notes.append(f"{name}: {outlying.mean():.0%} of its voxels hold a value far from all others: no data there")
+        padded |= outlying
+        if padded.all():
+            raise SpinejaxError(f"{name}: all of its voxels are padding, by PixelPaddingValue. Export it again.")
+        voxels[padded] = voxels[~padded].min()
     return reorient(as_dtype(voxels.transpose(1, 2, 0), dtype, name), affine, name), notes
 
 
-def _pixels(path: Path, shape: tuple[int, int]) -> Num[np.ndarray, "frames rows columns"]:
-    """The stored values of every frame of a file."""
-    pydicom = import_pydicom()
-    refuse_too_large(path, pydicom)
+def _outlying(voxels: Num[np.ndarray, "S H W"], padded: Bool[np.ndarray, "S H W"]) -> Bool[np.ndarray, "S H W"]:
+    """Voxels of one value that is farther from all others than those are from each other: a margin without data.
+
+    A lowest value counts only if it is negative, as no magnitude image has it; one in a thousand voxels must have it.
+    """
+    known = voxels[~padded]
+    for sign in (1, -1):
+        values = sign * known
+        low = values.min(initial=0)
+        rest = values[values > low]
+        alone = len(rest) and rest.min() - low > np.ptp(rest) > 0 and len(known) - len(rest) > 1e-3 * len(known)
+        if alone and low < 0:
+            return ~padded & (voxels == sign * low)
+    return np.zeros_like(padded)
+
+
+def stored_pixels(
+    path: Path, shape: tuple[int, int]
+) -> tuple[Num[np.ndarray, "frames rows columns"], Bool[np.ndarray, "frames rows columns"]]:
+    """The stored values of every frame of a file, larger ones brighter; and which of them are padding.
+
+    Raises:
+        SpinejaxError: they are damaged, or their encoding is not supported.
+    """
+    dataset = read_dataset(path)
     with report_damage(path):
-        dataset = pydicom.dcmread(path)
         syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_compressed and not syntax.is_deflated:
-            decoder = _decoder(syntax, path, pydicom)
+            decoder = _decoder(syntax, path, import_pydicom(), int(dataset.BitsStored))
             _refuse_false_codestream(dataset, shape, path)
             dataset.pixel_array_options(decoding_plugin=decoder)
-        pixels = dataset.pixel_array
-    return pixels.reshape(-1, *shape)
+        elif int(dataset.HighBit) != int(dataset.BitsStored) - 1:
+            raise SpinejaxError(
+                f"{path}: HighBit {dataset.HighBit} with BitsStored {dataset.BitsStored}; expected one less. Export it "
+                "again."
+            )
+        pixels = dataset.pixel_array.reshape(-1, *shape)  # without the unused high bits, where overlays may be
+        padded = np.zeros(pixels.shape, bool)
+        if dataset.get("PixelPaddingValue") is not None:
+            limits = dataset.PixelPaddingValue, dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue)
+            padded = (pixels >= min(limits)) & (pixels <= max(limits))
+        if dataset.PhotometricInterpretation == "MONOCHROME1":  # low values are bright (PS3.3, C.7.6.3.1.2)
+            both_ends = -1 if dataset.PixelRepresentation else (1 << int(dataset.BitsStored)) - 1
+            pixels = both_ends - pixels.astype(np.int64)
+    return pixels, padded
 
 
-def _decoder(syntax, path: Path, pydicom) -> str:
+def _decoder(syntax, path: Path, pydicom, bits: int) -> str:
     decoder = _DECODERS.get(syntax.keyword)
-    if decoder is None:
+    if decoder is None or (syntax.keyword == "JPEGExtended12Bit" and bits > 8):  # GDCM decodes 12 bits wrongly
         raise SpinejaxError(
             f"{path}: its pixels are packed as {syntax.name}, which is not read. Unpack it first, with "
             "`gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT`."

@@ -3,14 +3,16 @@
 import contextlib
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from data_prep.read.contrast import functional_groups, weighting_of
+from data_prep.read.contrast import Contrast, contrast_of
+from data_prep.read.image_kind import NO_PLACE, why_derived, why_no_scan
 from data_prep.read.names import canonical
 from data_prep.read.scan import MAX_VOXELS
 from data_prep.read.unpacking import unpacked
@@ -21,17 +23,48 @@ _MAX_FILE_BYTES = 1 << 31
 
 _IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")  # truncated, classic, enhanced
 
+_DATES = ("SeriesDate", "AcquisitionDate", "StudyDate")
+_TIMES = ("SeriesTime", "AcquisitionTime", "StudyTime")
+
+# Attributes that may tell repetitions at one place apart, and what a part is then called.
+_REPEATS = {
+    "TemporalPositionIndex": "time",
+    "TemporalPositionIdentifier": "time",
+    "AcquisitionNumber": "acquisition",
+    "EchoNumbers": "echo",
+    "TriggerTime": "trigger",
+}
+
 # Read in the first pass: enough to sort files into series and to place each frame.
 _HEADER_TAGS = [
-    "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "Modality", "ImageType",
-    "SeriesDescription", "ProtocolName", "SeriesDate", "AcquisitionDate", "StudyDate", "EchoTime",
-    "RepetitionTime", "InversionTime", "ImagesInAcquisition", "Rows", "Columns", "NumberOfFrames",
-    "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-]  # fmt: skip
+    *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"),
+    *("PatientName", "PatientBirthDate", "Modality", "ImageType", "SeriesDescription", "ProtocolName"),
+    *("BurnedInAnnotation", *_DATES, *_TIMES),
+    *("EchoTime", "RepetitionTime", "InversionTime", "ScanningSequence", "SequenceVariant", "ScanOptions"),
+    *("SequenceName", "PulseSequenceName", "EchoPulseSequence", "MRAcquisitionType", "DiffusionBValue"),
+    *(*_REPEATS, "ImagesInAcquisition", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
 
-_DATES = ("SeriesDate", "AcquisitionDate", "StudyDate")
+_GROUPS_OF_A_FRAME = (
+    *("FrameContentSequence", "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
+    *("PixelValueTransformationSequence", "MRImageFrameTypeSequence", "MRTimingAndRelatedParametersSequence"),
+    *("MREchoSequence", "MRModifierSequence", "MRDiffusionSequence"),
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an image is, beside its place: the images of one scan are of one kind."""
+
+    derived: str = ""  # what it is instead of an acquired image: "an ADC map by its ImageType"
+    image_type: tuple[str, ...] = ()  # in lower case, without the first two values
+    echo_ms: float = 0.0  # 0 if unknown
+    stack: str = ""  # StackID
+    repeats: tuple[tuple[str, str], ...] = ()  # what may tell repetitions apart: ("acquisition", "2"), …
+    contrast: Contrast = field(default_factory=Contrast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +80,7 @@ class Frame:
     shape: tuple[int, int]  # rows, columns
     slope: float  # scanner's value = slope * stored value + intercept
     intercept: float
+    kind: Kind = field(default_factory=Kind)
 
     @property
     def normal(self) -> Float[np.ndarray, "3"]:
@@ -60,13 +94,15 @@ class DicomFile:
 
     path: Path
     series: str  # its SeriesInstanceUID
+    instance: str  # its SOPInstanceUID
     patient: str  # its PatientID
     description: str
     date: str  # YYYYMMDD, or "" if unknown
-    weighting: str | None  # "t1", "t2", "pd", "stir", or None if the header does not say
-    not_a_scan: str | None  # why the file cannot be part of a scan; None if it can
+    time: str  # HHMMSS, or "" if unknown
+    not_a_scan: str  # why the file, or each of its frames, cannot be part of a scan; "" if it can
+    burned_in: bool  # whether it says that text is burned into its pixels
     declared: int  # number of images in the series (ImagesInAcquisition); 0 if unknown
-    frames: tuple[Frame, ...]
+    frames: tuple[Frame, ...]  # those with a place in the patient
     patient_name: str = ""
     birth_date: str = ""
     study: str = ""  # its StudyInstanceUID
@@ -81,9 +117,19 @@ class DamagedHeaderError(SpinejaxError):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's magic bytes. Its name does not matter."""
+    """Whether a file has DICOM's magic bytes, or begins as a data set without them does. Its name does not matter."""
     with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        start = file.read(132)
+    return start[128:] == b"DICM" or _is_bare(start)
+
+
+def _is_bare(start: bytes) -> bool:
+    """Whether a file begins with a short element of group 2 or 8, as without a preamble (PS3.5, 7.1.2 and 7.1.3)."""
+    group, element = (int.from_bytes(start[place : place + 2], "little") for place in (0, 2))
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    length = int.from_bytes(start[6:8] if explicit else start[4:8], "little")
+    known = group in (2, 8) and element in (0x00, 0x01, 0x02, 0x05, 0x06, 0x08, 0x12, 0x14, 0x16, 0x18)
+    return known and (length <= 256 or start[4:6] == b"OB")
 
 
 def read_header(path: Path) -> DicomFile:
@@ -93,34 +139,56 @@ def read_header(path: Path) -> DicomFile:
         DamagedHeaderError: the file is damaged.
         SpinejaxError: it is too large, or pydicom is not installed.
     """
-    pydicom = import_pydicom()
-    refuse_too_large(path, pydicom)
+    dataset = read_dataset(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
     with report_damage(path):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
-        series = str(dataset.get("SeriesInstanceUID", ""))
+        series = str(dataset.get("SeriesInstanceUID") or "")
     try:
         with report_damage(path):
             if "Rows" not in dataset and dataset.file_meta.get("MediaStorageSOPClassUID", "") in _IMAGES_OF_MR:
                 raise SpinejaxError(f"{path}: truncated: its header ends before the image's size. Copy it again.")
-            not_a_scan = _not_a_scan(dataset)
+            not_a_scan = why_no_scan(dataset)
+            frames = () if not_a_scan else tuple(_frames(dataset, path))
+
+            def text(*names: str) -> str:
+                return " ".join(str(next(filter(None, map(dataset.get, names)), "")).split())
+
             return DicomFile(
                 path=path,
                 series=series,
+                instance=text("SOPInstanceUID"),
                 patient=canonical(str(dataset.get("PatientID") or "")).strip(),
-                description=" ".join(
-                    str(dataset.get("SeriesDescription") or dataset.get("ProtocolName") or "").split()
-                ),
-                date=next((str(dataset.get(name)) for name in _DATES if dataset.get(name)), ""),
-                weighting=weighting_of(dataset),
-                not_a_scan=not_a_scan,
+                description=text("SeriesDescription", "ProtocolName"),
+                date=text(*_DATES),
+                time=text(*_TIMES),
+                not_a_scan=not_a_scan or (NO_PLACE if not frames else ""),
+                burned_in=text("BurnedInAnnotation").upper() == "YES",
                 declared=int(dataset.get("ImagesInAcquisition") or 0),
-                frames=() if not_a_scan else tuple(_frames(dataset, path)),
-                patient_name=canonical(str(dataset.get("PatientName") or "")).strip(),
-                birth_date=str(dataset.get("PatientBirthDate") or "").strip(),
-                study=str(dataset.get("StudyInstanceUID") or "").strip(),
+                frames=frames,
+                patient_name=canonical(text("PatientName")),
+                birth_date=text("PatientBirthDate"),
+                study=text("StudyInstanceUID"),
             )
     except SpinejaxError as error:
         raise DamagedHeaderError(str(error), series) from error
+
+
+def read_dataset(path: Path, **options: Any):
+    """Read a DICOM file, with a preamble or without, as pydicom's `dcmread` does with these options.
+
+    Raises:
+        SpinejaxError: the file is damaged or too large, or pydicom is not installed.
+    """
+    pydicom = import_pydicom()
+    refuse_too_large(path, pydicom)
+    with report_damage(path):
+        with open(path, "rb") as file:
+            bare = _is_bare(file.read(132))
+        dataset = pydicom.dcmread(path, force=bare, **options)
+        if bare and "TransferSyntaxUID" not in dataset.file_meta:
+            implicit, _ = dataset.original_encoding
+            syntaxes = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = syntaxes[bool(implicit)]
+    return dataset
 
 
 def import_pydicom():
@@ -152,27 +220,16 @@ def refuse_too_large(path: Path, pydicom) -> None:
     """Raise SpinejaxError if a file is too large, as it is or decompressed (deflate)."""
     num_bytes = path.stat().st_size
     with report_damage(path), open(path, "rb") as file:
+        if _is_bare(start := file.read(1024)):
+            if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() in start:
+                raise SpinejaxError(f"{path}: packed as a whole, and without a preamble. Export it again.")
+            return
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
             file.seek(_META_BYTES + int(meta.FileMetaInformationGroupLength))
             num_bytes += sum(map(len, unpacked(file, _MAX_FILE_BYTES, -zlib.MAX_WBITS)))
     if num_bytes > _MAX_FILE_BYTES:
         raise SpinejaxError(f"{path}: more than {_MAX_FILE_BYTES >> 30} GiB once unpacked. Leave it out.")
-
-
-def _not_a_scan(dataset) -> str | None:
-    """Why a DICOM file cannot be part of a scan, or None."""
-    if "Rows" not in dataset:
-        return "no image"
-    if dataset.get("Modality", "MR") != "MR":
-        return f"modality {dataset.Modality}"
-    if "LOCALIZER" in (dataset.get("ImageType") or ()):
-        return "a localiser"
-    if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") != "MONOCHROME2":
-        return f"a picture ({dataset.get('PhotometricInterpretation')}), not a scan"
-    if "ImageOrientationPatient" not in dataset and "PerFrameFunctionalGroupsSequence" not in dataset:
-        return "no position in the patient"
-    return None
 
 
 def _frames(dataset, path: Path) -> Iterator[Frame]:
@@ -185,19 +242,47 @@ def _frames(dataset, path: Path) -> Iterator[Frame]:
             f"expected a position for each frame and at most {MAX_VOXELS} pixels. Export it again."
         )
     for index in range(count):
-        groups = [dataset]
-        if enhanced:
-            names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-            groups = functional_groups(dataset, index, *names, "PixelValueTransformationSequence")
-        yield _frame(groups, path, index, shape)
+        groups = [*(functional_groups(dataset, index) if enhanced else ()), dataset]
+
+        def value(*names: str, groups: Sequence = groups) -> Any:
+            found = (group.get(name) for name in names for group in groups)
+            return next((each for each in found if each not in (None, "", [])), None)
+
+        if value("ImagePositionPatient") is not None and value("ImageOrientationPatient") is not None:
+            yield _frame(value, path, index, shape)
 
 
-def _frame(groups: Sequence, path: Path, index: int, shape: tuple[int, int]) -> Frame:
+def functional_groups(dataset, index: int) -> list:
+    """The functional groups of one frame of an enhanced file: its own, and the shared ones."""
+    groups = [*(dataset.get("PerFrameFunctionalGroupsSequence") or ())][index : index + 1]
+    groups += [*(dataset.get("SharedFunctionalGroupsSequence") or ())]
+    return [item for group in groups for name in _GROUPS_OF_A_FRAME for item in (group.get(name) or ())]
+
+
+def _kind(value: Callable[..., Any]) -> Kind:
+    words = value("FrameType", "ImageType") or ()
+    image_type = tuple("_".join(str(word).lower().split()) for word in ([words] if isinstance(words, str) else words))
+    description = " ".join(str(value("SeriesDescription", "ProtocolName") or "").split())
+    echo = value("EchoTime", "EffectiveEchoTime")
+    repeats = {label: str(found) for name, label in _REPEATS.items() if (found := value(name)) is not None}
+    repeats |= {f"dimension{n}": str(each) for n, each in enumerate(value("DimensionIndexValues") or (), start=1)}
+    return Kind(
+        derived=why_derived(image_type, description, value),
+        image_type=image_type[2:],
+        echo_ms=float(echo) if isinstance(echo, int | float) and echo > 0 else 0.0,
+        stack=str(value("StackID") or ""),
+        repeats=tuple(repeats.items()),
+        contrast=contrast_of(value, image_type, description),
+    )
+
+
+def _frame(value: Callable[..., Any], path: Path, index: int, shape: tuple[int, int]) -> Frame:
     def numbers(name: str, size: int, default: float | None = None) -> np.ndarray:
-        value = next((group.get(name) for group in groups if group.get(name) not in (None, "")), default)
-        array = np.atleast_1d(np.asarray(value, float)) if value is not None else np.empty(0)
+        found = value(name)
+        found = default if found is None else found
+        array = np.atleast_1d(np.asarray(found, float)) if found is not None else np.empty(0)
         if array.shape != (size,) or not np.isfinite(array).all():
-            raise SpinejaxError(f"{path}: {name} is {value}; expected {size} finite numbers. Export it again.")
+            raise SpinejaxError(f"{path}: {name} is {found}; expected {size} finite numbers. Export it again.")
         return array
 
     axes = numbers("ImageOrientationPatient", 6).reshape(2, 3)
@@ -217,4 +302,5 @@ def _frame(groups: Sequence, path: Path, index: int, shape: tuple[int, int]) -> 
         shape=shape,
         slope=float(numbers("RescaleSlope", 1, default=1.0)[0]),
         intercept=float(numbers("RescaleIntercept", 1, default=0.0)[0]),
+        kind=_kind(value),
     )

@@ -9,21 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.read.choice import judge
 from data_prep.read.contrast import weighting_in_text
 from data_prep.read.csv_tables import some
-from data_prep.read.dicom import in_order, read_series
-from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, is_dicom, read_header
+from data_prep.read.dicom import read_series
+from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, Frame, is_dicom, read_header
+from data_prep.read.image_kind import NO_PLACE
 from data_prep.read.names import canonical
+from data_prep.read.parts import PLANES, parts_of, step_mm, without_copies
 from data_prep.read.patients import Evidence, tell_apart
-from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, Scan, refuse_non_sagittal
+from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
 from data_prep.read.volume_files import is_volume, read_volume, stem_of, suffix_of
 from spinejax.errors import SpinejaxError
 
 # Usual words for a mask: what follows the last "_" of its name, or a part of it.
 MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
-
-PLANES = ("sagittal", "coronal", "axial")  # by the axis, in LPS, along which slices are stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Facts:
     contrast: str = ""  # as of `data_prep.read.contrast`
     description: str = ""
     date: str = ""  # YYYYMMDD
+    time: str = ""  # HHMMSS
     num_slices: int = 0
     spacing_mm: tuple[float, ...] = ()  # between rows, columns, slices
 
@@ -53,6 +55,7 @@ class Series:
     read: Callable[[], tuple[Scan, list[str]]]  # the scan, and notes on what is doubtful; picklable
     facts: Facts = Facts()
     evidence: Evidence | None = None  # of its patient; None if the patient is known
+    alias: str = ""  # the SeriesInstanceUID, if this is the only part of its series that is read
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,12 @@ class Found:
 
 
 def find_series(
-    paths: Sequence[Path], *, weighting: str = "t2", patients_by: str = "auto", exclude: Sequence[Path] = ()
+    paths: Sequence[Path],
+    *,
+    weighting: str = "t2",
+    patients_by: str = "auto",
+    exclude: Sequence[Path] = (),
+    burned_in: bool = False,
 ) -> Found:
     """Search files and whole trees for sagittal series.
 
@@ -103,6 +111,7 @@ def find_series(
         weighting: "t2", "t1" or "any". Series known to have a different contrast are left out.
         patients_by: how to tell patients apart, as `data_prep.read.patients.tell_apart` has it.
         exclude: folders that are not searched (masks).
+        burned_in: read images whose header says that text is burned into them, too.
 
     Raises:
         SpinejaxError: a path does not exist, `patients_by` is unknown, or two series have the same key.
@@ -134,7 +143,7 @@ def find_series(
         reason = f"{len(others)} files are not scans: {some([path.name for path in others])}"
         found.left_out.append(LeftOut("", reason, tuple(others)))
     for key in sorted(dicom):
-        _take_dicom(key, dicom[key], damaged.get(key), found, weighting)
+        _take_dicom(key, dicom[key], damaged.get(key), found, weighting, burned_in)
     _name_patients(found, paths, patients_by)
     keys: dict[str, Series] = {}
     for one in found.series:
@@ -166,55 +175,76 @@ def _take_volume(path: Path, found: Found, weighting: str) -> None:
     found.series.append(Series(path.name, "", "", (path,), partial(read_volume, path), facts, evidence))
 
 
-def _take_dicom(key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str) -> None:
-    """Record one DICOM series as a scan, left out or failed. `damaged` is a file of it that cannot be read."""
+def _take_dicom(
+    key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str, burned: bool
+) -> None:
+    """Record the parts of one DICOM series as scans, left out or failed. `damaged` is a file that cannot be read."""
     folder = files[0].path.parent
     name = f"{canonical(folder.name or str(folder))}, series {key}"
-    images = [file for file in files if not file.not_a_scan]
-    reasons = sorted({file.not_a_scan for file in files if file.not_a_scan})
-    if reasons:
-        reason = f"{len(files) - len(images)} of {len(files)} files: {', '.join(reasons)}"
-        others = tuple(file for file in files if file.not_a_scan)
-        found.left_out.append(LeftOut(name, reason, tuple(file.path for file in others), _facts(others)))
-    if not images:
-        return
-    paths = tuple(file.path for file in images)
-    facts = _facts(images)
-    own = images[0].weighting
-    if weighting != "any" and own not in (None, weighting):
-        found.left_out.append(LeftOut(name, f"{own} by its header, {weighting} was asked for", paths, facts))
-        return
-    patients = {file.patient for file in images}
+    others = tuple(file for file in files if file.not_a_scan)
+    whole = _facts(files[0], [frame for file in files for frame in file.frames] or len(files))
     try:
-        if not key:
-            raise SpinejaxError(f"{name}: no SeriesInstanceUID, which tells series apart. Export it again.")
-        if len(patients) > 1:
-            raise SpinejaxError(f"{name}: files of {len(patients)} patients, expected one. Export it again.")
-        _refuse_other_planes(images, name)
-        if damaged:
-            raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
-    except NotSagittalError as error:
-        found.left_out.append(LeftOut(name, str(error).removeprefix(f"{name}: "), paths, facts))
+        if reasons := sorted({file.not_a_scan for file in others}):
+            if reasons == [NO_PLACE] and len(others) == len(files):
+                raise SpinejaxError(f"{name}: {NO_PLACE} in any of its {len(files)} files. Export it again with it.")
+            which = some([file.path.name for file in others])
+            reason = f"{len(others)} of {len(files)} files: {', '.join(reasons)} ({which})"
+            found.left_out.append(
+                LeftOut(name, reason, tuple(file.path for file in others), _facts(others[0], len(others)))
+            )
+        if len(others) == len(files):
+            return
+        images, notes = without_copies([file for file in files if not file.not_a_scan], name)
+        parts, more = parts_of([frame for file in images for frame in file.frames], name)
+        judged = judge(parts, name, weighting)
+        if any(not one.left_out for one in judged):
+            _refuse_whole(key, images, damaged, name, burned)
     except SpinejaxError as error:
-        found.failed.append(LeftOut(name, str(error), paths, facts))
-    else:
-        read = partial(read_series, images, name, np.float32)
-        found.series.append(Series(name, key, "", paths, read, facts, _evidence(key, images)))
+        found.failed.append(LeftOut(name, str(error), tuple(file.path for file in files), whole))
+        return
+    total, declared = sum(len(part.frames) for part in parts), max(file.declared for file in images)
+    if declared > total:
+        more.append(f"{name}: {total} of the {declared} images that it declares. Is an end slice missing?")
+    only = sum(not (one.left_out or one.failed) for one in judged) == 1
+    for part, one in zip(parts, judged, strict=True):
+        facts = replace(_facts(files[0], part.frames), contrast=str(part.contrast))
+        paths = tuple(dict.fromkeys(frame.path for frame in part.frames))
+        read = partial(read_series, part.frames, name + part.suffix, np.float32, (*notes, *more, *one.notes))
+        alias = key if only else ""
+        evidence = _evidence(key + part.suffix, files)
+        series = Series(name + part.suffix, key + part.suffix, "", paths, read, facts, evidence, alias)
+        if one.left_out:
+            found.left_out.append(LeftOut(series.name, one.left_out, paths, facts, series))
+        elif one.failed:
+            found.failed.append(LeftOut(series.name, one.failed, paths, facts, series))
+        else:
+            found.series.append(series)
 
 
-def _facts(files: Sequence[DicomFile]) -> Facts:
-    """The facts of a series. The plane is that of most of its images."""
-    frames = [frame for file in files for frame in file.frames]
-    first = files[0]
-    facts = Facts(contrast=first.weighting or "", description=first.description, date=first.date)
-    if not frames:
-        return replace(facts, num_slices=len(files))
-    normals = np.stack([frame.normal for frame in frames])
-    plane = PLANES[int(np.argmax(np.median(abs(normals), axis=0)))]
-    steps_mm = np.diff(np.sort([frame.position_mm @ frames[0].normal for frame in frames]))
-    between = float(np.median(steps_mm)) if len(steps_mm) else frames[0].thickness_mm
+def _refuse_whole(key: str, images: list[DicomFile], damaged: Path | None, name: str, burned: bool) -> None:
+    """Raises SpinejaxError if a series with a scan in it cannot be used, whatever its parts are."""
+    patients = {file.patient for file in images}
+    if not key:
+        raise SpinejaxError(f"{name}: no SeriesInstanceUID, which tells series apart. Export it again.")
+    if len(patients) > 1:
+        raise SpinejaxError(f"{name}: files of {len(patients)} patients, expected one. Export it again.")
+    if any(file.burned_in for file in images) and not burned:
+        raise SpinejaxError(
+            f"{name}: BurnedInAnnotation is YES, so names may be in its pixels. Look at them; --burned-in reads them."
+        )
+    if damaged:
+        raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")
+
+
+def _facts(file: DicomFile, frames: Sequence[Frame] | int) -> Facts:
+    """The facts of some images of a series, or of so many that have no place. The plane is that of most."""
+    facts = Facts(description=file.description, date=file.date, time=file.time)
+    if isinstance(frames, int):
+        return replace(facts, num_slices=frames)
+    plane = PLANES[int(np.argmax(np.median([abs(frame.normal) for frame in frames], axis=0)))]
     rows, columns = frames[0].spacing_mm.tolist()
-    return replace(facts, plane=plane, num_slices=len(frames), spacing_mm=(rows, columns, between))
+    spacing_mm = (rows, columns, step_mm(frames))
+    return replace(facts, plane=plane, num_slices=len(frames), spacing_mm=spacing_mm)
 
 
 def _evidence(key: str, files: Sequence[DicomFile]) -> Evidence:
@@ -229,17 +259,3 @@ def _evidence(key: str, files: Sequence[DicomFile]) -> Evidence:
         birth_date=first.birth_date,
         study=first.study,
     )
-
-
-def _refuse_other_planes(images: list[DicomFile], name: str) -> None:
-    """Raises NotSagittalError for a series of another plane, by its headers, and SpinejaxError for a broken one."""
-    normals = np.array([frame.normal for file in images for frame in file.frames]).reshape(-1, 3)
-    off_deg = np.degrees(np.arccos(np.clip(abs(normals[:, 0]), 0, 1)))
-    if len(off_deg) and off_deg.min() > MAX_OFF_SAGITTAL_DEG:
-        # Axial images are often in blocks, each along its disc: they make no volume, and need not.
-        plane = ("a coronal", "an axial")[int(np.argmax(abs(normals[:, 1:]).mean(0)))]
-        raise NotSagittalError(f"{name}: {plane} series, {off_deg.min():.0f}° or more off the sagittal plane")
-    if len(np.unique(np.round(normals, 2), axis=0)) == 3 and len(images) <= 30:
-        raise NotSagittalError(f"{name}: {len(images)} images in three planes: a localiser")
-    frames, affine = in_order(images, name)
-    refuse_non_sagittal((*frames[0].shape, len(frames)), affine, name)

@@ -1,0 +1,106 @@
+"""Which parts of a DICOM series are read, and why the others are not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.read.parts import Part, step_mm
+from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, refuse_non_sagittal
+from data_prep.read.stacks import SAME_MM, in_order
+from spinejax.errors import SpinejaxError
+
+_MAX_STRAYS = 2  # images of another plane or kind beside a stack; more are a localiser
+_LOCALISER_STEP_MM = 10  # slices farther apart are no scan of discs
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Why a part is not read: left out, or failed. Neither, if it is read."""
+
+    left_out: str = ""
+    failed: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def judge(parts: Sequence[Part], name: str, weighting: str) -> list[Judgement]:
+    """A judgement on each part of a series.
+
+    Args:
+        parts: all of them.
+        name: of the series, for messages.
+        weighting: "t2", "t1" or "any".
+    """
+    judged = [_judge(part, parts, name + part.suffix, weighting) for part in parts]
+    fit = [place for place, one in enumerate(judged) if not one.left_out and not one.failed]
+    for place in fit:
+        same = [parts[other].suffix for other in fit if other != place and _same_places(parts[place], parts[other])]
+        if same and weighting != "any":
+            judged[place] = Judgement(
+                failed=f"{name}{parts[place].suffix}: images of the same places as {', '.join(same)}, and all are "
+                f"{parts[place].contrast or 'of unknown contrast'}. Choose one in an inventory, or read all with "
+                "--weighting any."
+            )
+    return judged
+
+
+def _judge(part: Part, parts: Sequence[Part], name: str, weighting: str) -> Judgement:
+    contrast = part.contrast
+    if part.derived:
+        return Judgement(left_out=part.derived)
+    if reason := _localiser(part, parts) or _stray(part, parts):
+        return Judgement(left_out=reason)
+    off_deg = np.degrees(np.arccos(np.clip(abs(part.frames[0].normal[0]), 0, 1)))
+    if off_deg > MAX_OFF_SAGITTAL_DEG:  # axial images are often in blocks, each along its disc: they make no volume
+        article = "an" if part.plane == "axial" else "a"
+        return Judgement(left_out=f"{article} {part.plane} series, {off_deg:.0f}° off the sagittal plane")
+    if weighting != "any" and contrast.names and weighting not in contrast.names:
+        return Judgement(left_out=f"{contrast.source()}, {weighting} was asked for")
+    if weighting != "any" and contrast.contradictory:
+        return Judgement(
+            left_out=f"{contrast.source()}: is it {weighting}, which was asked for? Choose it in an inventory, or read "
+            "it with --weighting any"
+        )
+    try:
+        frames, affine = in_order(part.frames, name)
+        refuse_non_sagittal((*frames[0].shape, len(frames)), affine, name)
+    except NotSagittalError as error:
+        return Judgement(left_out=str(error).removeprefix(f"{name}: "))
+    except SpinejaxError as error:
+        return Judgement(failed=str(error))
+    notes = []
+    if weighting != "any" and (contrast.remarks or len(contrast.names) != 1):
+        notes.append(f"{name}: {contrast.source() if contrast.names else 'its header does not tell its contrast'}")
+    return Judgement(notes=tuple(notes))
+
+
+def _localiser(part: Part, parts: Sequence[Part]) -> str:
+    """Why a part belongs to a localiser, or "". Its own plane, or the others, may have any number of images."""
+    acquired = [other for other in parts if not other.derived]
+    planes = sorted({other.plane for other in acquired})
+    elsewhere = sum(len(other.frames) for other in acquired if other.plane != "sagittal")
+    sagittal = sum(len(other.frames) for other in acquired) - elsewhere
+    if sagittal and elsewhere and (elsewhere > _MAX_STRAYS or 4 * elsewhere > sagittal):
+        return f"a localiser: {sagittal + elsewhere} images in {len(planes)} planes ({', '.join(planes)})"
+    apart_mm = step_mm(part.frames)
+    if part.plane == "sagittal" and apart_mm >= _LOCALISER_STEP_MM:
+        return f"a localiser: its {len(part.frames)} slices are {apart_mm:.0f} mm apart"
+    return ""
+
+
+def _stray(part: Part, parts: Sequence[Part]) -> str:
+    """Why a part is only a few images beside a stack, or one of many that are none; or ""."""
+    largest = max(len(other.frames) for other in parts if not other.derived)
+    if len(part.frames) <= _MAX_STRAYS and 4 * len(part.frames) <= largest:
+        names = ", ".join(sorted({frame.path.name for frame in part.frames}))
+        return f"{len(part.frames)} of another kind than the other {largest} images ({names})"
+    if largest <= _MAX_STRAYS and len(parts) > _MAX_STRAYS:
+        return f"its {len(parts)} images differ in orientation, size or echo time: projections or single images"
+    return ""
+
+
+def _same_places(one: Part, other: Part) -> bool:
+    """Whether half of a part's images, or more, are where those of another part are."""
+    places = np.stack([frame.position_mm for frame in other.frames])
+    near = [np.linalg.norm(places - frame.position_mm, axis=1).min() < 10 * SAME_MM for frame in one.frames]
+    return 2 * sum(near) >= len(near)
