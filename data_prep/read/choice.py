@@ -46,16 +46,18 @@ def judge(parts: Sequence[Part], name: str, weighting: str) -> list[Judgement]:
 
 def _judge(part: Part, parts: Sequence[Part], name: str, weighting: str) -> Judgement:
     contrast = part.contrast
+    times = f" ({part.contrast.header})" if part.contrast.header else ""
     if part.derived:
-        return Judgement(left_out=part.derived)
+        total = sum(len(other.frames) for other in parts)
+        return Judgement(left_out=f"{len(part.frames)} of {total} images: {part.derived}")
     if reason := _localiser(part, parts) or _stray(part, parts):
         return Judgement(left_out=reason)
-    off_deg = np.degrees(np.arccos(np.clip(abs(part.frames[0].normal[0]), 0, 1)))
+    off_deg = min(np.degrees(np.arccos(np.clip(abs(frame.normal[0]), 0, 1))) for frame in part.frames)
     if off_deg > MAX_OFF_SAGITTAL_DEG:  # axial images are often in blocks, each along its disc: they make no volume
         article = "an" if part.plane == "axial" else "a"
-        return Judgement(left_out=f"{article} {part.plane} series, {off_deg:.0f}° off the sagittal plane")
+        return Judgement(left_out=f"{article} {part.plane} series, {off_deg:.0f}° or more off the sagittal plane")
     if weighting != "any" and contrast.names and weighting not in contrast.names:
-        return Judgement(left_out=f"{contrast.source()}, {weighting} was asked for")
+        return Judgement(left_out=f"{contrast.source()}, {weighting} was asked for" + times)
     if weighting != "any" and contrast.contradictory:
         return Judgement(
             left_out=f"{contrast.source()}: is it {weighting}, which was asked for? Choose it in an inventory, or read "

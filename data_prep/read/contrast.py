@@ -78,10 +78,10 @@ class Contrast:
 
     def source(self) -> str:
         """Its name, and what says so."""
-        header = f"by its header ({self.header})" if self.header else "by its header"
         if self.contradictory:
-            return f"{' or '.join(self.by_header)} {header}, but {self.by_words} by its description"
-        return f"{self} {'by its description' if self.names and self.names[0] not in self.by_header else header}"
+            times = f" ({self.header})" if self.header else ""
+            return f"{' or '.join(self.by_header)} by its header{times}, but {self.by_words} by its description"
+        return f"{self} by its {'header' if self.names[0] in self.by_header else 'description'}"
 
 
 def contrast_of(values: Callable[..., Any], image_type: tuple[str, ...], description: str) -> Contrast:

@@ -83,19 +83,18 @@ def parts_of(frames: Sequence[Frame], name: str) -> tuple[list[Part], list[str]]
         frames: its images that have a place in the patient.
         name: for the notes.
     """
-    labels: list[Callable[[Sequence[Frame]], list[str]]] = [_kinds, _planes, _sizes, _echoes]
     groups: dict[str, list[Frame]] = {"": list(frames)}
-    for label in labels:
+    for label in (_kinds, _planes, _sizes, _echoes):
         groups = {
             suffix + (f"/{end}" if end else ""): members
             for suffix, group in groups.items()
-            for end, members in _by(label(group), group).items()
+            for end, members in (_by(label(group), group) if _worth_parting(group) else {"": group}).items()
         }
     notes = []
     whole: dict[str, list[Frame]] = {}
     for suffix, group in groups.items():
-        stacks = _repetitions(group)
-        if len(stacks) == 1 and not group[0].kind.derived and not _is_stack(group):
+        stacks = _repetitions(group) if _worth_parting(group) else {"": group}
+        if len(stacks) == 1 and _worth_parting(group) and not _is_stack(group):
             kept = _without_same_pixels(group)
             if len(kept) < len(group):
                 notes.append(f"{name}: {len(group) - len(kept)} images are there twice, and were read once")
@@ -112,6 +111,11 @@ def parts_of(frames: Sequence[Frame], name: str) -> tuple[list[Part], list[str]]
         told = some([f"{len(part.frames)} images {part.suffix}" for part in parts], 8)
         notes.append(f"{name}: has {len(parts)} parts: {told}")
     return parts, notes
+
+
+def _worth_parting(frames: Sequence[Frame]) -> bool:
+    """Whether images may hold a scan: derived ones and those of another plane are left out as one part."""
+    return not frames[0].kind.derived and any(_plane(frame) == "sagittal" for frame in frames)
 
 
 def _by(labels: Iterable[str], frames: Sequence[Frame]) -> dict[str, list[Frame]]:
@@ -131,8 +135,14 @@ def _kinds(frames: Sequence[Frame]) -> list[str]:
 
 
 def _planes(frames: Sequence[Frame]) -> list[str]:
-    """By orientation: "sagittal", or "sagittal1" and "sagittal2"."""
-    turned = _clusters(frames, lambda one, other: abs(one.axes - other.axes).max() < _SAME_AXES)
+    """By plane, and sagittal ones by orientation: "sagittal", or "sagittal1" and "sagittal2"."""
+
+    def same(one: Frame, other: Frame) -> bool:
+        if _plane(one) == _plane(other) != "sagittal":
+            return True
+        return bool(abs(one.axes - other.axes).max() < _SAME_AXES)
+
+    turned = _clusters(frames, same)
     planes = [_plane(group[0]) for group in turned]
     numbers = [f"{planes[: place + 1].count(plane)}" * (planes.count(plane) > 1) for place, plane in enumerate(planes)]
     of = {id(frame): f"{planes[n]}{numbers[n]}" for n, group in enumerate(turned) for frame in group}
