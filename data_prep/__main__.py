@@ -245,7 +245,7 @@ def overlay(
     out: Path,
     scans: int | None = None,
     seed: int = 0,
-    scans_per_page: int = 100,
+    scans_per_page: int = 200,
     workers: int = 1,
 ) -> int:
     """Show whole scans with the vertebral corners and the boxes that discs are cut out of: some as one picture, or all

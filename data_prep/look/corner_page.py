@@ -192,7 +192,7 @@ def _look(job: Job, series: Series, file: Path) -> dict:
         "shape": scan.voxels.shape,
         "slices": slices,
         "middle": slices.index(middle),
-        "bodies": [_body(body, scan, confidence.get(body.name)) for body in bodies],
+        "bodies": [body_facts(body, scan, confidence.get(body.name)) for body in bodies],
     }
 
 
@@ -204,7 +204,7 @@ def _read(series: Series) -> Scan | None:
         return None
 
 
-def _body(body: VertebralBody, scan: Scan, confidence: float | None) -> dict:
+def body_facts(body: VertebralBody, scan: Scan, confidence: float | None) -> dict:
     """A body with its corners as (row, column, slice) and the width that gives its slices again from a corner file."""
     low, high = _WIDTH_LIMITS_MM
     corners = [

@@ -24,7 +24,6 @@ for (const scan of scans) scan.original = copy(scan.bodies);
 const state = { scan: 0, shown: [], body: null, corner: null, placing: null, view: null, drag: null, unsaved: false };
 const carried = new Map(); // scans of a loaded file that are not on this page: key → as in the file
 const current = () => scans[state.scan];
-const changed = (scan) => !same(scan.bodies, scan.original);
 
 // Geometry ------------------------------------------------------------------------------------------------------------
 
@@ -123,11 +122,18 @@ function faults(scan) {
 
 // Changing: every change of a scan's bodies can be undone -----------------------------------------------------------------
 
+// What follows from a scan's bodies and is asked of all scans: calculated once a change.
+function settle(scan) {
+  scan.changed = !same(scan.bodies, scan.original);
+  scan.faults = faults(scan);
+}
+
 function record(scan, before) {
   if (same(before, scan.bodies)) return;
   scan.past.push(before);
   scan.future = [];
   state.unsaved = true;
+  settle(scan);
 }
 
 function commit(before) {
@@ -148,6 +154,7 @@ function undo(from, to) {
   to.push(scan.bodies);
   scan.bodies = from.pop();
   state.unsaved = true;
+  settle(scan);
   const body = state.body !== null && scan.bodies[state.body];
   if (!body || (state.corner !== null && !body.corners[state.corner])) state.body = state.corner = null;
   refresh();
@@ -348,7 +355,7 @@ function describe() {
   for (const id of ["slice", "in", "out", "fit", "add", "up", "down", "looked"]) element(id).disabled = id !== "looked" && !readable;
   element("undo").disabled = !scan.past.length;
   element("redo").disabled = !scan.future.length;
-  element("reset").disabled = !changed(scan);
+  element("reset").disabled = !scan.changed;
   element("looked").checked = scan.looked;
   const doubts = scan.failure ? [made("li", scan.failure, "failed")] : [];
   element("doubts").replaceChildren(...doubts, ...scan.notes.map((note) => made("li", note)));
@@ -361,12 +368,12 @@ function describe() {
   element("add").disabled = !readable || !free.length;
   const cut = discs(scan).filter((each) => !each.fault).map((each) => each.level), lost = lostLevels(scan, cut);
   element("discs").textContent = `Discs: ${cut.join(", ") || "none"}.${lost}`;
-  const { wrong, doubtful } = faults(scan);
+  const { wrong, doubtful } = scan.faults;
   element("faults").replaceChildren(...wrong.map((text) => made("li", text, "wrong")), ...doubtful.map((text) => made("li", text)));
-  const stopped = scans.filter((each) => toSave(each) && faults(each).wrong.length);
+  const stopped = scans.filter((each) => toSave(each) && each.faults.wrong.length);
   element("save").disabled = stopped.length > 0;
   element("blocked").textContent = stopped.length
-    ? `Nothing can be saved yet. ${stopped.slice(0, 3).map((each) => `${each.key}: ${faults(each).wrong[0]}`).join(" ")}${stopped.length > 3 ? ` And ${stopped.length - 3} more scans.` : ""}` : "";
+    ? `Nothing can be saved yet. ${stopped.slice(0, 3).map((each) => `${each.key}: ${each.faults.wrong[0]}`).join(" ")}${stopped.length > 3 ? ` And ${stopped.length - 3} more scans.` : ""}` : "";
 }
 
 // What a change does to the list of discs, in words.
@@ -374,7 +381,7 @@ function lostLevels(scan, cut) {
   const before = discs({ ...scan, bodies: scan.original }).filter((each) => !each.fault).map((each) => each.level);
   const [gone, come] = [before.filter((level) => !cut.includes(level)), cut.filter((level) => !before.includes(level))];
   const words = [gone.length ? `no longer ${gone.join(", ")}` : "", come.length ? `new ${come.join(", ")}` : ""].filter(Boolean);
-  return changed(scan) && words.length ? ` Compared with before: ${words.join("; ")}.` : "";
+  return scan.changed && words.length ? ` Compared with before: ${words.join("; ")}.` : "";
 }
 
 // Rows are updated in place: a list of names that was replaced would lose the focus, and what is being typed.
@@ -416,15 +423,15 @@ const passes = {
   "": () => true,
   failed: (scan) => scan.doubt === 0,
   doubtful: (scan) => scan.doubt > 0 && scan.doubt < facts.groups.length - 1,
-  changed,
-  wrong: (scan) => faults(scan).wrong.length > 0,
+  changed: (scan) => scan.changed,
+  wrong: (scan) => scan.faults.wrong.length > 0,
   open: (scan) => !scan.looked,
 };
 
 function list() {
   const show = passes[element("show").value];
   state.shown = scans.map((_, index) => index).filter((index) => show(scans[index]));
-  const total = scans.length, done = scans.filter((scan) => scan.looked).length, edited = scans.filter(changed).length;
+  const total = scans.length, done = scans.filter((scan) => scan.looked).length, edited = scans.filter((scan) => scan.changed).length;
   element("count").textContent = `${state.shown.length === total ? total : `${state.shown.length} of ${total}`} scans; ${done} looked at, ${edited} changed`;
   element("list").replaceChildren(...state.shown.map((index) => {
     const scan = scans[index], line = made("div", "", "scan");
@@ -433,7 +440,7 @@ function list() {
     line.setAttribute("aria-selected", String(index === state.scan));
     const least = Math.min(...scan.bodies.map((body) => (body.confidence === null ? 1 : body.confidence)));
     const why = facts.groups[scan.doubt] + (least < 1 ? `, lowest ${Math.round(100 * least)} %` : "");
-    line.append(made("span", scan.key || scan.name, "who"), made("span", `${changed(scan) ? "changed " : ""}${scan.looked ? "✓" : ""}`, "state"), made("span", why, `why g${scan.doubt}`));
+    line.append(made("span", scan.key || scan.name, "who"), made("span", `${scan.changed ? "changed " : ""}${scan.looked ? "✓" : ""}`, "state"), made("span", why, `why g${scan.doubt}`));
     line.addEventListener("click", () => chooseScan(index));
     return line;
   }));
@@ -526,7 +533,7 @@ function recall() {
 
 // The corner file -----------------------------------------------------------------------------------------------------
 
-const toSave = (scan) => scan.key && scan.bodies.length > 0 && (changed(scan) || document.querySelector('[name="which"]:checked').value === "all");
+const toSave = (scan) => scan.key && scan.bodies.length > 0 && (scan.changed || document.querySelector('[name="which"]:checked').value === "all");
 
 function entry(scan) {
   const order = [...scan.bodies].sort((a, b) => facts.names.indexOf(a.name) - facts.names.indexOf(b.name));
@@ -801,6 +808,7 @@ function start() {
   document.addEventListener("keydown", onKey);
   window.addEventListener("beforeunload", (event) => { if (state.unsaved) event.preventDefault(); });
   if (!scans.length) return tell("There are no scans.");
+  scans.forEach(settle);
   recall();
   chooseScan(0);
 }

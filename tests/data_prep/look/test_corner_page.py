@@ -13,9 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from data_prep.__main__ import main
-from data_prep.anatomy.vertebrae import bodies_from_spider_mask
+from data_prep.anatomy.corner_file import bodies_from_corners
+from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask
 from data_prep.dataset.job import Job, Located
-from data_prep.look.corner_page import corner_pages, doubt, slices_to_show
+from data_prep.look.corner_page import body_facts, corner_pages, doubt, slices_to_show
 from data_prep.read.metaimage import write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import NotSagittalError, Scan
@@ -93,7 +94,7 @@ def test_the_doubtful_come_first(tmp_path):
 
 def test_a_scan_without_any_disc_failed_and_keeps_its_bodies(tmp_path):
     scans = {"apart": Located(SPINE.scan, [BODIES[0], BODIES[-1]]), "one": Located(SPINE.scan, BODIES[:2])}
-    far = BODIES[1].__class__(BODIES[1].name, BODIES[1].corners * 9, BODIES[1].slices)
+    far = VertebralBody(BODIES[1].name, BODIES[1].corners * 9, BODIES[1].slices)
     scans["far"] = Located(SPINE.scan, [BODIES[0], far])
     facts = facts_of(page_of(tmp_path, scans)[0][0].read_text())
     assert [(scan["key"], len(scan["bodies"])) for scan in facts["scans"]] == [("far", 2), ("apart", 2), ("one", 2)]
@@ -209,7 +210,8 @@ def test_a_name_that_is_no_utf8_and_one_of_markup(tmp_path):
     write_nifti(folder / 'script><b id="hit">\u00e9_t2.nii.gz', SPINE.scan)
     latin = os.fsdecode(b"M\xfcller_t2.mha")
     write_mha(tmp_path / "m.mha", SPINE.scan)
-    (tmp_path / "m.mha").rename(tmp_path / "images" / latin)
+    (tmp_path / "images" / "b").mkdir()
+    (tmp_path / "m.mha").rename(tmp_path / "images" / "b" / latin)
     corners = tmp_path / "corners.json"
     corners.write_text('{"scans": {}}')
     where = ["overlay", str(tmp_path / "images"), "--corners", str(corners), "--patients-by", "folder"]
@@ -217,6 +219,21 @@ def test_a_name_that_is_no_utf8_and_one_of_markup(tmp_path):
     text = (tmp_path / "qc.html").read_text()
     assert {scan["key"] for scan in facts_of(text)["scans"]} == {
         '</script><b id="hit">\u00e9_t2',
-        "images/M\u00fcller_t2",
+        "b/M\u00fcller_t2",
     }
     assert '<b id="hit">' not in text
+
+
+@pytest.mark.parametrize("slice_mm", [0.9, 2.0, 4.4, 6.0])
+def test_a_body_has_its_corners_and_slices_again_from_what_is_saved(slice_mm):
+    scan = Scan(np.zeros((2, 2, 24), np.float32), sagittal_affine((1.1, 0.7, slice_mm), (6.0, -4.0)), "")
+    ranges = [(first, stop) for first in range(24) for stop in range(first + 1, 25)]
+    for slices in ranges:
+        if 5 <= (slices[1] - slices[0]) * slice_mm <= 100:  # the widths that a corner file may have
+            body = VertebralBody("L4", SPINE.corners["L4"], slices)
+            shown = body_facts(body, scan, None)
+            points = [(scan.affine @ [*corner, 1])[:3].round(4).tolist() for corner in shown["corners"]]
+            entry = {"corners_mm": points, "width_mm": shown["widthMm"]}
+            again = bodies_from_corners(scan, {"L4": entry, "L5": entry})[0]
+            assert again.slices == slices
+            np.testing.assert_allclose(again.corners, body.corners, atol=1e-3)

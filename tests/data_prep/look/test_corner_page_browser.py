@@ -278,7 +278,7 @@ def test_all_names_shift_by_one_and_the_discs_with_them(page, root):
         np.testing.assert_allclose(shifted.affine[row], true.affine[np.flatnonzero(true.level == was)[0]], atol=1e-3)
     page.find("down").click()
     assert page.names() == NAMES
-    assert page.run("return scans.filter(changed).length") == 0
+    assert page.run("return scans.filter((scan) => scan.changed).length") == 0
     page.find("down").click()
     assert "S1 has no name below it and was removed" in page.find("status").text
     assert page.names()[-1] == "S1"
@@ -396,7 +396,7 @@ def test_undo_redo_and_reset(page):
     page.find("undo").click()
     page.find("undo").click()
     assert not page.find("undo").is_enabled()
-    assert page.run("return scans.filter(changed).length") == 0
+    assert page.run("return scans.filter((scan) => scan.changed).length") == 0
     page.find("redo").click()
     page.find("down").click()
     page.find("reset").click()
@@ -429,7 +429,7 @@ def test_an_unchanged_scan_stays_unchanged_when_its_own_file_is_loaded(page, tmp
     kept = tmp_path / "kept.json"
     page.saved.rename(kept)
     page.load(kept)
-    assert page.run("return scans.filter(changed).length") == 0
+    assert page.run("return scans.filter((scan) => scan.changed).length") == 0
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_a_file_that_is_no_corner_file_is_refused_and_changes_nothing(page, tmp_
     told = page.load(tmp_path / "bad.json")
     assert "bad.json cannot be loaded" in told
     assert message in told
-    assert page.run("return scans.filter(changed).length") == 0
+    assert page.run("return scans.filter((scan) => scan.changed).length") == 0
 
 
 def test_ticks_are_remembered_without_names(chromium, root):
