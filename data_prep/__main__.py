@@ -162,7 +162,7 @@ def spider(
 def scans(
     reading: _Reading, writing: _WritingPatients, *, labels: Path | None = None, tasks: Path | None = None
 ) -> int:
-    """Make a data set of any scans: DICOM, NIfTI or MetaImage, single files or whole trees.
+    """Make a data set of any scans: DICOM, NIfTI, MetaImage or NRRD, single files or whole trees.
 
     Args:
         labels: Table (CSV) with the columns patient, scan, level and one per task.

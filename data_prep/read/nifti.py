@@ -22,7 +22,7 @@ from spinejax.files.atomic import write_atomically
 _MAX_HEADER_BYTES = 540
 _SLACK_BYTES = 1 << 20  # that may follow the voxels, or stand between them and the header
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_ANALYZE_SIZE = (348).to_bytes(4, "little")  # the first field; a NIfTI header also has a magic word
+_HEADER_SIZES = (348, 540)  # the first field, of NIfTI-1 and Analyze, and of NIfTI-2
 _UNIT_MM = {1: 1000.0, 3: 0.001}  # metre and micron; 0, unknown, is taken for mm
 _SPACING_MM = (0.05, 30.0)  # of any scan
 _MAX_QUATERNION = 1.001  # its length squared: rounded, a unit quaternion can be longer than 1
@@ -53,7 +53,7 @@ def read_nifti(path: str | Path, dtype) -> Scan:
         kinds = [nibabel.Nifti1Header, nibabel.Nifti2Header]
         kind = next((kind for kind in kinds if kind.may_contain_header(head)), None)
         if kind is None:
-            if head[:4] in (_ANALYZE_SIZE, _ANALYZE_SIZE[::-1]):
+            if is_nifti_header(header_file):  # but without NIfTI's magic word
                 raise SpinejaxError(
                     f"{header_file}: a header of Analyze, which gives no orientation in the patient. Convert the scan "
                     "from its DICOM files again, to .nii.gz."
@@ -104,6 +104,15 @@ def pair_of(path: Path) -> tuple[Path, Path] | None:
         return None
     names = ("HDR", "IMG") if match[2].isupper() else ("hdr", "img")
     return path.with_name(f"{match[1]}{names[0]}{match[3]}"), path.with_name(f"{match[1]}{names[1]}{match[3]}")
+
+
+def is_nifti_header(path: Path) -> bool:
+    """Whether a file begins as the header of a NIfTI pair, or of Analyze, does: with its size."""
+    try:
+        size = _unpacked(path, 4)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return any(size in (number.to_bytes(4, "little"), number.to_bytes(4, "big")) for number in _HEADER_SIZES)
 
 
 def _unpacked(path: Path, num_bytes: int) -> bytes:

@@ -1,6 +1,5 @@
 """Which scans there are in files and folders, of whatever format, and what was left out and why."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +19,8 @@ from data_prep.read.parts import PLANES, parts_of, step_mm, without_copies
 from data_prep.read.patients import Evidence, tell_apart
 from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
-from data_prep.read.volume_files import is_volume, read_volume, stem_of, suffix_of
+from data_prep.read.volume_files import files_of, is_mask, is_volume, read_volume, stem_of, suffix_of, whole_files
 from spinejax.errors import SpinejaxError
-
-# Usual words for a mask: what follows the last "_" of its name, or a part of it.
-MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +117,9 @@ def find_series(
     damaged: dict[str, Path] = {}
     masks: list[Path] = []
     others: list[Path] = []
-    for path in files_below(paths, exclude, found.cannot_read):
+    for path in whole_files(files_below(paths, exclude, found.cannot_read)):
         try:
-            if is_volume(path) and MASK_WORDS.fullmatch(stem_of(path).rpartition("_")[2]):
+            if is_mask(path):
                 masks.append(path)
             elif is_volume(path):
                 _take_volume(path, found, weighting)
@@ -172,7 +168,7 @@ def _take_volume(path: Path, found: Found, weighting: str) -> None:
         found.left_out.append(LeftOut(path.name, reason, (path,), Facts(contrast=own or "")))
         return
     facts, evidence = Facts(contrast=own or ""), Evidence(path=path)
-    found.series.append(Series(path.name, "", "", (path,), partial(read_volume, path), facts, evidence))
+    found.series.append(Series(path.name, "", "", files_of(path), partial(read_volume, path), facts, evidence))
 
 
 def _take_dicom(

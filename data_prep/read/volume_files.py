@@ -1,21 +1,29 @@
-"""Volume files, NIfTI and MetaImage: recognised by name, read as scans."""
+"""Volume files, NIfTI, MetaImage and NRRD: recognised by name, read as scans."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.read.metaimage import read_mha
 from data_prep.read.names import canonical
-from data_prep.read.nifti import read_nifti
+from data_prep.read.nifti import is_nifti_header, pair_of, read_nifti
+from data_prep.read.nrrd import read_nrrd
 from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
 from spinejax.errors import SpinejaxError
 
-_READERS = {".mha": read_mha, ".mhd": read_mha, ".nii": read_nifti, ".nii.gz": read_nifti}
+# Usual words for a mask: what follows the last "_" of its name, or a part of it.
+MASK_WORDS = re.compile("d?seg(mentation)?|msk|masks?|labels?|pred|vert(ebrae)?", re.IGNORECASE)
+_READERS = {".mha": read_mha, ".mhd": read_mha, ".nrrd": read_nrrd, ".nhdr": read_nrrd, ".seg.nrrd": read_nrrd}
+_READERS |= dict.fromkeys((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), read_nifti)
+_SUFFIXES = sorted(_READERS, key=len, reverse=True)  # .nii.gz before .gz
+_VOXELS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz")}
 
 
 def read_scan(path: str | Path, dtype) -> Scan:
-    """Read a NIfTI or MetaImage file, as `read_nifti` and `read_mha` do; raises SpinejaxError if it is neither."""
+    """Read a volume file, as `read_nifti`, `read_mha` and `read_nrrd` do; raises SpinejaxError for any other name."""
     reader = _READERS.get(suffix_of(Path(path)))
     if reader is None:
         raise SpinejaxError(f"{path}: expected a name that ends in {', '.join(_READERS)}.")
@@ -23,13 +31,21 @@ def read_scan(path: str | Path, dtype) -> Scan:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file's name is that of a volume file."""
-    return suffix_of(path) in _READERS
+    """Whether a file is a volume file by its name, and a pair by its header too: others are called .img or .hdr."""
+    pair = pair_of(path)
+    return is_nifti_header(pair[0]) if pair else suffix_of(path) in _READERS
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file's name is that of a mask: a volume's that ends in `_seg` or the like, or 3D Slicer's."""
+    named = MASK_WORDS.fullmatch(stem_of(path).rpartition("_")[2])
+    return is_volume(path) and (named is not None or suffix_of(path) == ".seg.nrrd")
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix in lower case; `.nii.gz` counts as one."""
-    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+    """The suffix in lower case; `.nii.gz` and `.seg.nrrd` count as one."""
+    name = path.name.lower()
+    return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), path.suffix.lower())
 
 
 def stem_of(path: Path) -> str:
@@ -38,12 +54,26 @@ def stem_of(path: Path) -> str:
 
 
 def volume_files(folder: Path) -> list[Path]:
-    """Every NIfTI and MetaImage file of a tree. Raises SpinejaxError if a part of it cannot be read."""
+    """Every volume file of a tree, a pair as its header. Raises SpinejaxError if a part of it cannot be read."""
 
     def refuse(path: str | Path, error: SpinejaxError | OSError) -> None:
         raise SpinejaxError(unreadable(path, error)) from error
 
-    return [path for path in files_below([folder], (), refuse) if is_volume(path)]
+    return [path for path in whole_files(files_below([folder], (), refuse)) if is_volume(path)]
+
+
+def whole_files(files: Iterable[Path]) -> list[Path]:
+    """The files, each once, but a volume that consists of two (`files_of`) as its header alone."""
+    named = [pair[0] if (pair := pair_of(path)) and is_volume(path) else path for path in files]
+    voxels = {part for path in named for part in files_of(path)[1:]}
+    return [path for path in dict.fromkeys(named) if path not in voxels]
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file, and the one beside it that has the voxels if it is a header by its name."""
+    pair = pair_of(path)
+    beside = pair[1:] if pair else [path.with_name(path.stem + suffix) for suffix in _VOXELS.get(suffix_of(path), ())]
+    return (path, *(file for file in beside if file != path and file.is_file()))
 
 
 def read_volume(path: Path) -> tuple[Scan, list[str]]:

@@ -20,8 +20,8 @@ from data_prep.read.csv_tables import some
 from data_prep.read.names import canonical
 from data_prep.read.plausible import plausible
 from data_prep.read.scan import Scan, require_same_grid
-from data_prep.read.series import MASK_WORDS, Found, Series
-from data_prep.read.volume_files import read_scan, stem_of, volume_files
+from data_prep.read.series import Found, Series
+from data_prep.read.volume_files import MASK_WORDS, files_of, read_scan, stem_of, volume_files
 from data_prep.sources.labels import Labels
 from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError
@@ -179,7 +179,7 @@ def job_of(
     refuse_doubtful: bool,
 ) -> Job:
     """The job of one series. The arguments are those of `locate` and `Job`."""
-    mask = (vertebrae,) if isinstance(vertebrae, Path) else ()
+    mask = files_of(vertebrae) if isinstance(vertebrae, Path) else ()
     return Job(
         name=series.name,
         patient=pseudonyms.patient(series.patient),

@@ -130,6 +130,33 @@ def test_voxels_in_a_file_beside_the_header(tmp_path):
         read_mha(write(tmp_path / "scan.mhd", HEADER.replace("LOCAL", "scan.raw"), b""), np.float32)
 
 
+@pytest.mark.parametrize("flag", ["True", "true", "1"])
+@pytest.mark.parametrize("size", ["", "0", "20", "1000", "right"])
+@pytest.mark.parametrize("where", ["LOCAL", "scan.zraw"])
+def test_compressed_voxels_are_read_whatever_size_the_header_declares(tmp_path, flag, size, where):
+    """SimpleITK alone returns other voxels, without an error, if the size is missing, 0 or too small."""
+    data = zlib.compress(bytes(range(120)), 9)
+    header = HEADER.replace("CompressedData = False", f"CompressedData = {flag}").replace("LOCAL", where)
+    if size:
+        declared = len(data) if size == "right" else size
+        header = header.replace("TransformMatrix", f"CompressedDataSize = {declared}\nTransformMatrix")
+    if where == "LOCAL":
+        path = write(tmp_path / "scan.mha", header, data + b"\n")
+    else:
+        (tmp_path / where).write_bytes(data)
+        path = write(tmp_path / "scan.mhd", header, b"")
+    whole = read_mha(write(tmp_path / "whole.mha"), np.float32)
+    np.testing.assert_array_equal(read_mha(path, np.float32).voxels, whole.voxels)
+
+
+@pytest.mark.parametrize("change", [("NDims = 3", "NDims = 3\nHeaderSize = -1"), ("= LOCAL", "= Local")])
+def test_headers_of_other_writers(tmp_path, change):
+    """HeaderSize -1 says that the voxels are the end of the file (deepali #148)."""
+    whole = read_mha(write(tmp_path / "whole.mha"), np.float32)
+    read = read_mha(write(tmp_path / "scan.mha", HEADER.replace(*change)), np.float32)
+    np.testing.assert_array_equal(read.voxels, whole.voxels)
+
+
 @pytest.mark.parametrize("declares_size", [True, False])
 @pytest.mark.parametrize("fault", ["truncated", "damaged", "bomb"])
 def test_damaged_compressed_data_are_refused(tmp_path, declares_size, fault):
