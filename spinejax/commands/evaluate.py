@@ -24,7 +24,7 @@ from data_prep.read.dicomweb import fetched
 from data_prep.sources.ungraded import SPLIT, ungraded_discs
 from spinejax import config
 from spinejax.data.batches import eval_batches
-from spinejax.data.dataset import DataSet
+from spinejax.data.dataset import ALL, DataSet
 from spinejax.errors import SpinejaxError, printable, status_of
 from spinejax.files.addresses import PATHS
 from spinejax.files.atomic import make_folder
@@ -63,8 +63,8 @@ class Arguments:
     key: Path | None = None
     """File with the key that makes the pseudonyms of `--scan`. It is created if missing. Default: `<out>.key`, or
     `<checkpoint>.key` without `--out`."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Split whose discs are graded."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Split whose discs are graded; all grades every disc of the data set."""
     tta: bool = False
     """Average over the paper's 54 views, instead of grading the identity view alone."""
     average: Literal["probabilities", "logits"] = "probabilities"
@@ -139,7 +139,7 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         raise SpinejaxError("--scan, --hotspots and --calibrate need a single process: leave out --distributed.")
     if (arguments.data is None) == (not arguments.scan):
         raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
-    if arguments.scan and arguments.split != SPLIT:
+    if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
     step, record, weights, model, variables = read_checkpoint(arguments.checkpoint)
     processes.refuse_difference("weights", weights)
@@ -227,7 +227,7 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
     """The discs at the checkpoint's temperatures, and the effect on each task that has labels."""
     num_views, average = job.arguments.num_views, job.arguments.average
     found = temperatures.read(job.step, num_views=num_views, average=average, weights=job.weights)
-    if job.arguments.split == "validation" and (found is None or found["data"] == job.data.digest):
+    if job.arguments.split in ("validation", ALL) and (found is None or found["data"] == job.data.digest):
         raise SpinejaxError("--calibrate fits on the validation split, so it cannot be judged there. Choose another.")
     if found is None:
         found = temperatures.fit(grade(job, "validation"), num_views=num_views, average=average)
@@ -281,7 +281,7 @@ def conclude(job: Job, graded: Graded) -> None:
         "data": job.data.digest,
         "trained_on_this_data": same_data,
         "validation_split": chosen_on,
-        "split_chose_the_step": same_data and chosen_on == arguments.split,
+        "split_chose_the_step": same_data and chosen_on is not None and arguments.split in (chosen_on, ALL),
     }
     findings = Findings(about, job.model.branch_point, graded.results(), graded.doubts(), calibrated, pointing)
     write_results(out, findings)

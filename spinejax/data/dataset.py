@@ -33,6 +33,9 @@ from spinejax.files.checksums import sha256_of
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
 from spinejax.tasks import LEVELS, UNLABELLED
 
+ALL = "all"
+"""In place of a split's name: the discs of all splits."""
+
 
 @contextlib.contextmanager
 def _report_damage(path: Path) -> Iterator[None]:
@@ -158,12 +161,12 @@ class DataSet:
         return filled.astype(np.float32)
 
     def rows(self, split: str) -> Int[np.ndarray, "M"]:
-        """Positions of a split's discs.
+        """Positions of a split's discs, or with `ALL` of all discs.
 
         Raises:
             SpinejaxError: the split is empty or unknown.
         """
-        rows = np.flatnonzero(self.split == split)
+        rows = np.arange(len(self)) if split == ALL else np.flatnonzero(self.split == split)
         if not len(rows):
             counts = ", ".join(f"{name}: {np.sum(self.split == name)}" for name in SPLITS)
             raise SpinejaxError(f"{self.folder}: no disc in split {split!r} ({counts}).")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spinejax.data.dataset import ALL
 from spinejax.files.json_files import write_json
 from spinejax.metrics.calibration import Doubt
 from spinejax.metrics.grading import TaskResult
@@ -37,9 +38,12 @@ class Findings:
             found.append("The network was trained on another data set, which may contain patients of this one.")
         elif split == "train":
             found.append("The network was trained on the discs of this split: expect lower metrics on other discs.")
+        elif split == ALL:
+            found.append("The network was trained on the train split of these discs: expect lower metrics on others.")
         if self.about["split_chose_the_step"]:
+            chose = self.about["validation_split"] if split == ALL else split
             found.append(
-                f"The {split} split decided this network's learning rate and which step was kept: expect lower metrics "
+                f"The {chose} split decided this network's learning rate and which step was kept: expect lower metrics "
                 "on other discs."
             )
         return found

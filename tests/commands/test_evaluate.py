@@ -30,6 +30,7 @@ from spinejax.parallel import devices, runtime
 from spinejax.report import tables
 from spinejax.tasks import UNLABELLED, Task
 from spinejax.training import checkpoint, saved_step, train_step
+from tests import dicom_files
 from tests.block_spine import block_spine
 from tests.conftest import TASKS, a_disc, write_tiny
 from tests.running import Launcher
@@ -92,6 +93,18 @@ def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, cap
     printed = capsys.readouterr().out
     for text in ("54 views each", "Mean per-class accuracy", "Matthews", "mean over tasks", "Research use only"):
         assert text in printed
+
+
+def test_all_splits_are_graded_at_once(run, tiny, tmp_path, capsys):
+    results, predictions = grade(run, tiny, tmp_path, split="all", report=tmp_path / "page")
+    data = DataSet(tiny)
+    assert results["split"] == "all"
+    assert results["tasks"]["brightness"]["n"] == len(predictions) == len(data) == 36
+    assert [line["patient"] for line in predictions] == data.patient.tolist()
+    assert "36 discs of 12 patients, split all" in capsys.readouterr().out
+    assert "evaluation of all splits" in (tmp_path / "page" / "index.html").read_text()
+    with pytest.raises(SpinejaxError, match="--calibrate fits on the validation split, so it cannot be judged there"):
+        grade(run, tiny, tmp_path, split="all", calibrate=True)
 
 
 def test_the_metrics_are_those_of_the_predictions(run, tiny, tmp_path):
@@ -309,6 +322,9 @@ def test_a_network_whose_probabilities_are_not_finite_is_refused(tiny, tmp_path)
         ("test", "validation", True, None),
         ("test", "test", False, "trained on another data set"),
         ("train", "validation", True, "trained on the discs of this split"),
+        ("all", "validation", True, "trained on the train split of these discs"),
+        ("all", "validation", True, "The validation split decided"),
+        ("all", "validation", False, "trained on another data set"),
     ],
 )
 def test_a_split_that_chose_the_step_or_was_trained_on_is_reported(
@@ -321,7 +337,7 @@ def test_a_split_that_chose_the_step_or_was_trained_on_is_reported(
     checksums.seal(path.parents[1])
     results, _ = grade(folder, tiny, tmp_path / "out", split=split, report=tmp_path / "page")
     assert results["validation_split"] == chosen_on
-    assert results["split_chose_the_step"] is (same_data and split == chosen_on)
+    assert results["split_chose_the_step"] is (same_data and split in (chosen_on, "all"))
     printed, page = capsys.readouterr().out, (tmp_path / "page" / "index.html").read_text()
     for text in (printed, page):
         assert (said is None) == ("decided" not in text and "trained on" not in text)
@@ -397,6 +413,37 @@ def test_raw_scans_replace_only_results_of_raw_scans(run, tiny, raw, tmp_path):
                 evaluate.main(evaluate.Arguments(checkpoint=run, out=out, batch_size=8, **raw))
             shutil.rmtree(place)
             shutil.copytree(tiny, tmp_path / "out.discs")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"PatientID": "", "PatientName": ""},
+        {"PatientID": "ANONYMOUS", "PatientName": "ANONYMOUS"},
+        {"PatientID": "", "PatientName": "", "StudyInstanceUID": ""},
+        {"StudyInstanceUID": "1.2.3"},  # one study of two patients
+    ],
+)
+def test_raw_scans_need_no_patient(run, tmp_path, capsys, changes):
+    """De-identified DICOM is graded as it comes, and without advice that this command has no option for."""
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5)
+    (tmp_path / "masks").mkdir()
+    for name in ("one", "two"):
+        images = dicom_files.series(tmp_path / "images" / name, spine.scan, patient=name)
+        for image in images:
+            for tag, value in changes.items():
+                setattr(image, tag, value)
+            dicom_files.save(image)
+        write_mha(tmp_path / "masks" / f"{images[0].SeriesInstanceUID}.mha", spine.mask)
+    arguments = {"scan": (tmp_path / "images",), "masks": tmp_path / "masks", "out": tmp_path / "out"}
+    evaluate.main(evaluate.Arguments(checkpoint=run, batch_size=8, **arguments))
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert len({row["scan"] for row in rows}) == len({row["patient"] for row in rows}) == 2
+    assert all(re.fullmatch("[0-9a-f]{16}", row["patient"]) for row in rows)
+    printed = capsys.readouterr()
+    assert "patients-by" not in printed.out + printed.err
 
 
 def test_the_key_of_raw_scans_is_not_inside_the_run(run, raw, tmp_path):
