@@ -22,12 +22,16 @@ from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
 from data_prep.look.contact_sheet import contact_sheet
 from data_prep.look.corner_page import corner_pages
 from data_prep.look.grade_table import grade_table
+from data_prep.look.inventory_page import inventory_page
 from data_prep.look.overlay import overlay_sheet
 from data_prep.read import dicomweb
-from data_prep.read.series import Found, find_series
+from data_prep.read.header_cache import HeaderCache
+from data_prep.read.inventory import choose, entries, headers_beside, refuse_to_replace, write_inventory
+from data_prep.read.series import Found
 from data_prep.sources.labels import Labels, read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms
 from data_prep.sources.scan_files import Cutting, scan_jobs
+from data_prep.sources.search import search
 from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
 from spinejax.data.dataset import DataSet
 from spinejax.data.dataset import verify as faults_of
@@ -85,10 +89,34 @@ class _Reading:
     (folder:1: by the first level below PATHS). study: by StudyInstanceUID."""
     cutting: Cutting = field(default_factory=Cutting)
 
-    def jobs(self, labels: Labels | None = None, *, seed: int = 0, pseudonyms: Pseudonyms | None = None, **options):
+    def search(self, cache: HeaderCache, *, num_workers: int, everyone: bool = False) -> Found:
+        """The series of `paths`. `everyone` names the patients of series that are left out, too."""
+        return search(
+            self.paths,
+            cache,
+            num_workers=num_workers,
+            console=_PROGRESS,
+            weighting=self.weighting,
+            patients_by=self.patients_by,
+            exclude=[self.masks] if self.masks else [],
+            everyone=everyone,
+        )
+
+    def jobs(
+        self,
+        labels: Labels | None = None,
+        *,
+        seed: int = 0,
+        pseudonyms: Pseudonyms | None = None,
+        num_workers: int = 1,
+        inventory: Path | None = None,
+        **options,
+    ):
         """One job per scan, and what was found. Without `pseudonyms`, they are made with a key that nobody keeps."""
-        exclude = [self.masks] if self.masks else []
-        found = find_series(self.paths, weighting=self.weighting, patients_by=self.patients_by, exclude=exclude)
+        cache = HeaderCache(inventory and headers_beside(inventory))
+        found = self.search(cache, num_workers=num_workers, everyone=inventory is not None)
+        if inventory:
+            choose(found, inventory, cache.changed)
         jobs, notes = scan_jobs(
             found,
             masks=self.masks,
@@ -160,13 +188,19 @@ def spider(
 
 
 def scans(
-    reading: _Reading, writing: _WritingPatients, *, labels: Path | None = None, tasks: Path | None = None
+    reading: _Reading,
+    writing: _WritingPatients,
+    *,
+    labels: Path | None = None,
+    tasks: Path | None = None,
+    inventory: Path | None = None,
 ) -> int:
     """Make a data set of any scans: DICOM, NIfTI, MetaImage or NRRD, single files or whole trees.
 
     Args:
         labels: Table (CSV) with the columns patient, scan, level and one per task.
         tasks: Task table (JSON) of the labels. Default: the paper's six tasks.
+        inventory: Table of `inventory`, in which series may have been chosen and patients named. Give the same PATHS.
     """
     known = read_tasks(tasks)
     table = read_labels(labels, known) if labels else None
@@ -175,6 +209,8 @@ def scans(
         seed=writing.seed,
         pseudonyms=load_or_make_key(writing.key, writing.out),
         keep_doubtful=writing.keep_doubtful,
+        num_workers=writing.settings.workers,
+        inventory=inventory,
     )
     if found.contradictions:
         raise SpinejaxError("Who is the patient?\n  " + "\n  ".join(found.contradictions[:20]))
@@ -237,6 +273,38 @@ def fold(data: _DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
 
 
 # Commands that look at scans and data sets ---------------------------------------------------------------------------
+
+
+def inventory(
+    reading: _Reading, *, out: Path, html: Path | None = None, workers: int = 1, overwrite: bool = False
+) -> int:
+    """List every series of PATHS in a table: what it is, whether `scans` would read it, and why not. Nothing is cut.
+
+    Edit its columns `chosen` and `patient`, and give it to `scans --inventory`.
+
+    Args:
+        out: File of the table (CSV). The headers that were read are kept beside it, for `scans`.
+        html: File of a page (HTML) with the same table and the middle slice of each series.
+        workers: Number of processes that read headers.
+        overwrite: Replace a table that is there already.
+    """
+    refuse_to_replace(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    cache = HeaderCache(headers_beside(out))
+    found = reading.search(cache, num_workers=workers, everyone=True)
+    listed = entries(found)
+    write_inventory(out, listed)
+    cache.save()
+    if html:
+        inventory_page(html, listed, num_workers=workers, console=_PROGRESS)
+    _print_notes([*(str(one) for one in found.left_out if not one.name), *found.notes, *found.patient_notes])
+    _print_notes([f"to be settled: {line}" for line in found.contradictions])
+    num_chosen, num_failed = len(found.series), len(found.failed)
+    print(
+        f"{out}: {len(listed)} series, {num_chosen} chosen, {len(listed) - num_chosen - num_failed} left out, "
+        f"{num_failed} failed"
+    )
+    return 0
 
 
 def overlay(
@@ -428,7 +496,9 @@ def detect_eval(reading: _Reading, *, out: Path, development: bool = False, weig
     return 0
 
 
-_COMMANDS = (phantom, spider, scans, overlay, results, train_detector, detect_eval, fold, verify, stats, inspect)
+_COMMANDS = (
+    *(phantom, spider, scans, inventory, overlay, results, train_detector, detect_eval, fold, verify, stats, inspect),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

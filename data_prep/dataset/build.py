@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 import spinejax
 from data_prep.dataset import resuming
 from data_prep.dataset.job import Job
+from data_prep.dataset.progress import with_progress
 from data_prep.dataset.resuming import ScanResult
 from data_prep.dataset.workers import workers
 from data_prep.read.scan import NotSagittalError
@@ -96,7 +96,7 @@ def build(
         in_order = list(itertools.chain.from_iterable(shards))
         finished = run(partial(_finish, folder=unfinished, strict=settings.strict), in_order)
         outcome, cut = Outcome(), []
-        progress = _with_progress(finished, len(in_order), console)
+        progress = with_progress(finished, len(in_order), "scans", console)
         for job, (file, result, resumed) in zip(in_order, progress, strict=True):
             cut.append((job, file))
             outcome.notes += result.notes
@@ -117,14 +117,6 @@ def build(
             raise SpinejaxError("\n  ".join([f"--out {out}: {fault}", *reasons])) from error
         resuming.publish(unfinished, out)
     return outcome
-
-
-def _with_progress(results: Iterator, total: int, console: Console) -> Iterator:
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        for done, result in enumerate(progress.track(results, total=total, description="scans"), start=1):
-            yield result
-            if not console.is_terminal and (done == total or done % max(total // 10, 1) == 0):
-                console.print(f"{done} of {total} scans", highlight=False)
 
 
 def _deal(jobs: Sequence[Job], num_shards: int) -> list[list[Job]]:

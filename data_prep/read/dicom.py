@@ -69,6 +69,12 @@ def read_series(frames: Sequence[Frame], name: str, dtype, notes: Sequence[str] 
     return reorient(as_dtype(voxels.transpose(1, 2, 0), dtype, name), affine, name), notes
 
 
+def middle_slice(frames: Sequence[Frame]) -> Num[np.ndarray, "H W"]:
+    """The stored values of the middle one of some images, which need make no volume. Raises SpinejaxError: damaged."""
+    frame = sorted(frames, key=lambda frame: float(frame.position_mm @ frames[0].normal))[len(frames) // 2]
+    return stored_pixels(frame.path, frame.shape)[0][frame.index]
+
+
 def _outlying(voxels: Num[np.ndarray, "S H W"], padded: Bool[np.ndarray, "S H W"]) -> Bool[np.ndarray, "S H W"]:
     """Voxels of one value that is farther from all others than those are from each other: a margin without data.
 

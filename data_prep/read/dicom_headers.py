@@ -112,8 +112,11 @@ class DamagedHeaderError(SpinejaxError):
     """A header that cannot be read. `series` is its SeriesInstanceUID if that is readable, or ""."""
 
     def __init__(self, message: str, series: str):
-        super().__init__(message)
+        super().__init__(message, series)  # pickled with these, on its way from a worker
         self.series = series
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def is_dicom(path: Path) -> bool:

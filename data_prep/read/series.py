@@ -1,7 +1,7 @@
 """Which scans there are in files and folders, of whatever format, and what was left out and why."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,9 @@ import numpy as np
 from data_prep.read.choice import judge
 from data_prep.read.contrast import weighting_in_text
 from data_prep.read.csv_tables import some
-from data_prep.read.dicom import read_series
-from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, Frame, is_dicom, read_header
+from data_prep.read.dicom import middle_slice, read_series
+from data_prep.read.dicom_headers import DamagedHeaderError, DicomFile, Frame
+from data_prep.read.header_cache import Header, headers_of
 from data_prep.read.image_kind import NO_PLACE
 from data_prep.read.names import canonical
 from data_prep.read.parts import PLANES, parts_of, step_mm, without_copies
@@ -52,6 +53,7 @@ class Series:
     facts: Facts = Facts()
     evidence: Evidence | None = None  # of its patient; None if the patient is known
     alias: str = ""  # the SeriesInstanceUID, if this is the only part of its series that is read
+    look: Callable[[], np.ndarray] | None = None  # reads its middle slice alone, where that is quicker; picklable
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def find_series(
     patients_by: str = "auto",
     exclude: Sequence[Path] = (),
     burned_in: bool = False,
+    everyone: bool = False,
+    headers: Callable[[Sequence[Path]], Iterable[Header]] = headers_of,
 ) -> Found:
     """Search files and whole trees for sagittal series.
 
@@ -108,6 +112,8 @@ def find_series(
         patients_by: how to tell patients apart, as `data_prep.read.patients.tell_apart` has it.
         exclude: folders that are not searched (masks).
         burned_in: read images whose header says that text is burned into them, too.
+        everyone: name the patients of series that are left out or failed, too.
+        headers: reads the DICOM headers of files, in order.
 
     Raises:
         SpinejaxError: a path does not exist, `patients_by` is unknown, or two series have the same key.
@@ -117,21 +123,20 @@ def find_series(
     damaged: dict[str, Path] = {}
     masks: list[Path] = []
     others: list[Path] = []
-    for path in whole_files(files_below(paths, exclude, found.cannot_read)):
-        try:
-            if is_mask(path):
-                masks.append(path)
-            elif is_volume(path):
-                _take_volume(path, found, weighting)
-            elif is_dicom(path):
-                header = read_header(path)
-                dicom[header.series].append(header)
-            else:
-                others.append(path)
-        except (SpinejaxError, OSError) as error:
-            found.cannot_read(path, error)
-            if isinstance(error, DamagedHeaderError):
-                damaged[error.series] = path
+    files = list(whole_files(files_below(paths, exclude, found.cannot_read)))
+    for path, header in zip(files, headers(files), strict=True):
+        if isinstance(header, DicomFile):
+            dicom[header.series].append(header)
+        elif header:
+            found.cannot_read(path, header)
+            if isinstance(header, DamagedHeaderError):
+                damaged[header.series] = path
+        elif is_mask(path):
+            masks.append(path)
+        elif is_volume(path):
+            _take_volume(path, found, weighting)
+        else:
+            others.append(path)
     if masks:
         what = f"{len(masks)} files are masks by the end of their names: {some([path.name for path in masks])}"
         found.left_out.append(LeftOut("", f"{what}. Rename those that are scans.", tuple(masks)))
@@ -140,7 +145,7 @@ def find_series(
         found.left_out.append(LeftOut("", reason, tuple(others)))
     for key in sorted(dicom):
         _take_dicom(key, dicom[key], damaged.get(key), found, weighting, burned_in)
-    _name_patients(found, paths, patients_by)
+    _name_patients(found, paths, patients_by, everyone)
     keys: dict[str, Series] = {}
     for one in found.series:
         if (other := keys.setdefault(one.key, one)) is not one:
@@ -151,24 +156,31 @@ def find_series(
     return found
 
 
-def _name_patients(found: Found, paths: Sequence[Path], patients_by: str) -> None:
+def _name_patients(found: Found, paths: Sequence[Path], patients_by: str, everyone: bool) -> None:
     """Give each series its patient and key; a volume file is then called by its key in messages, too."""
-    known = [one.evidence or Evidence(path=one.files[0]) for one in found.series]
+    others = [one for one in (*found.left_out, *found.failed) if one.series] if everyone else []
+    series = [*found.series, *(one.series for one in others if one.series)]
+    known = [one.evidence or Evidence(path=one.files[0]) for one in series]
     people = tell_apart(known, paths, patients_by)
-    for place, (one, patient, key) in enumerate(zip(found.series, people.patients, people.keys, strict=True)):
+    for place, (one, patient, key) in enumerate(zip(series, people.patients, people.keys, strict=True)):
         name = one.name if known[place].uid else key + suffix_of(one.files[0])
-        found.series[place] = replace(one, name=name, key=key, patient=patient)
+        series[place] = replace(one, name=name, key=key, patient=patient)
+    of_others = dict(zip(map(id, others), series[len(found.series) :], strict=True))
+    found.series = series[: len(found.series)]
+    for listed in (found.left_out, found.failed):
+        listed[:] = [replace(one, series=of_others.get(id(one), one.series)) for one in listed]
     found.patient_notes, found.contradictions = people.notes, people.contradictions
 
 
 def _take_volume(path: Path, found: Found, weighting: str) -> None:
     own = weighting_in_text(stem_of(path))
-    if weighting != "any" and own not in (None, weighting):
+    facts, read = Facts(contrast=own or ""), partial(read_volume, path)
+    series = Series(path.name, "", "", files_of(path), read, facts, Evidence(path=path))
+    if weighting == "any" or own in (None, weighting):
+        found.series.append(series)
+    else:
         reason = f"{own} by its name, {weighting} was asked for"
-        found.left_out.append(LeftOut(path.name, reason, (path,), Facts(contrast=own or "")))
-        return
-    facts, evidence = Facts(contrast=own or ""), Evidence(path=path)
-    found.series.append(Series(path.name, "", "", files_of(path), partial(read_volume, path), facts, evidence))
+        found.left_out.append(LeftOut(path.name, reason, series.files, facts, series))
 
 
 def _take_dicom(
@@ -208,7 +220,8 @@ def _take_dicom(
         read = partial(read_series, part.frames, name + part.suffix, np.float32, (*notes, *more, *one.notes))
         alias = key if only else ""
         evidence = _evidence(key + part.suffix, files)
-        series = Series(name + part.suffix, key + part.suffix, "", paths, read, facts, evidence, alias)
+        look = partial(middle_slice, part.frames)
+        series = Series(name + part.suffix, key + part.suffix, "", paths, read, facts, evidence, alias, look)
         if one.left_out:
             found.left_out.append(LeftOut(series.name, one.left_out, paths, facts, series))
         elif one.failed:

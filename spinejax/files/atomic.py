@@ -28,6 +28,19 @@ def write_atomically(path: Path, write: Callable, *, flushed: bool = True) -> No
         flush(path.parent)
 
 
+def write_privately(path: Path, text: str) -> None:
+    """Write a text as UTF-8, atomically, into a file that only its owner can read."""
+
+    def write(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
+        # Created with its final mode: others can never read it.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+
+    write_atomically(path, write)
+
+
 def flush(path: Path) -> None:
     """Wait until a file or a folder is on disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,0 +1,253 @@
+"""The inventory: what it lists, what the user's edits of it change, and headers that are read once."""
+
+import csv
+import re
+
+import numpy as np
+import pydicom
+import pytest
+
+from data_prep.__main__ import main
+from data_prep.read import header_cache
+from data_prep.read.header_cache import HeaderCache, header_of
+from data_prep.read.inventory import COLUMNS
+from data_prep.read.metaimage import write_mha
+from data_prep.read.scan import Scan
+from data_prep.read.series import find_series
+from spinejax.data.dataset import DataSet
+from tests.block_spine import block_spine
+from tests.dicom_files import save, series
+
+SPINE = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5)
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Two patients: T2 and T1 series, a damaged file, and masks of all."""
+    root = tmp_path / "export"
+    (tmp_path / "masks").mkdir()
+    for number, (patient, name) in enumerate((("anna", "t2"), ("anna", "t1"), ("bert", "t2"))):
+        scan = Scan(SPINE.scan.voxels + np.float32(number), SPINE.scan.affine, "")
+        for one in series(root / patient / name, scan, patient=patient, name=name):
+            one.SeriesDescription, one.EchoTime = f"{name} tse sag", 100 if name == "t2" else 10
+            one.RepetitionTime = 3000 if name == "t2" else 500
+            save(one)
+        write_mha(tmp_path / "masks" / f"{one.SeriesInstanceUID}.mha", SPINE.mask)
+    (root / "anna" / "damaged").write_bytes(bytes(128) + b"DICM" + b"junk" * 9)
+    return root
+
+
+def inventory(export, *options):
+    out = export.parent / "inventory.csv"
+    return main(["inventory", str(export), "--out", str(out), *map(str, options)])
+
+
+def read(path):
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def edit(path, change, delimiter=",", encoding="utf-8"):
+    rows = read(path)
+    for row in rows:
+        change(row)
+    with open(path, "w", encoding=encoding, newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, delimiter=delimiter)
+        table.writeheader()
+        table.writerows(rows)
+
+
+def scans(export, *options):
+    root = export.parent
+    command = ["scans", str(export), "--masks", str(root / "masks"), "--out", str(root / "out"), "--overwrite"]
+    return main([*command, "--inventory", str(root / "inventory.csv"), *map(str, options)])
+
+
+def test_every_series_is_listed_and_why_it_is_not_chosen(export, capsys):
+    assert inventory(export) == 0
+    assert "4 series, 2 chosen, 1 left out, 1 failed" in capsys.readouterr().out
+    rows = read(export.parent / "inventory.csv")
+    assert [row["chosen"] for row in rows if "t2" in row["description"]] == ["yes", "yes"]
+    (t1,) = [row for row in rows if "t1" in row["description"]]
+    assert (t1["chosen"], t1["patient"], t1["plane"], t1["contrast"]) == ("no", "anna", "sagittal", "t1")
+    assert (t1["slices"], t1["files"], t1["spacing_mm"]) == ("5", "5", "1.5 x 1.5 x 6")
+    assert "t2 was asked for" in t1["reason"]
+    (damaged,) = [row for row in rows if row["file"] == "damaged"]
+    assert damaged["chosen"] == "no"
+    assert "truncated" in damaged["reason"]
+    for name in ("inventory.csv", "inventory.headers.json"):
+        assert (export.parent / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_edited_inventory_is_not_replaced_unasked(export, capsys):
+    assert inventory(export) == 0
+    assert inventory(export) == 2
+    assert "may have been edited" in capsys.readouterr().err
+    assert inventory(export, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8"), (";", "utf-8-sig")])
+def test_the_users_choice_and_patients_are_taken(export, delimiter, encoding):
+    def only_annas_t1_and_bert_is_anna(row):
+        row["chosen"] = "no" if row["patient"] != "bert" and "t1" not in row["description"] else "YES"
+        row["patient"] = "Müller"
+
+    inventory(export)
+    edit(export.parent / "inventory.csv", only_annas_t1_and_bert_is_anna, delimiter, encoding)
+    assert scans(export) == 2  # the damaged file is still one
+    data = DataSet(export.parent / "out")
+    assert len(set(data.patient)) == 1
+    assert len(set(data.scan)) == 2
+
+
+def test_an_inventory_that_is_not_edited_changes_nothing(export, capsys):
+    inventory(export)
+    main(["scans", str(export), "--masks", str(export.parent / "masks"), "--out", str(export.parent / "plain")])
+    assert scans(export, "--key", export.parent / "plain.key") == 2
+    for path in (export.parent / "plain").iterdir():
+        assert (export.parent / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_chosen_series_that_is_gone_or_unreadable_is_refused_by_name(export, capsys):
+    inventory(export)
+    edit(export.parent / "inventory.csv", lambda row: row.update(chosen="yes" if row["file"] != "x" else "no"))
+    for path in (export / "bert" / "t2").iterdir():
+        path.unlink()
+    capsys.readouterr()
+    assert scans(export) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"line \d: \S+: is not there any more", said)
+    assert re.search(r"line \d: damaged: cannot be read", said)
+    assert not (export.parent / "out" / "manifest.json").exists()
+
+
+def test_faults_of_an_inventory_are_listed(export, capsys):
+    inventory(export)
+    edit(export.parent / "inventory.csv", lambda row: row.update(chosen="perhaps" if row["patient"] else "no"))
+    assert scans(export) == 2
+    assert capsys.readouterr().err.count("expected yes or no") == 3
+    edit(export.parent / "inventory.csv", lambda row: row.update(chosen="yes" if row["key"] else "no", patient=""))
+    assert scans(export) == 2
+    assert capsys.readouterr().err.count("has no patient") == 3
+
+
+def test_new_and_changed_series_are_noted(export, capsys):
+    inventory(export)
+    carla = series(export / "carla" / "t2", SPINE.scan, patient="carla")
+    write_mha(export.parent / "masks" / f"{carla[0].SeriesInstanceUID}.mha", SPINE.mask)
+    first = sorted((export / "bert" / "t2").iterdir())[0]
+    one = pydicom.dcmread(first)
+    one.PatientComments = "touched"
+    save(one, first)
+    capsys.readouterr()
+    assert scans(export) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"note: 1 series are not in .*inventory.csv, and left out: t2, series", said)
+    assert re.search(rf"note: .*{first.name} changed after .*inventory.csv was written", said)
+    assert len(set(DataSet(export.parent / "out").patient)) == 2
+
+
+def test_a_series_that_lost_a_file_is_noted(export, capsys):
+    inventory(export)
+    sorted((export / "bert" / "t2").iterdir())[0].unlink()
+    capsys.readouterr()
+    scans(export)
+    assert re.search(r"has 4 files, and had 5 when .*inventory.csv was written", capsys.readouterr().err)
+
+
+def test_zeros_that_a_spreadsheet_drops_make_no_new_patient(tmp_path):
+    root = tmp_path / "export"
+    for number in (7, 8):
+        write_mha_of(root / f"000{number}_t2.mha", number)
+        write_mha_of(tmp_path / "masks" / f"000{number}_t2.mha", number, SPINE.mask)
+    inventory(root)
+    edit(tmp_path / "inventory.csv", lambda row: row.update(patient=row["patient"].lstrip("0")))
+    assert scans(root) == 0
+    again = tmp_path / "again"
+    command = ["scans", str(root), "--masks", str(tmp_path / "masks"), "--out", str(again)]
+    assert main([*command, "--key", str(tmp_path / "out.key")]) == 0
+    assert sorted(DataSet(again).patient) == sorted(DataSet(tmp_path / "out").patient)
+
+
+def write_mha_of(path, number, scan=SPINE.scan):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mha(path, scan if scan is SPINE.mask else Scan(scan.voxels + np.float32(number), scan.affine, ""))
+
+
+def test_cells_are_no_formulas(export):
+    for path in (export / "bert" / "t2").iterdir():
+        one = pydicom.dcmread(path)
+        one.SeriesDescription, one.PatientID = "=HYPERLINK(1)", "-1"
+        save(one, path)
+    inventory(export)
+    (row,) = [row for row in read(export.parent / "inventory.csv") if "HYPERLINK" in row["description"]]
+    assert (row["description"][0], row["patient"]) == ("'", "'-1")
+    assert scans(export) == 2
+    assert len(set(DataSet(export.parent / "out").patient)) == 2
+
+
+# Headers that are kept -----------------------------------------------------------------------------------------------
+
+
+def found_with(export, cache):
+    return find_series([export], headers=cache.read)
+
+
+def test_headers_are_read_once(export, monkeypatch):
+    inventory(export)
+    monkeypatch.setattr(header_cache, "read_header", lambda path: pytest.fail(f"{path} was read again"))
+    (export / "anna" / "damaged").unlink()  # what could not be read is tried again
+    kept = HeaderCache(export.parent / "inventory.headers.json")
+    found = found_with(export, kept)
+    monkeypatch.undo()
+    for ours, again in zip(found.series, find_series([export]).series, strict=True):
+        assert (ours.key, ours.files, ours.facts, ours.evidence) == (
+            again.key,
+            again.files,
+            again.facts,
+            again.evidence,
+        )
+        np.testing.assert_array_equal(ours.read()[0].voxels, again.read()[0].voxels)
+        np.testing.assert_array_equal(ours.read()[0].affine, again.read()[0].affine)
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_damaged_headers_are_ignored(export, damage):
+    inventory(export)
+    path = export.parent / "inventory.headers.json"
+    content = bytearray(path.read_bytes())
+    place = content.index(b"spacing_mm")
+    content[place + 40] ^= 1  # a digit of a spacing, perhaps
+    path.write_bytes(content if damage is None else damage)
+    assert HeaderCache(path).changed([export]) == []
+    assert len(found_with(export, HeaderCache(path)).series) == 2
+
+
+def test_a_file_that_changed_is_read_again(export):
+    inventory(export)
+    path = sorted((export / "bert" / "t2").iterdir())[0]
+    one = pydicom.dcmread(path)
+    one.PatientID = "berta"
+    save(one, path)
+    assert any(
+        "2 patients" in one.reason
+        for one in found_with(export, HeaderCache(export.parent / "inventory.headers.json")).failed
+    )
+
+
+def test_a_header_that_cannot_be_read_comes_back_from_a_worker(export):
+    import pickle
+
+    error = header_of(export / "anna" / "damaged")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.series) == (str(error), error.series)
+
+
+def test_headers_by_workers_are_the_same(export, monkeypatch, capsys):
+    monkeypatch.setattr("data_prep.sources.search._FEW", 1)
+    inventory(export)
+    alone = (export.parent / "inventory.csv").read_bytes()
+    (export.parent / "inventory.headers.json").unlink()
+    inventory(export, "--overwrite", "--workers", "2")
+    assert (export.parent / "inventory.csv").read_bytes() == alone
+    assert "16 of 16 files" in capsys.readouterr().err
