@@ -590,7 +590,18 @@ function parse(text) {
       if (body.width_mm !== undefined && !(body.width_mm >= 5 && body.width_mm <= 100)) throw new Error(`${where}: expected a width_mm from 5 to 100`);
     }
   }
-  return new Map(Object.entries(content.scans));
+  const read = new Map(Object.entries(content.scans));
+  for (const scan of scans.filter((each) => each.slices.length && read.has(each.key))) {
+    const points = Object.values(read.get(scan.key)).flatMap((body) => body.corners_mm.filter(Boolean));
+    const inside = (signs) => points.filter((point) => {
+      const corner = toScan(scan, point.map((value, axis) => signs[axis] * value));
+      return [0, 1].every((axis) => corner[axis] > -0.5 && corner[axis] < scan.shape[axis] - 0.5);
+    }).length;
+    if (2 * inside([1, 1, 1]) < points.length && inside([-1, -1, 1]) > inside([1, 1, 1])) {
+      throw new Error(`${scan.key}: its corners are outside the image, and inside it with the signs of RAS. Write them in LPS: the negative of x and y`);
+    }
+  }
+  return read;
 }
 
 async function load(file) {

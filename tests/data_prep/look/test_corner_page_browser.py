@@ -454,6 +454,40 @@ def test_a_file_that_is_no_corner_file_is_refused_and_changes_nothing(page, tmp_
     assert page.run("return scans.filter((scan) => scan.changed).length") == 0
 
 
+def test_a_file_in_ras_is_refused_by_that_word(page, root, tmp_path):
+    """Slicer wrote points in RAS by default for years; read as LPS they are a mirror image (SlicerMorph, issue 82)."""
+    content = json.loads((root / "true.json").read_text())
+    for bodies in content["scans"].values():
+        for body in bodies.values():
+            body["corners_mm"] = [point and [-point[0], -point[1], point[2]] for point in body["corners_mm"]]
+    (tmp_path / "ras.json").write_text(json.dumps(content))
+    assert "inside it with the signs of RAS. Write them in LPS" in page.load(tmp_path / "ras.json")
+    assert page.run("return scans.filter((scan) => scan.changed).length") == 0
+
+
+def test_pixels_seven_times_as_wide_as_high_are_drawn_in_proportion(chromium, tmp_path):
+    """Where rows and columns count as equal, such an image is a sliver (spinalcordtoolbox, issues 3055 and 4563)."""
+    spine = block_spine(spacing_mm=(0.35, 2.46, 4.0), tilt_deg=0.0)
+    (tmp_path / "images").mkdir()
+    write_mha(tmp_path / "images" / "a_t2.mha", spine.scan)
+    write_mha(tmp_path / "a_t2_mask.mha", spine.mask)
+    where = ["overlay", str(tmp_path / "images"), "--masks", str(tmp_path)]
+    assert main([*where, "--out", str(tmp_path / "qc.html")]) == 0
+    page = Page(chromium, tmp_path / "qc.html")
+    image = "document.querySelector('#picture image')"
+    size = page.run(f"const box = {image}.getBoundingClientRect(); return [box.height, box.width]")
+    size_mm = np.array(spine.scan.voxels.shape[:2]) * spine.scan.spacing_mm[:2]
+    assert size[0] / size[1] == pytest.approx(size_mm[0] / size_mm[1], rel=1e-3)
+    assert size[0] > 500
+    corner = page.corner("L4", 0)
+    page.find("picture").send_keys("b")
+    while page.run("return current().bodies[state.body].name") != "L4":
+        page.active("b")
+    page.active(DOWN, RIGHT)
+    moved = np.subtract(page.save()["a_t2"]["L4"]["corners_mm"][0], (spine.scan.affine @ [*corner, 1])[:3])
+    np.testing.assert_allclose(moved, [0, 2.46, -0.35], atol=1e-3)  # a pixel back, a pixel down
+
+
 def test_ticks_are_remembered_without_names(chromium, root):
     page = Page(chromium, root / "qc.html")
     page.find("picture").send_keys("l")
@@ -465,8 +499,13 @@ def test_ticks_are_remembered_without_names(chromium, root):
     page = Page(chromium, root / "qc.html")
     assert page.run("return scans.map((scan) => scan.looked)") == [True, False, False]
     page.find("looked").click()
-    blocked = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('not allowed') } })"
-    script = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": blocked})
+
+
+@pytest.mark.parametrize("storage", ["throw new Error('not allowed')", "return null"])
+def test_it_works_where_nothing_can_be_remembered(chromium, root, storage):
+    """A sandboxed page has no storage, and a file has none in some browsers (Qodana, issue 27; goaccess, issue 511)."""
+    source = f"Object.defineProperty(window, 'localStorage', {{ get() {{ {storage} }} }})"
+    script = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
     try:
         page = Page(chromium, root / "qc.html")
         page.find("looked").click()
