@@ -17,7 +17,8 @@ from data_prep.read.header_cache import Header, headers_of
 from data_prep.read.image_kind import NO_PLACE
 from data_prep.read.names import canonical
 from data_prep.read.parts import PLANES, parts_of, step_mm, without_copies
-from data_prep.read.patients import Evidence, tell_apart
+from data_prep.read.patient_tags import Evidence
+from data_prep.read.patients import tell_apart
 from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
 from data_prep.read.volume_files import files_of, is_mask, is_volume, read_volume, stem_of, suffix_of, whole_files

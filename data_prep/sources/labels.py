@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.read.csv_tables import read_table, refuse, some, write_table
-from data_prep.read.patients import alike
+from data_prep.read.patient_tags import alike
 from spinejax import tasks as task_tables
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS, PAPER_TASKS, UNLABELLED, Task

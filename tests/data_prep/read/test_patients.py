@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.read.patients import Evidence, alike, tell_apart
+from data_prep.read.patient_tags import Evidence, alike
+from data_prep.read.patients import tell_apart
 from spinejax.errors import SpinejaxError
 
 TAGS = ("patient_id", "patient_name", "birth_date", "study")
@@ -78,11 +79,18 @@ LAYOUTS = {
     "flat": volumes("a_t2.nii.gz", "a_stir.nii.gz", "b_t2.nii.gz", "b_stir.nii.gz"),
     "a folder a contrast": volumes("t1/0007.nii.gz", "t2/0007.nii.gz", "t1/0008.nii.gz", "t2/0008.nii.gz"),
     "a folder a patient": volumes("P1/T2.nii.gz", "P1/STIR.nii.gz", "P2/T2.nii.gz", "P2/STIR.nii.gz"),
+    # https://github.com/nipy/heudiconv/issues/377
+    "patient, then date, then kind of image": dicom(
+        ("130S4883/20120103/anat", "", "", "", "1"),
+        ("130S4883/20130506/anat", "", "", "", "2"),
+        ("136S4517/20140506/anat", "", "", "", "3"),
+        ("136S4517/20151104/anat", "", "", "", "4"),
+    ),
     "patient, then series": volumes("P1/SAG_T2/sag.nii", "P1/SAG_T1/sag.nii", "P2/SAG_T2/sag.nii", "P2/SAG_T1/sag.nii"),
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", set(LAYOUTS) - {"patient, then date, then kind of image"})
 def test_usual_layouts_need_no_option(layout):
     found, notes, contradictions = groups(LAYOUTS[layout])
     assert found == TWO_SERIES_EACH
@@ -112,6 +120,13 @@ def test_folders_without_patient_ids_are_told_apart_by_their_studies():
     assert note.startswith(
         "4 series have no PatientID that tells patients apart (''). By their StudyInstanceUID they are of 2"
     )
+
+
+def test_studies_that_share_folders_are_told():
+    found, (note,), contradictions = groups(LAYOUTS["patient, then date, then kind of image"])
+    assert found == [[0], [1], [2], [3]]
+    assert note.endswith("if each person has a folder. By their folders they would be of 2.")
+    assert contradictions == []
 
 
 def test_levels_that_both_could_be_the_patients_are_asked_about():
@@ -191,6 +206,16 @@ def test_placeholders_are_nobody(anonymous):
     assert contradictions == []
 
 
+@pytest.mark.parametrize(
+    "pseudonym", ["ANON{}", "anonymous_{}", "DEID-{}", "P{}", "{}", "X{}", "1.2.840.{}", "patient{}"]
+)
+def test_pseudonyms_are_somebody(pseudonym):
+    """One person's two studies stay together (https://github.com/nipy/heudiconv/issues/280: a study was cut in two)."""
+    one, other = pseudonym.format("0001"), pseudonym.format("0002")
+    rows = dicom(("a", one, one, "", "1"), ("b", one, one, "", "2"), ("c", other, other, "", "3"))
+    assert groups(rows) == ([[0, 1], [2]], [], [])
+
+
 def test_names_and_other_series_stand_in_for_a_patient_id():
     rows = dicom(
         ("a", "7", "Miller^Ann", "19500101", "1"),
@@ -200,8 +225,12 @@ def test_names_and_other_series_stand_in_for_a_patient_id():
         ("e", "", "Jones^Bob", "", "4"),
         ("f", "", "Jones^Bob", "", "5"),
     )
-    found, _, contradictions = groups(rows)
+    found, notes, contradictions = groups(rows)
     assert found == [[0, 1, 2], [3], [4, 5]]
+    assert [note.partition("By their ")[2].partition(" they")[0] for note in notes] == [
+        "study or name, as others,",
+        "PatientName",
+    ]
     assert contradictions == []
 
 
@@ -234,7 +263,7 @@ CONTRADICTIONS = {
         "PatientID '7': two names with no part in common",
         {"name": [[0, 1]], "study": [[0], [1]]},
     ),
-    "one study, two ids": (
+    "one study, two ids": (  # https://github.com/RSNA/anonymizer/issues/18
         dicom(("a", "7", "", "", "1"), ("b", "8", "", "", "1")),
         "StudyInstanceUID 1 has the PatientIDs 7, 8. Give --patients-by study if",
         {"name": [[0], [1]], "study": [[0, 1]]},
@@ -267,6 +296,7 @@ def test_contradictions_are_refused_with_a_way_on(name):
         (("Miller^Ann", "19500101"), ("ANONYMOUS", "")),
         (("7", ""), ("Miller^Ann", "19500101")),  # an id in place of a name
         (("Ann Miller", ""), ("Miller^Ann", "")),
+        (("PHANTOM, fourD", ""), ("PHANTOM^FourD^^", "")),  # https://github.com/commontk/CTK/issues/275
     ],
 )
 def test_a_name_may_be_written_in_two_ways(a, b):
