@@ -2,7 +2,7 @@
 
 Each page contains everything it shows and makes no request: the pictures as text that is decoded when shown, the facts
 as JSON. It names scans by the keys that `--corners` needs, so it stays where the scans are kept. Where a scan's bodies
-are drawn, and what is saved, is calculated in the page (`templates/corners.js`), from the affine given here.
+are drawn, and what is saved, is calculated in the page (`templates/corners_*.js`), from the affine given here.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ SURE = 0.5
 """Bodies below this confidence make a scan doubtful."""
 
 _MADE_BY = '<meta name="generator" content="spinejax corner page">'  # a page that a later run may replace or remove
+_SCRIPTS = ("corners_bodies", "corners_picture", "corners_file")
 _MAX_SLICES, _REACH_MM = 15, 30.0
 _QUALITY, _SIDE_QUALITY = 75, 50  # of the middle slice, in which corners are placed, and of the others
 _GREY = (0.5, 99.7)  # percentiles shown as black and white
@@ -102,7 +103,7 @@ def corner_pages(
                 "scans": [scan for scan, _ in part],
             }
             stream = template.stream(
-                **style_and_script(Path(__file__).parent / "templates", "corners"),
+                **style_and_script(Path(__file__).parent / "templates", "corners", *_SCRIPTS),
                 made_by=_MADE_BY,
                 facts=facts,
                 pictures=(file.read_text() if file and file.exists() else "" for _, file in part),
@@ -189,6 +190,7 @@ def _look(job: Job, series: Series, file: Path) -> dict:
     return facts | {
         "doubtfulLevels": doubtful,
         "affine": scan.affine.tolist(),
+        "inverse": np.linalg.inv(scan.affine).tolist(),
         "shape": scan.voxels.shape,
         "slices": slices,
         "middle": slices.index(middle),
