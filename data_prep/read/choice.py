@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.read.parts import Part, step_mm
+from data_prep.read.parts import MAX_STRAYS, Part, step_mm
 from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, refuse_non_sagittal
 from data_prep.read.stacks import SAME_MM, in_order
 from spinejax.errors import SpinejaxError
 
-_MAX_STRAYS = 2  # images of another plane or kind beside a stack; more are a localiser
 _LOCALISER_STEP_MM = 10  # slices farther apart are no scan of discs
 
 
@@ -23,21 +22,21 @@ class Judgement:
     notes: tuple[str, ...] = ()
 
 
-def judge(parts: Sequence[Part], name: str, weighting: str) -> list[Judgement]:
+def judge(parts: Sequence[Part], names: Sequence[str], weighting: str) -> list[Judgement]:
     """A judgement on each part of a series.
 
     Args:
         parts: all of them.
-        name: of the series, for messages.
+        names: theirs, for messages.
         weighting: "t2", "t1" or "any".
     """
-    judged = [_judge(part, parts, name + part.suffix, weighting) for part in parts]
+    judged = [_judge(part, parts, name, weighting) for part, name in zip(parts, names, strict=True)]
     fit = [place for place, one in enumerate(judged) if not one.left_out and not one.failed]
     for place in fit:
         same = [parts[other].suffix for other in fit if other != place and _same_places(parts[place], parts[other])]
         if same and weighting != "any":
             judged[place] = Judgement(
-                failed=f"{name}{parts[place].suffix}: images of the same places as {', '.join(same)}, and all are "
+                failed=f"{names[place]}: images of the same places as {', '.join(same)}, and all are "
                 f"{parts[place].contrast or 'of unknown contrast'}. Choose one in an inventory, or read all with "
                 "--weighting any."
             )
@@ -50,8 +49,10 @@ def _judge(part: Part, parts: Sequence[Part], name: str, weighting: str) -> Judg
     if part.derived:
         total = sum(len(other.frames) for other in parts)
         return Judgement(left_out=f"{len(part.frames)} of {total} images: {part.derived}")
-    if reason := _localiser(part, parts) or _stray(part, parts):
+    if reason := _stray(part, parts):
         return Judgement(left_out=reason)
+    if part.plane == "sagittal" and (apart_mm := step_mm(part.frames)) >= _LOCALISER_STEP_MM:
+        return Judgement(left_out=f"a localiser: its {len(part.frames)} slices are {apart_mm:.0f} mm apart")
     off_deg = min(np.degrees(np.arccos(np.clip(abs(frame.normal[0]), 0, 1))) for frame in part.frames)
     if off_deg > MAX_OFF_SAGITTAL_DEG:  # axial images are often in blocks, each along its disc: they make no volume
         article = "an" if part.plane == "axial" else "a"
@@ -76,27 +77,13 @@ def _judge(part: Part, parts: Sequence[Part], name: str, weighting: str) -> Judg
     return Judgement(notes=tuple(notes))
 
 
-def _localiser(part: Part, parts: Sequence[Part]) -> str:
-    """Why a part belongs to a localiser, or "". Its own plane, or the others, may have any number of images."""
-    acquired = [other for other in parts if not other.derived]
-    planes = sorted({other.plane for other in acquired})
-    elsewhere = sum(len(other.frames) for other in acquired if other.plane != "sagittal")
-    sagittal = sum(len(other.frames) for other in acquired) - elsewhere
-    if sagittal and elsewhere and (elsewhere > _MAX_STRAYS or 4 * elsewhere > sagittal):
-        return f"a localiser: {sagittal + elsewhere} images in {len(planes)} planes ({', '.join(planes)})"
-    apart_mm = step_mm(part.frames)
-    if part.plane == "sagittal" and apart_mm >= _LOCALISER_STEP_MM:
-        return f"a localiser: its {len(part.frames)} slices are {apart_mm:.0f} mm apart"
-    return ""
-
-
 def _stray(part: Part, parts: Sequence[Part]) -> str:
     """Why a part is only a few images beside a stack, or one of many that are none; or ""."""
     largest = max(len(other.frames) for other in parts if not other.derived)
-    if len(part.frames) <= _MAX_STRAYS and 4 * len(part.frames) <= largest:
+    if len(part.frames) <= MAX_STRAYS and 4 * len(part.frames) <= largest:
         names = ", ".join(sorted({frame.path.name for frame in part.frames}))
         return f"{len(part.frames)} of another kind than the other {largest} images ({names})"
-    if largest <= _MAX_STRAYS and len(parts) > _MAX_STRAYS:
+    if largest <= MAX_STRAYS and len(parts) > MAX_STRAYS:
         return f"its {len(parts)} images differ in orientation, size or echo time: projections or single images"
     return ""
 

@@ -5,7 +5,7 @@ number of their acquisition, parts a series only where it must and where each pa
 """
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,7 @@ from spinejax.errors import SpinejaxError
 PLANES = ("sagittal", "coronal", "axial")  # by the axis, in LPS, along which slices are stacked
 _SAME_ECHO = 1.05  # echo times of one contrast differ by less than this factor, if at all
 _SAME_AXES = 0.02  # directions of one stack differ by less than this; a degree
+MAX_STRAYS = 2  # images of another plane or kind beside a stack; more are a localiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Part:
     suffix: str  # tells the parts of a series apart, "/TE100"; empty if it has one
     frames: tuple[Frame, ...]
     contrast: Contrast
-    derived: str = ""  # what it is instead of a scan: "an ADC map by its ImageType"
+    derived: str = ""  # what it is instead of a scan: "an ADC map by its ImageType", "a localiser in 3 planes"
 
     @property
     def plane(self) -> str:
@@ -106,7 +107,7 @@ def parts_of(frames: Sequence[Frame], name: str) -> tuple[list[Part], list[str]]
         contrast = stack[0].kind.contrast
         if several_echoes:  # a description cannot speak for each
             contrast = replace(contrast, by_words="")
-        parts.append(Part(suffix, tuple(stack), contrast, stack[0].kind.derived))
+        parts.append(Part(suffix, tuple(stack), contrast, stack[0].kind.derived or _localiser(stack)))
     if len(parts) > 1:
         told = some([f"{len(part.frames)} images {part.suffix}" for part in parts], 8)
         notes.append(f"{name}: has {len(parts)} parts: {told}")
@@ -115,7 +116,17 @@ def parts_of(frames: Sequence[Frame], name: str) -> tuple[list[Part], list[str]]
 
 def _worth_parting(frames: Sequence[Frame]) -> bool:
     """Whether images may hold a scan: derived ones and those of another plane are left out as one part."""
-    return not frames[0].kind.derived and any(_plane(frame) == "sagittal" for frame in frames)
+    acquired = not frames[0].kind.derived and not _localiser(frames)
+    return acquired and any(_plane(frame) == "sagittal" for frame in frames)
+
+
+def _localiser(frames: Sequence[Frame]) -> str:
+    """Why images are a localiser: sagittal ones and others, each of any number; or ""."""
+    planes = Counter(map(_plane, frames))
+    elsewhere = len(frames) - planes["sagittal"]
+    if planes["sagittal"] and elsewhere and (elsewhere > MAX_STRAYS or 4 * elsewhere > planes["sagittal"]):
+        return f"a localiser in {len(planes)} planes ({', '.join(sorted(planes))})"
+    return ""
 
 
 def _by(labels: Iterable[str], frames: Sequence[Frame]) -> dict[str, list[Frame]]:

@@ -188,8 +188,7 @@ def _take_dicom(
     key: str, files: list[DicomFile], damaged: Path | None, found: Found, weighting: str, burned: bool
 ) -> None:
     """Record the parts of one DICOM series as scans, left out or failed. `damaged` is a file that cannot be read."""
-    folder = files[0].path.parent
-    name = f"{canonical(folder.name or str(folder))}, series {key}"
+    name = _dicom_name(files[0].path, key)
     others = tuple(file for file in files if file.not_a_scan)
     whole = _facts(files[0], [frame for file in files for frame in file.frames] or len(files))
     try:
@@ -205,7 +204,8 @@ def _take_dicom(
             return
         images, notes = without_copies([file for file in files if not file.not_a_scan], name)
         parts, more = parts_of([frame for file in images for frame in file.frames], name)
-        judged = judge(parts, name, weighting)
+        names = [_dicom_name(part.frames[0].path, key + part.suffix) for part in parts]
+        judged = judge(parts, names, weighting)
         if any(not one.left_out for one in judged):
             _refuse_whole(key, images, damaged, name, burned)
     except SpinejaxError as error:
@@ -215,20 +215,24 @@ def _take_dicom(
     if declared > total:
         more.append(f"{name}: {total} of the {declared} images that it declares. Is an end slice missing?")
     only = sum(not (one.left_out or one.failed) for one in judged) == 1
-    for part, one in zip(parts, judged, strict=True):
+    for part, own, one in zip(parts, names, judged, strict=True):
         facts = replace(_facts(files[0], part.frames), contrast=str(part.contrast))
         paths = tuple(dict.fromkeys(frame.path for frame in part.frames))
-        read = partial(read_series, part.frames, name + part.suffix, np.float32, (*notes, *more, *one.notes))
+        read = partial(read_series, part.frames, own, np.float32, (*notes, *more, *one.notes))
         alias = key if only else ""
         evidence = _evidence(key + part.suffix, files)
         look = partial(middle_slice, part.frames)
-        series = Series(name + part.suffix, key + part.suffix, "", paths, read, facts, evidence, alias, look)
+        series = Series(own, key + part.suffix, "", paths, read, facts, evidence, alias, look)
         if one.left_out:
-            found.left_out.append(LeftOut(series.name, one.left_out, paths, facts, series))
+            found.left_out.append(LeftOut(own, one.left_out, paths, facts, series))
         elif one.failed:
-            found.failed.append(LeftOut(series.name, one.failed, paths, facts, series))
+            found.failed.append(LeftOut(own, one.failed, paths, facts, series))
         else:
             found.series.append(series)
+
+
+def _dicom_name(file: Path, key: str) -> str:
+    return f"{canonical(file.parent.name or str(file.parent))}, series {key}"
 
 
 def _refuse_whole(key: str, images: list[DicomFile], damaged: Path | None, name: str, burned: bool) -> None:

@@ -255,7 +255,7 @@ def test_localisers_of_any_size_are_known_by_their_planes(tmp_path, scan, counts
             other([slices[number]], f"{plane}{number}", ImageOrientationPatient=axes, ImagePositionPatient=place)
     found = find_series([tmp_path], weighting="any")
     assert len(found.series) == left
-    assert ("a localiser: " in told(found.left_out)) == (not left)
+    assert ("a localiser in " in told(found.left_out)) == (not left)
     assert ("1 of another kind than the other 6 images (cor000000)" in told(found.left_out)) == bool(left)
 
 

@@ -124,7 +124,7 @@ def test_mixed_tree_is_sorted_out_and_reported(tmp_path, capsys):
         "t1 by its header, t2 was asked for",
         "an axial series",
         "5 of 5 images: a localiser by its ImageType",
-        "in three planes: a localiser",
+        "5 of 5 images: a localiser in 3 planes",
         "5 of 5 files: modality CT",
         "1 files are not scans: readme.txt",
         "sub-9_T1w.mha: t1 by its name",
