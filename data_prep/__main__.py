@@ -28,6 +28,7 @@ from data_prep.read import dicomweb
 from data_prep.read.header_cache import HeaderCache
 from data_prep.read.inventory import choose, entries, headers_beside, refuse_to_replace, write_inventory
 from data_prep.read.series import Found
+from data_prep.read.series_rule import one_of_each_patient
 from data_prep.sources.labels import Labels, read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms
 from data_prep.sources.scan_files import Cutting, scan_jobs
@@ -87,11 +88,15 @@ class _Reading:
     note; volume files by the part of their name before the first _ or `.` name: by PatientID or that part of the name,
     whatever they say (name:2: by the first two parts). folder: by the level of folders that contradicts nothing
     (folder:1: by the first level below PATHS). study: by StudyInstanceUID."""
+    series_rule: Literal["all", "newest", "thickest"] = "all"
+    """Which series of a patient to read, if several fit: all, the newest, or the one with the thickest slices."""
+    burned_in: bool = False
+    """Read DICOM images whose header says that text is burned into their pixels, such as the patient's name."""
     cutting: Cutting = field(default_factory=Cutting)
 
     def search(self, cache: HeaderCache, *, num_workers: int, everyone: bool = False) -> Found:
         """The series of `paths`. `everyone` names the patients of series that are left out, too."""
-        return search(
+        found = search(
             self.paths,
             cache,
             num_workers=num_workers,
@@ -100,7 +105,9 @@ class _Reading:
             patients_by=self.patients_by,
             exclude=[self.masks] if self.masks else [],
             everyone=everyone,
+            burned_in=self.burned_in,
         )
+        return one_of_each_patient(found, self.series_rule)
 
     def jobs(
         self,

@@ -244,7 +244,8 @@ def _refuse_whole(key: str, images: list[DicomFile], damaged: Path | None, name:
         raise SpinejaxError(f"{name}: files of {len(patients)} patients, expected one. Export it again.")
     if any(file.burned_in for file in images) and not burned:
         raise SpinejaxError(
-            f"{name}: BurnedInAnnotation is YES, so names may be in its pixels. Look at them; --burned-in reads them."
+            f"{name}: BurnedInAnnotation is YES, so names may be in its pixels. Look at them; `data_prep scans "
+            "--burned-in` reads them."
         )
     if damaged:
         raise SpinejaxError(f"{name}: {damaged.name} of it cannot be read. Copy it again, or leave the series out.")

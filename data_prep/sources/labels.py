@@ -41,7 +41,7 @@ class Labels:
         """Each scan's labels by level, and the table's patients and scans that match none.
 
         A row for the scan overrides one for all of the patient's scans. A row may name a scan by the end of its key:
-        patient P1 and scan T2 stand for `P1/T2`.
+        patient P1 and scan T2 stand for `P1/T2`; or a part of a DICOM series by the series' UID.
 
         Args:
             scans: patient and key of each.
@@ -56,7 +56,9 @@ class Labels:
         unused, rows_of = [], dict[str, str]()
         for (patient, scan), levels in sorted(self.rows.items()):  # rows for all scans come first
             keys = of_patient.get(patient, [])
-            named = [key for key in keys if key == scan] or [key for key in keys if key.endswith(f"/{scan}")]
+            named = [key for key in keys if key == scan] or [
+                key for key in keys if key.endswith(f"/{scan}") or ("." in scan and key.startswith(f"{scan}/"))
+            ]
             if scan and len(named) > 1:
                 raise SpinejaxError(
                     f"--labels: scan {scan!r} of patient {patient!r} could be {some(named)}. Write which."

@@ -164,7 +164,8 @@ def _with_vertebrae(
                 f"after one: {one.key}."
             )
         elif corners is not None:
-            vertebrae = bodies.get(one.key, f"the corner file has no scan {one.key!r}.")
+            none = f"the corner file has no scan {one.key!r}."
+            vertebrae = bodies.get(one.key, bodies.get(one.alias, none) if one.alias else none)
         yield one, None if isinstance(vertebrae, str) and detect_missing else vertebrae
 
 
@@ -240,7 +241,7 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
     underscore (`0007_t2_seg.mha`, but not `0007_t2_SPACE_seg.mha`, which belongs to another series); or like the folder
     of the scan. A file that is named like another scan, one of `keys`, belongs to that one.
     """
-    name = series.key.rpartition("/")[2]
+    name = series.alias or series.key.rpartition("/")[2]
     subject, _, contrast = name.rpartition("_")
     free = [path for path in files if stem_of(path) == name or stem_of(path) not in keys]
     of_subject = [

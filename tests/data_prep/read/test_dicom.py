@@ -222,7 +222,7 @@ NORMAL_MM = OBLIQUE[:3, 2] / 4
         (change(PixelSpacing=[-0.8, 0.8]), "PixelSpacing is .*expected positive"),
         (change(ImagePositionPatient=None), "1 slices are missing"),
         (change(ImagePositionPatient=[1, 2]), "00002: ImagePositionPatient is .*; expected 3 finite numbers"),
-        (change(RescaleSlope="1e38"), "voxels are NaN or infinite"),
+        (change(RescaleSlope="1e38"), "1440 voxels are .*infinite"),
         (change(Rows=60000, Columns=60000), r"declares 1 frames of 60000×60000.*at most"),
         (change(Rows=39), "1 slices are missing"),
         (change(PixelData=b"\0" * 100), "damaged, truncated"),

@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.read.scan import Scan
 from data_prep.read.series import Facts, find_series
+from data_prep.read.series_rule import one_of_each_patient
 from tests.block_spine import sagittal_affine
 from tests.dicom_files import enhanced, group, save, series, small_scan_voxels
 
@@ -438,3 +439,26 @@ def test_burned_in_text_is_refused_unless_allowed(tmp_path, scan):
     change(series(tmp_path / "a", scan), BurnedInAnnotation="YES")
     assert "--burned-in" in told(find_series([tmp_path]).failed)
     assert len(find_series([tmp_path], burned_in=True).series) == 1
+
+
+# One of several ------------------------------------------------------------------------------------------------------
+
+
+def test_series_rule_chooses_one_series_of_each_patient(tmp_path, scan):
+    thick = Scan(scan.voxels, sagittal_affine((0.8, 0.7, 5.0)), "scan")
+    change(series(tmp_path / "a", scan, name="a"), SeriesDate="20240101", SeriesTime="090000")
+    change(series(tmp_path / "b", scan, name="b"), SeriesDate="20240101", SeriesTime="100000")
+    change(series(tmp_path / "c", thick, name="c"), SeriesDate="20230101", SeriesTime="110000")
+    change(series(tmp_path / "d", scan, name="d", patient="p2"), SeriesDate="20220101")
+    assert len(one_of_each_patient(find_series([tmp_path]), "all").series) == 4
+    for rule, chosen in (("newest", "b"), ("thickest", "c")):
+        found = one_of_each_patient(find_series([tmp_path]), rule)
+        assert {one.files[0].parent.name for one in found.series} == {chosen, "d"}
+        assert told(found.left_out).count(f"--series-rule {rule}: {chosen}, series") == 2
+    for path in (tmp_path / "a").iterdir():
+        one = pydicom.dcmread(path)
+        del one.SeriesDate
+        save(one)
+    assert "not every series of its patient has a date" in told(
+        one_of_each_patient(find_series([tmp_path]), "newest").failed
+    )

@@ -623,3 +623,29 @@ def test_one_image_under_two_patients_is_refused(tmp_path, capsys):
         (root / "images" / f"{patient}_t2.mha.new").replace(root / "images" / f"{patient}_t2.mha")
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
     assert "one and the same image is in the splits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["{uid}", "{uid}_TE100"])
+@pytest.mark.parametrize("given", ["masks", "corners"])
+def test_part_of_a_series_is_named_by_its_own_key_or_by_the_series(tmp_path, name, given):
+    """A dual echo: masks, corners and labels may be named after the T2 echo, or after the series."""
+    slices = put(tmp_path / "images" / "x", SPINE.scan, "p1", "t2")
+    for number, one in enumerate(slices):
+        one.EchoTime = 20
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+        save(one, f"{one.filename}_pd")
+    name = name.format(uid=slices[0].SeriesInstanceUID)
+    (tmp_path / "masks").mkdir()
+    write_mha(tmp_path / "masks" / f"{name}.mha", SPINE.mask)
+    options = ["--masks", tmp_path / "masks"]
+    key = name.replace("_TE", "/TE")
+    if given == "corners":
+        bodies = {body.name: to_file(body, SPINE.mask) for body in bodies_from_spider_mask(SPINE.mask)[0]}
+        (tmp_path / "corners.json").write_text(json.dumps({"scans": {key: bodies}}))
+        options = ["--corners", tmp_path / "corners.json"]
+    (tmp_path / "labels.csv").write_text(f"patient,scan,level,pfirrmann\np1,{key},L5-S1,4\n")
+    options += ["--labels", tmp_path / "labels.csv", "--out", tmp_path / "out"]
+    assert scans(tmp_path / "images", *options) == 0
+    data = DataSet(tmp_path / "out")
+    assert len(data) == 4
+    assert max(data.labels.ravel()) == 3
