@@ -34,6 +34,7 @@ from data_prep.sources.phantoms import phantom_jobs, write_phantoms
 from data_prep.sources.scan_files import Cutting, scan_jobs
 from data_prep.sources.search import search
 from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
+from data_prep.sources.summary import refuse_inside, summarised
 from spinejax.data.dataset import DataSet
 from spinejax.data.dataset import verify as faults_of
 from spinejax.data.shards import SPLITS
@@ -57,6 +58,9 @@ class _Writing:
     """Folder of the data set."""
     seed: int = 0
     """Seed of the split into train, validation and test."""
+    log: Path | None = None
+    """File for a log (JSON) of what was read, left out and failed, and why. It names source files: keep it apart from
+    the data set."""
     settings: Settings = field(default_factory=Settings)
 
 
@@ -238,6 +242,8 @@ def _build(
 ) -> int:
     """Build the data set, report what was done, left out or failed, and return the exit status."""
     found = found or Found()
+    if writing.log:
+        refuse_inside(writing.log, writing.out)
     if writing.settings.strict and found.failures:
         raise SpinejaxError(next(iter(found.failures.values())))
     outcome = build(
@@ -262,6 +268,11 @@ def _build(
         print(f"{num_failed} of {num_scans} scans failed; their reasons are above.", file=sys.stderr)
     if found.unreadable:
         print(f"{len(found.unreadable)} files or folders cannot be read; see above.", file=sys.stderr)
+    summary = summarised(jobs, found, outcome)
+    if writing.log:
+        summary.write(writing.log, writing.out)
+    for line in summary.lines():
+        print(printable(line), file=sys.stderr)
     return 2 if failures else 0
 
 

@@ -113,7 +113,9 @@ def build(
         except SpinejaxError as error:  # no disc, or one that a data set must not have: the next run starts again
             shutil.rmtree(unfinished)
             fault = str(error).removeprefix(f"{unfinished}: ")
-            reasons = [*(f"{name}: {reason}" for name, reason in outcome.failures.items()), *outcome.notes]
+            failures = outcome.failures.items()
+            reasons = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in failures]
+            reasons += outcome.notes
             raise SpinejaxError("\n  ".join([f"--out {out}: {fault}", *reasons])) from error
         resuming.publish(unfinished, out)
     return outcome

@@ -14,8 +14,13 @@ T = TypeVar("T")
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    text = as_json(content)
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def as_json(content: Any) -> str:
+    """JSON as a text of lines. Raises ValueError for NaN and infinity."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, kind: type[T], advice: str, *, strict: bool = False) -> T:

@@ -1,0 +1,94 @@
+"""The table at the end of a run, and its log."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.__main__ import main
+from data_prep.read.metaimage import write_mha
+from data_prep.read.scan import Scan
+from data_prep.sources.summary import Item
+from tests.data_prep.sources.test_scan_files import SPINE, write_set
+from tests.dicom_files import save, series
+
+AXIAL = np.array([[0, 0.7, 0, 0], [0.7, 0, 0, 0], [0, 0, -4, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "kind"),
+    [
+        ("a_t2.mha", "a_t2.mha: truncated: copy it again.", "truncated"),
+        (
+            "/x/IM1",
+            "/x/IM1: damaged, truncated or not a DICOM image (7 bytes).",
+            "damaged, truncated or not a DICOM image",
+        ),
+        ("s", "an axial series, 88° off the sagittal plane", "an axial series, … off the sagittal plane"),
+        ("s", "t1 by its header, t2 was asked for (TE 9 ms)", "t1 by its header, t2 was asked for"),
+        ("s", "3 of 5 files: modality CT (IM1, IM2)", "modality CT"),
+        (
+            "b_t2",
+            "no mask b_t2.nii.gz or .mha among the 3 in --masks /m. Name",
+            "no mask … or .mha among the … in --masks …",
+        ),
+    ],
+)
+def test_reasons_of_one_kind_are_one(name, reason, kind):
+    assert Item(name, reason).kind == kind
+
+
+def scans(root, *options):
+    return main(["scans", str(root / "images"), "--masks", str(root / "masks"), "--out", str(root / "out"), *options])
+
+
+def spoil(root):
+    """A good scan; two without a mask, a damaged one, an axial volume, two T1, a text."""
+    write_set(root, patients=("a", "b", "c", "d", "e"))
+    for name in ("b", "c"):
+        (root / "masks" / f"{name}_t2.mha").unlink()
+    (root / "images" / "d_t2.mha").write_bytes(b"no scan")
+    write_mha(root / "images" / "e_t2.mha", Scan(SPINE.scan.voxels, AXIAL, ""))
+    for number in (1, 2):
+        for one in series(root / "images" / f"t1-{number}", SPINE.scan, name=f"t1-{number}"):
+            one.EchoTime, one.RepetitionTime = 9, 500
+            save(one)
+    (root / "images" / "readme.txt").touch()
+
+
+def test_a_run_ends_with_a_table_of_kinds(tmp_path, capsys):
+    spoil(tmp_path)
+    assert scans(tmp_path) == 2
+    table = capsys.readouterr().err.splitlines()[-6:]
+    assert table[0].split() == ["read", "1", "scans"]
+    assert {line.split()[0] for line in table[1:4]} == {"left"}
+    assert "left out       2  t1 by its header, t2 was asked for" in table[1]
+    assert any("1  files that are not scans" in line for line in table[2:4])
+    assert any("spacing … mm is that of an axial series" in line for line in table[2:4])
+    assert "failed         2  no mask … or .mha among the … in --masks …" in table[4]
+    assert "failed         1  not a MetaImage header" in table[5]
+
+
+def test_the_log_names_every_file_and_is_private(tmp_path, capsys):
+    spoil(tmp_path)
+    log = tmp_path / "logs" / "run.json"
+    assert scans(tmp_path, "--log", str(log)) == 2
+    assert log.stat().st_mode & 0o777 == 0o600
+    content = json.loads(log.read_text())
+    assert content["read"] == ["a_t2.mha"]
+    assert {one["name"] for one in content["failed"]} == {"b_t2.mha", "c_t2.mha", "d_t2.mha"}
+    assert sorted(len(one["files"]) for one in content["left_out"]) == [1, 2, 5, 5]
+    assert all(one["kind"] and one["reason"] for one in content["left_out"] + content["failed"])
+
+
+def test_the_log_is_never_inside_the_data_set(tmp_path, capsys):
+    write_set(tmp_path)
+    assert scans(tmp_path, "--log", str(tmp_path / "out" / "log.json")) == 2
+    assert "lies inside the data set" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_phantoms_ends_with_the_table_too(tmp_path, capsys):
+    assert main(["phantom", "--patients", "1", "--out", str(tmp_path / "out"), "--log", str(tmp_path / "log")]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].split() == ["read", "1", "scans"]
+    assert json.loads((tmp_path / "log").read_text())["read"] == ["p00000"]
