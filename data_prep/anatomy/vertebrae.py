@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Integer
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 from data_prep.anatomy.corners import DoubtfulError, across_mm, fit_corners_mm
 from data_prep.read.scan import Scan
@@ -70,7 +71,7 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     lost = [
         label for label, _ in boxes_of(mask.voxels) if label < DISC_BELOW and label not in (*seen, CANAL, POSTERIOR)
     ]
-    bodies, reasons = [], {_name(label): "no part of it is in front of the canal" for label in lost}
+    bodies, sunk_mm, reasons = [], dict[str, np.ndarray](), {_name(label): "no part of it is in front of the canal" for label in lost}
     for label in sorted(seen):
         try:
             if label == SACRUM:
@@ -79,7 +80,7 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
             elif label == lowest_disc and label - DISC_BELOW - 1 not in seen:
                 bodies.append(_below_lowest_disc(label, seen))
             elif label < DISC_BELOW and _name(label) in SPIDER_VERTEBRAE:
-                bodies.append(_body(label, seen))
+                bodies.append(_body(label, seen, sunk_mm))
             elif label < DISC_BELOW:
                 raise DoubtfulError("it is above T9 and not graded")
         except DoubtfulError as doubt:
@@ -87,7 +88,8 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     short = _short(bodies, spacing)
     bodies = [body for body in bodies if body.name not in short]
     notes = [f"{mask.name}: {name} was left out: {reason}." for name, reason in (reasons | short).items()]
-    notes += [f"{mask.name}: {doubt}" for doubt in _cut_sideways(bodies, voxels.shape[2], float(mask.spacing_mm[2]))]
+    doubts = _cut_sideways(bodies, voxels.shape[2], float(mask.spacing_mm[2])) + _sunken(sunk_mm)
+    notes += [f"{mask.name}: {doubt}" for doubt in doubts]
     if len(bodies) < 2:
         raise SpinejaxError(
             f"{mask.name}: {len(bodies)} usable vertebral bodies, expected two or more. {' '.join(notes)} "
@@ -199,32 +201,43 @@ _HEIGHT_MM = (1.5, 60.0)  # the front wall of a crushed body can nearly vanish; 
 _MIN_LENGTH_RATIO = 0.6  # to the scan's median endplate length; T9's are about 0.75
 _FLANK_MM = 12.0  # nearly half the width of a small body, 27 mm
 _SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # thinner as the upper edge's direction becomes known
+_NEAR_TOP_MM, _LOW = 5.0, 0.3  # a body so near to the image's upper edge, and so low for its length, is cut by it
+_DEEP_MM = 2.3  # an endplate so much deeper below its rims than the scan's others is fractured or has osteophytes
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
 
 
-def _body(label: int, seen: dict[int, _Structure]) -> VertebralBody:
+def _body(label: int, seen: dict[int, _Structure], sunk_mm: dict[str, np.ndarray]) -> VertebralBody:
     """A vertebra's body; only the lower corners of one that the upper edge of the image cuts."""
     if seen[label].is_cut_at_top() or label in _PARTIAL:
-        return _fit_body(label, seen, "cut body")
-    try:
-        return _fit_body(label, seen, "body")
+        return _fit_body(label, seen, "cut body", sunk_mm)
+    if any(label < other <= LAST_VERTEBRA for other in seen):
+        return _fit_body(label, seen, "body", sunk_mm)
+    try:  # masks of cut bodies may end short of the image
+        body = _fit_body(label, seen, "body", sunk_mm)
     except DoubtfulError:
-        if any(label < other <= LAST_VERTEBRA for other in seen):
-            raise
-        return _fit_body(label, seen, "cut body")  # masks of cut bodies may end short of the image
+        return _fit_body(label, seen, "cut body", sunk_mm)
+    corners_mm = body.corners * seen[label].spacing
+    length_mm, height_mm = np.linalg.norm(corners_mm[[1, 3]] - corners_mm[0], axis=1)
+    if corners_mm[:2, 0].min() < _NEAR_TOP_MM and height_mm < _LOW * length_mm:
+        return _fit_body(label, seen, "cut body", sunk_mm)
+    return body
 
 
-def _fit_body(label: int, seen: dict[int, _Structure], kind: str) -> VertebralBody:
+def _fit_body(label: int, seen: dict[int, _Structure], kind: str, sunk_mm: dict[str, np.ndarray]) -> VertebralBody:
     body, number = seen[label], label % 100
     above = _first_of(seen, (DISC_BELOW + number + 1, number + 1, label))
     below = _first_of(seen, (DISC_BELOW + number, number - 1, label))
-    corners = fit_corners_mm(body.piece, below.centre_mm - above.centre_mm, body.spacing, kind)
+    corners, depths_mm = fit_corners_mm(body.piece, below.centre_mm - above.centre_mm, body.spacing, kind)
     lengths = np.linalg.norm(np.diff(corners, axis=0, append=corners[:1]), axis=1)
     _require(_LENGTH_MM, lengths[[0, 2]], "endplates", "mm long")
     _require(_HEIGHT_MM, lengths[[1, 3]], "walls", "mm high")
-    _require(_AREA_RATIO, [_area(corners) / (body.piece.sum() * body.spacing.prod())], "area", "times its mask's")
+    area, mask_area = _area(corners), body.piece.sum() * body.spacing.prod()
+    if depths_mm.any():  # the corners' rims enclose more than the mask
+        mask_area = np.clip(area, mask_area, ConvexHull(np.argwhere(body.piece) * body.spacing).volume)
+    _require(_AREA_RATIO, [area / mask_area], "area", "times its mask's")
     if kind == "cut body":
         corners[:2] = np.nan
+    sunk_mm[_name(label)] = depths_mm
     return body.body(label, corners)
 
 
@@ -237,7 +250,7 @@ def _below_lowest_disc(label: int, seen: dict[int, _Structure]) -> VertebralBody
     # If L5 has slipped forward, the line to it does not show the disc's direction; the disc's own length does.
     down = across_mm(disc.piece, disc.spacing)
     down = down if down @ (disc.centre_mm - above.centre_mm) >= 0 else -down
-    ends = fit_corners_mm(disc.piece, down, disc.spacing, "disc")[[3, 2]]
+    ends = fit_corners_mm(disc.piece, down, disc.spacing, "disc")[0][[3, 2]]
     _require(_LENGTH_MM, [np.linalg.norm(ends[1] - ends[0])], "endplate", "mm long")
     return disc.body(label, ends)
 
@@ -253,7 +266,7 @@ def _sacrum_by_itself(seen: dict[int, _Structure]) -> VertebralBody:
         along = pixels @ (sacrum.spacing * down_mm / np.linalg.norm(down_mm))
         slab = np.zeros_like(sacrum.piece)
         slab[tuple(pixels[along <= np.percentile(along, 1) + depth_mm].T)] = True
-        corners = fit_corners_mm(slab, down_mm, sacrum.spacing, "disc")
+        corners, _ = fit_corners_mm(slab, down_mm, sacrum.spacing, "disc")
         back = corners[1] - corners[0]
         down_mm = np.array([back[1], -back[0]])
     _require(_LENGTH_MM, [np.linalg.norm(back)], "endplate", "mm long")
@@ -281,6 +294,18 @@ def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float)
         f"{'first' if body.slices[0] == 0 else 'last'} slices, so its middle may be outside them."
         for body, seen_mm in flanks
         if (body.slices[0] == 0) != (body.slices[1] == num_slices) and seen_mm < _FLANK_MM
+    ]
+
+
+def _sunken(sunk_mm: dict[str, np.ndarray]) -> list[str]:
+    """Notes on endplates that are further below their rims than is typical of the scan."""
+    typical_mm = np.median([*sunk_mm.values()]) if sunk_mm else 0.0
+    return [
+        f"{name} is doubtful: the middle of its {which} endplate is {depth:.0f} mm below its rims, {typical_mm:.0f} mm "
+        "is typical of this scan: a fracture, or osteophytes."
+        for name, depths in sunk_mm.items()
+        for which, depth in zip(("upper", "lower"), depths, strict=True)
+        if depth - typical_mm >= _DEEP_MM
     ]
 
 
