@@ -55,9 +55,10 @@ def doubts_of(
     doubts = []
     for pair, space in spaces.items():
         others_mm = [other.height_mm for key, other in spaces.items() if key is not pair]
-        doubts += _high(*pair, space, others_mm, np.median([*heights_mm.values()] or [np.inf]))
-        if regions is not None:
-            doubts += _beside_its_mask(*pair, space, spacing_mm, regions)
+        typical_mm = float(np.median([*heights_mm.values()] or [np.inf]))
+        beside = _beside_its_mask(*pair, space, spacing_mm, regions) if regions else []
+        high = _high(*pair, space, others_mm, typical_mm)
+        doubts += high if space.height_mm > typical_mm else beside or high
     for name, (front_mm, rear_mm) in walls_mm.items():
         others_mm = [height for key, height in heights_mm.items() if key != name]
         ratio = heights_mm[name] / np.median(others_mm) if len(others_mm) >= _MIN_OTHERS else 1.0
@@ -125,8 +126,10 @@ def _beside_its_mask(
     off_mm = float((pixels.mean(0) * spacing_mm[:2] - space.middle_mm) @ space.down)
     if abs(off_mm) <= _MAX_OFF_MM:
         return []
-    where, body, part = ("below", lower, "upper") if off_mm < 0 else ("above", upper, "lower")
+    where, lacks, sunk = "below", f"upper part of {lower.name}", f"{upper.name}'s lower"
+    if off_mm > 0:
+        where, lacks, sunk = "above", f"lower part of {upper.name}", f"{lower.name}'s upper"
     return [
         f"{upper.name}-{lower.name} is doubtful: the middle between its bodies is {abs(off_mm):.0f} mm {where} that of its "
-        f"disc's mask: the mask may lack the {part} part of {body.name}."
+        f"disc's mask: the mask may lack the {lacks}, or {sunk} endplate is sunk."
     ]

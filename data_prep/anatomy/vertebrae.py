@@ -230,7 +230,7 @@ def _fit_body(label: int, seen: dict[int, _Structure], kind: str, sunk_mm: dict[
     corners, depths_mm = fit_corners_mm(body.piece, below.centre_mm - above.centre_mm, body.spacing, kind)
     lengths = np.linalg.norm(np.diff(corners, axis=0, append=corners[:1]), axis=1)
     _require(_LENGTH_MM, lengths[[0, 2]], "endplates", "mm long")
-    _require(_HEIGHT_MM, lengths[[1, 3]], "walls", "mm high")
+    _require(_HEIGHT_MM, lengths[[1, 3]], "walls", "mm high", "two vertebrae under one label, and names above it wrong by one")
     area, mask_area = _area(corners), body.piece.sum() * body.spacing.prod()
     if depths_mm.any():  # the corners' rims enclose more than the mask
         mask_area = np.clip(area, mask_area, ConvexHull(np.argwhere(body.piece) * body.spacing).volume)
@@ -319,10 +319,11 @@ def _first_of(seen: dict[int, _Structure], labels: tuple[int, ...]) -> _Structur
     return next(seen[label] for label in labels if label in seen)
 
 
-def _require(bounds: tuple[float, float], values, what: str, unit: str) -> None:
+def _require(bounds: tuple[float, float], values, what: str, unit: str, too_much: str = "") -> None:
     wrong = [value for value in values if not bounds[0] <= value <= bounds[1]]
     if wrong:
-        raise DoubtfulError(f"its {what} would be {wrong[0]:.1f} {unit}, expected {bounds[0]:g} to {bounds[1]:g}")
+        why = f": {too_much}" if too_much and wrong[0] > bounds[1] else ""
+        raise DoubtfulError(f"its {what} would be {wrong[0]:.1f} {unit}, expected {bounds[0]:g} to {bounds[1]:g}{why}")
 
 
 def _area(corners: np.ndarray) -> float:

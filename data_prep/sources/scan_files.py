@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,6 +12,7 @@ import numpy as np
 
 from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
 from data_prep.anatomy.mask_labels import CONVENTIONS, to_spider
+from data_prep.anatomy.plausibility import doubts_of
 from data_prep.dataset.job import Job, Located
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import split_patients
@@ -204,6 +205,12 @@ def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
         SpinejaxError: a file cannot be read; there are no `vertebrae`; scan and mask do not share a grid; no bodies are
             found.
     """
+    located = _located(series, vertebrae, cutting)
+    doubts = doubts_of(located.bodies, located.scan.spacing_mm, located.regions)
+    return replace(located, notes=[*located.notes, *(f"{series.name}: {doubt}" for doubt in doubts)])
+
+
+def _located(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
     scan, notes = series.read()
     scan, changes = plausible(scan)
     notes = notes + changes
