@@ -49,7 +49,7 @@ class MarkedBody(TypedDict):
 
 
 class _CornerFile(pydantic.BaseModel, extra="forbid"):
-    coordinateSystem: Literal["LPS", "RAS"] = "LPS"  # noqa: N815: 3D Slicer's spelling
+    coordinateSystem: Literal["LPS", "RAS"] = "LPS"  # noqa: N815  (3D Slicer's spelling)
     scans: dict[str, dict[Literal[NAMES], MarkedBody]]  # type: ignore[valid-type]
 
 
@@ -65,8 +65,8 @@ def read_corners(path: Path) -> dict[str, dict[str, MarkedBody]]:
         content = path.read_bytes()
         if b'"markups"' in content and b'"scans"' not in content:
             raise SpinejaxError(
-                f"--corners {path}: a markups file of 3D Slicer, which does not say whose corners its points are. Write "
-                'them as {"coordinateSystem": "LPS", "scans": {SCAN: {VERTEBRA: {"corners_mm": …}}}} (docs/data.md).'
+                f"--corners {path}: a markups file of 3D Slicer, which does not say whose corners its points are. "
+                'Write them as {"scans": {SCAN: {VERTEBRA: {"corners_mm": …}}}}, as in docs/data.md.'
             )
         marked = _CornerFile.model_validate_json(content, strict=True)
     except OSError as error:
@@ -81,8 +81,8 @@ def read_corners(path: Path) -> dict[str, dict[str, MarkedBody]]:
         raise
     if marked.coordinateSystem == "RAS":
         for body in itertools.chain.from_iterable(bodies.values() for bodies in marked.scans.values()):
-            x_y_z = body["corners_mm"]
-            body["corners_mm"] = tuple(point and (-point[0], -point[1], point[2]) for point in x_y_z)  # type: ignore[assignment]
+            one, two, three, four = (point and (-point[0], -point[1], point[2]) for point in body["corners_mm"])
+            body["corners_mm"] = one, two, three, four
     return {canonical(name): bodies for name, bodies in marked.scans.items()}
 
 
@@ -146,8 +146,8 @@ def _other_reading(scan: Scan, points: Mapping[str, np.ndarray], widths_mm: Mapp
     ras = {name: (np.c_[each * (-1, -1, 1), np.ones(4)] @ to_voxel.T)[:, :3] for name, each in points.items()}
     if not _misfit(scan, ras, widths_mm):
         return (
-            ' They fit in RAS: export them in LPS, or write "coordinateSystem": "RAS" beside "scans" in the file. If it '
-            "says so, leave that out."
+            ' They fit in RAS: export them in LPS, or write "coordinateSystem": "RAS" beside "scans" in the file. If '
+            "it says so, leave that out."
         )
     whole = {name: each for name, each in points.items() if np.isfinite(each).all()}
     for order in itertools.permutations(range(4)):

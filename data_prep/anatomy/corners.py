@@ -2,9 +2,9 @@
 
 Straight lines are fitted to the piece's two endplates and two walls, in mm; the corners are where they cross. The lines
 are repeated medians (Siegel), which are right while fewer than half of an edge's points are off: Schmorl nodes,
-osteophytes and ragged masks move them little. Two kinds of fracture need more. In a wedge the lines are not parallel, and
-a low wall is fitted between its own ends only. An endplate that is sunk in its middle has its rims' line: that line
-touches the edge in front of its middle and behind.
+osteophytes and ragged masks move them little. Fractures need more. In a wedge the lines are not parallel, and a low
+wall is fitted between its own ends only. An endplate that is sunk in its middle has its rims' line: that line touches
+the edge in front of its middle and behind.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from scipy.stats import siegelslopes
 _ENDPLATE_PART = 0.75  # part of the width that is used: osteophytes grow on the rims
 _WALL_PART = 0.7  # part of the height that is used
 
-# Rims that stand out from a flat endplate are osteophytes; a sunken endplate is bent: its middle spreads about its median
-# line, from the 10th to the 90th percentile, by this part of its depth below the line of its rims.
+# Rims that stand out from a flat endplate are osteophytes. A sunken endplate is bent: its middle spreads about its
+# median line, from the 10th to the 90th percentile, by this part of its depth below the line of its rims.
 _BENT = 0.36
 _MIN_SPAN = 0.5  # part of the width between two rims
 # A bent endplate is fractured, and its corners are its rims', if its median depth is above the first, or that of both
-# endplates of the body above the second. In the 29 SPIDER stacks of docs/data.md up to 3.8 mm is found, and 2.6 in both.
+# endplates of the body above the second. The 29 SPIDER stacks of docs/data.md have up to 3.8 mm, and 2.6 in both.
 _SUNK_MM = 3.9
 _BOTH_SUNK_MM = 2.75
 _SHARED_ROWS = 0.5  # a wall that has less than this part of the usual rows is low: the median of those misleads
@@ -87,9 +87,7 @@ def _straightened(
     return fullness, axis
 
 
-def _quadrilateral(
-    fullness: np.ndarray, axis: np.ndarray, *, kind: str, rims: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _quadrilateral(fullness: np.ndarray, axis: np.ndarray, *, kind: str, rims: bool) -> tuple[np.ndarray, np.ndarray]:
     """The corners, (down, back) in mm: intersections of lines fitted to the four edges; and how far endplates sank."""
     front, rear = _edges(fullness.T, axis)
     top, bottom = _edges(fullness, axis)
@@ -101,7 +99,8 @@ def _quadrilateral(
     sunk_mm = np.zeros(2)
     if kind == "body" and rims:
         filled = fullness.sum(0)  # without the space between two spurs
-        endplates, sunk_mm = _at_rims(endplates, axis, (top, bottom), counted & (filled > np.median(filled[counted]) / 2))
+        at_rims = counted & (filled > np.median(filled[counted]) / 2)
+        endplates, sunk_mm = _at_rims(endplates, axis, (top, bottom), at_rims)
     breadth = rear - front
     rows = _central(np.nan_to_num(breadth) > np.nanmedian(breadth) / 2, _WALL_PART)
     if kind == "body":

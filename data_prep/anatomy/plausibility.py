@@ -1,10 +1,11 @@
-"""Is a scan's column of vertebral bodies that of a spine? Each space between two bodies is compared with its neighbours.
+"""Is a scan's column of vertebral bodies that of a spine? Bodies, and spaces between them, are compared with others.
 
 A mask that lacks a part of a vertebra, or all of it, or that has two under one label, gives corners that look right one
-by one. Their distances do not. The limits were chosen so that no disc of the 29 SPIDER stacks of docs/data.md, and of 30
-phantoms, is noted; only bodies that are crushed are.
+by one. Their distances do not. With these limits no disc of the 29 SPIDER stacks of docs/data.md and of 30 phantoms is
+noted, and only bodies that are crushed are.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,15 +41,15 @@ def doubts_of(
     Args:
         bodies: in any order.
         spacing_mm: of the scan's rows, columns and slices.
-        regions: SPIDER's labels on the scan's grid, if there is a mask. Where it labels a disc, the disc has to be in the
-            middle between its bodies.
+        regions: SPIDER's labels on the scan's grid, if there is a mask. A disc that it labels has to be in the middle
+            between its bodies.
     """
     in_order = sorted(bodies, key=lambda body: NAMES.index(body.name), reverse=True)
     walls_mm = {body.name: _walls_mm(body, spacing_mm) for body in in_order if np.isfinite(body.corners).all()}
     heights_mm = {name: float(walls.mean()) for name, walls in walls_mm.items()}
     spaces = {
         (upper, lower): space
-        for upper, lower in zip(in_order, in_order[1:], strict=False)
+        for upper, lower in itertools.pairwise(in_order)
         if NAMES.index(upper.name) == NAMES.index(lower.name) + 1
         and (space := _space(upper, lower, spacing_mm)) is not None
     }
@@ -65,13 +66,13 @@ def doubts_of(
         if not _BODY_HEIGHTS[0] <= ratio <= _BODY_HEIGHTS[1]:
             what = "a fracture, or a part that its mask lacks" if ratio < 1 else "two vertebrae under one name"
             doubts.append(
-                f"{name} is doubtful: it is {heights_mm[name]:.0f} mm high, {np.median(others_mm):.0f} mm is typical of "
-                f"this scan: {what}."
+                f"{name} is doubtful: it is {heights_mm[name]:.0f} mm high, {np.median(others_mm):.0f} mm is typical "
+                f"of this scan: {what}."
             )
         elif name != "L5" and not _FRONT_TO_REAR[0] <= front_mm / rear_mm <= _FRONT_TO_REAR[1]:
             doubts.append(
-                f"{name} is doubtful: it is {front_mm:.0f} mm high in front and {rear_mm:.0f} mm behind: a fracture, or a "
-                "part that its mask lacks."
+                f"{name} is doubtful: it is {front_mm:.0f} mm high in front and {rear_mm:.0f} mm behind: a fracture, "
+                "or a part that its mask lacks."
             )
     return doubts
 
@@ -109,10 +110,8 @@ def _high(
     else:
         why = f"the mask may lack the lower part of {upper.name} or the upper part of {lower.name}"
     usual = f", the others are up to {max(others_mm):.0f} mm" if others_mm else ""
-    return [
-        f"{upper.name}-{lower.name} is doubtful: {upper.name} and {lower.name} are {space.height_mm:.0f} mm apart{usual}: "
-        f"{why}."
-    ]
+    apart = f"{upper.name} and {lower.name} are {space.height_mm:.0f} mm apart{usual}"
+    return [f"{upper.name}-{lower.name} is doubtful: {apart}: {why}."]
 
 
 def _beside_its_mask(
@@ -130,6 +129,6 @@ def _beside_its_mask(
     if off_mm > 0:
         where, lacks, sunk = "above", f"lower part of {upper.name}", f"{lower.name}'s upper"
     return [
-        f"{upper.name}-{lower.name} is doubtful: the middle between its bodies is {abs(off_mm):.0f} mm {where} that of its "
-        f"disc's mask: the mask may lack the {lacks}, or {sunk} endplate is sunk."
+        f"{upper.name}-{lower.name} is doubtful: the middle between its bodies is {abs(off_mm):.0f} mm {where} that of "
+        f"its disc's mask: the mask may lack the {lacks}, or {sunk} endplate is sunk."
     ]

@@ -71,7 +71,8 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     lost = [
         label for label, _ in boxes_of(mask.voxels) if label < DISC_BELOW and label not in (*seen, CANAL, POSTERIOR)
     ]
-    bodies, sunk_mm, reasons = [], dict[str, np.ndarray](), {_name(label): "no part of it is in front of the canal" for label in lost}
+    bodies, sunk_mm = [], dict[str, np.ndarray]()
+    reasons = {_name(label): "no part of it is in front of the canal" for label in lost}
     for label in sorted(seen):
         try:
             if label == SACRUM:
@@ -230,7 +231,13 @@ def _fit_body(label: int, seen: dict[int, _Structure], kind: str, sunk_mm: dict[
     corners, depths_mm = fit_corners_mm(body.piece, below.centre_mm - above.centre_mm, body.spacing, kind)
     lengths = np.linalg.norm(np.diff(corners, axis=0, append=corners[:1]), axis=1)
     _require(_LENGTH_MM, lengths[[0, 2]], "endplates", "mm long")
-    _require(_HEIGHT_MM, lengths[[1, 3]], "walls", "mm high", "two vertebrae under one label, and names above it wrong by one")
+    _require(
+        _HEIGHT_MM,
+        lengths[[1, 3]],
+        "walls",
+        "mm high",
+        "two vertebrae under one label, and names above it wrong by one",
+    )
     area, mask_area = _area(corners), body.piece.sum() * body.spacing.prod()
     if depths_mm.any():  # the corners' rims enclose more than the mask
         mask_area = np.clip(area, mask_area, ConvexHull(np.argwhere(body.piece) * body.spacing).volume)

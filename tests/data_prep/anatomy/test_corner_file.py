@@ -122,7 +122,9 @@ def test_a_file_in_ras_that_does_not_say_so_is_refused_by_that_word(centred):
     for name, corners in SPINE.corners.items():
         points = (np.c_[corners, np.full(4, 6.0), np.ones(4)] @ affine.T)[:, :3]
         bodies[name] = {"corners_mm": (points * BACK).tolist()}
-    with pytest.raises(SpinejaxError, match='scan: .*They fit in RAS: export them in LPS, or write "coordinateSystem"'):
+    with pytest.raises(
+        SpinejaxError, match=r'scan: .*They fit in RAS: export them in LPS, or write "coordinateSystem"'
+    ):
         bodies_from_corners(scan, bodies)
 
 
@@ -144,7 +146,9 @@ def test_a_file_in_lps_that_claims_to_be_in_ras_is_refused(tmp_path):
 )
 def test_another_order_of_the_corners_is_named(order, given):
     bodies = corners_of(SPINE, lambda points: points[order])
-    with pytest.raises(SpinejaxError, match=rf"corners are not in the order upper anterior, .*They fit in the order {given}"):
+    with pytest.raises(
+        SpinejaxError, match=rf"corners are not in the order upper anterior, .*They fit in the order {given}"
+    ):
         bodies_from_corners(SPINE.scan, bodies)
 
 
@@ -168,7 +172,11 @@ def test_one_body_with_swapped_corners_and_names_upside_down_are_refused():
 
 def test_a_markups_file_of_3d_slicer_is_refused_by_that_name(tmp_path):
     """Slicer pull request 4938: control points with labels, and the coordinate system beside them."""
-    markups = {"type": "Fiducial", "coordinateSystem": "RAS", "controlPoints": [{"label": "F-1", "position": [0, 0, 0]}]}
+    markups = {
+        "type": "Fiducial",
+        "coordinateSystem": "RAS",
+        "controlPoints": [{"label": "F-1", "position": [0, 0, 0]}],
+    }
     (tmp_path / "F.mrk.json").write_text(json.dumps({"@schema": "markups-schema.json#", "markups": [markups]}))
     with pytest.raises(SpinejaxError, match="a markups file of 3D Slicer, which does not say whose corners"):
         read_corners(tmp_path / "F.mrk.json")

@@ -13,8 +13,8 @@ GRIDS = [(0.0, (0.7, 0.7, 4.0)), (12.0, (0.7, 0.7, 4.0)), (-20.0, (0.5, 0.9, 3.3
 def spoiled(shape, size_mm, tilt_deg, spacing_mm):
     """The mask of a block spine whose L3 is cut to a shape, and the true corners of all bodies.
 
-    `shape(height, depth, size_mm)`, in mm from the upper anterior corner, gives how far the upper endplate and the lower
-    one are sunk at each depth, where spurs are, and how far the four true corners are.
+    `shape(height, depth, size_mm)`, in mm from the upper anterior corner, gives how far the upper endplate and the
+    lower one are sunk at each depth, where spurs are, and how far the four true corners are.
     """
     spine = block_spine(tilt_deg=tilt_deg, spacing_mm=spacing_mm, num_bodies=5)
     corners, spacing = spine.corners["L3"], spine.mask.spacing_mm[:2]

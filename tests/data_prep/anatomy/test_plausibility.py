@@ -125,7 +125,7 @@ def test_a_body_far_higher_than_the_others_is_noted():
 def test_a_wedge_is_noted(front_mm, noted):
     corners = np.array([[0, 0], [0, DEPTH_MM], [BODY_MM, DEPTH_MM], [BODY_MM, 0]], float)
     bodies = [
-        VertebralBody(name, corners + (place * (BODY_MM + DISC_MM), 0), (0, 9))
+        VertebralBody(name, corners + np.array([place * (BODY_MM + DISC_MM), 0]), (0, 9))
         for place, name in enumerate(("L2", "L3", "L4", "L5"))
     ]
     bodies[1].corners[0, 0] += BODY_MM - front_mm
