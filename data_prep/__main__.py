@@ -39,7 +39,7 @@ from spinejax.data.dataset import DataSet
 from spinejax.data.dataset import verify as faults_of
 from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError, needs, printable, status_of
-from spinejax.files.addresses import PATHS
+from spinejax.files.addresses import PATHS, ScanPath
 from spinejax.files.atomic import write_atomically
 from spinejax.tasks import PAPER_TASKS, Task
 
@@ -399,7 +399,7 @@ def inspect(data: _DataFolder, *, out: Path, discs: int = 20, seed: int = 0) -> 
 def results(
     evaluation: tyro.conf.Positional[Path],
     *,
-    source: list[Path],
+    source: list[ScanPath],
     key: Path,
     out: Path,
     masks: Path | None = None,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from data_prep.read.dicom_headers import import_pydicom
 from spinejax.errors import SpinejaxError, needs
+from spinejax.files.addresses import is_study_address
 
 _STUDY = re.compile(r"(.+)/studies/([0-9.]{1,64})(?:/series/([0-9.]{1,64}))?/?")
 _TIMEOUT_S = (10, 300)  # to connect; between two parts of an answer
@@ -30,11 +31,6 @@ _REASONS = {  # PS3.18, 10.5.3, and PS3.4, C.4.2.1.4
 }  # fmt: skip
 
 
-def is_address(path: str | Path) -> bool:
-    """Whether a path is the address of a study. In a `Path`, one of its two slashes is gone."""
-    return re.match(r"dicomwebs?:/", str(path)) is not None
-
-
 @contextlib.contextmanager
 def fetched(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """The paths, with a folder of files instead of each address of a study; the folders are deleted in the end.
@@ -42,11 +38,14 @@ def fetched(paths: Sequence[Path]) -> Iterator[list[Path]]:
     Raises:
         SpinejaxError: an address is malformed, its server cannot be reached, or refuses; dicomweb-client is missing.
     """
-    if not any(map(is_address, paths)):
+    if not any(map(is_study_address, map(str, paths))):
         yield list(paths)
         return
     with _deleted_when_ended(), tempfile.TemporaryDirectory(prefix="spinejax-study-") as folder:
-        yield [_fetch(str(path), Path(folder, str(n))) if is_address(path) else path for n, path in enumerate(paths)]
+        yield [
+            _fetch(str(path), Path(folder, str(number))) if is_study_address(str(path)) else path
+            for number, path in enumerate(paths)
+        ]
 
 
 @contextlib.contextmanager
@@ -72,8 +71,7 @@ def _fetch(address: str, folder: Path) -> Path:
     root, study, series = parts.groups()
     folder = folder / study  # names the study in messages
     folder.mkdir(parents=True)
-    with _one_line(root, f"study {study}"):
-        client = _client(root)
+    with _one_line(root, f"study {study}"), _client(root) as client:
         whole = {"media_types": (("application/dicom", "*"),)}  # as stored, packed or not
         images = client.iter_series(study, series, **whole) if series else client.iter_study(study, **whole)
         count = 0
@@ -95,20 +93,21 @@ def store(address: str, files: Sequence[Path]) -> tuple[int, dict[str, str]]:
     """
     pydicom = import_pydicom()
     sent, failures = 0, {}
-    client = _client(address)
-    for path in files:
-        with _one_line(address, f"{sent} of {len(files)} objects were sent"):
-            reason = _store_one(client, pydicom.dcmread(path))
-        if reason:
-            failures[f"{path.parent.name}/{path.name}"] = f"{_shown(address)} did not store it: {reason}."
-        else:
-            sent += 1
+    with _client(address) as client:
+        for path in files:
+            with _one_line(address, f"{sent} of {len(files)} objects were sent"):
+                reason = _store_one(client, pydicom.dcmread(path))
+            if reason:
+                failures[f"{path.parent.name}/{path.name}"] = f"{_shown(address)} did not store it: {reason}."
+            else:
+                sent += 1
     return sent, failures
 
 
 def check_server(address: str) -> None:
     """Raises SpinejaxError if this can be no server's address, or dicomweb-client is missing."""
-    _client(address)
+    with _client(address):
+        pass
 
 
 def _store_one(client, image) -> str:
@@ -122,7 +121,7 @@ def _store_one(client, image) -> str:
         if refusal is None or refusal.status_code not in _OF_ONE_OBJECT:
             raise
         try:
-            answer = type(image).from_json(refusal.json())
+            answer = import_pydicom().Dataset.from_json(refusal.json())
         except Exception:  # the body of a refusal may be anything
             return f"status {refusal.status_code}"
         if not answer.get("FailedSOPSequence"):
@@ -137,7 +136,8 @@ def _store_one(client, image) -> str:
 # The server ----------------------------------------------------------------------------------------------------------
 
 
-def _client(root: str):
+@contextlib.contextmanager
+def _client(root: str) -> Iterator:
     with needs("A DICOMweb server needs dicomweb-client", "dicomweb"):
         import requests
         from dicomweb_client.web import DICOMwebClient
@@ -158,11 +158,13 @@ def _client(root: str):
         session.auth = authorise
     elif user:
         session.auth = (user, password or "")
-    logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # its warnings are in our messages
+    for library in ("dicomweb_client", "retrying"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they warn of is in our messages
     # An answer in JSON may name its character set, which dicomweb-client takes for another media type.
     client = DICOMwebClient(root, session=session, timeout=_TIMEOUT_S, callback=_without_parameters)
     client.set_http_retry_params(max_attempts=_ATTEMPTS)
-    return client
+    with session:
+        yield client
 
 
 def _without_parameters(response, *_, **__):
@@ -193,6 +195,8 @@ def _one_line(root: str, what: str) -> Iterator[None]:
         if not isinstance(error, requests.RequestException):
             raise
         answer = error.response
+        if answer is not None:
+            answer.close()
         if answer is not None and answer.status_code in (401, 403):
             cure = "Give DICOMWEB_USER and DICOMWEB_PASSWORD, DICOMWEB_TOKEN, or an entry in ~/.netrc"
             raise SpinejaxError(f"{root}: access is denied ({answer.status_code}; {what}). {cure}.") from error
@@ -209,5 +213,5 @@ def _one_line(root: str, what: str) -> Iterator[None]:
     except retrying.RetryError as error:
         raise SpinejaxError(f"{root}: the server is busy or failing ({what}). Try again later.") from error
     except Exception as error:  # an answer that is no DICOM
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
         raise SpinejaxError(f"{root}: the answer is not DICOMweb ({what}; {reason}). Check the address.") from error

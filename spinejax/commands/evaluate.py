@@ -26,7 +26,7 @@ from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import ALL, DataSet
 from spinejax.errors import SpinejaxError, printable, status_of
-from spinejax.files.addresses import PATHS
+from spinejax.files.addresses import PATHS, ScanPath
 from spinejax.files.atomic import make_folder
 from spinejax.inference import hotspots, predict, temperatures
 from spinejax.inference.graded import Graded, labels_of
@@ -51,7 +51,7 @@ class Arguments:
     """Run of `train.py`, whose best step is used; or a run's `export` folder, or the folder of one step."""
     data: Path | None = None
     """Data set to grade: a folder that `python -m data_prep` made."""
-    scan: tuple[Path, ...] = ()
+    scan: tuple[ScanPath, ...] = ()
     """Raw scans to grade instead of a data set: files or folders, or a study or series of a DICOMweb server
     (dicomweb://HOST/PATH/studies/UID; dicomwebs:// by TLS), which is deleted here afterwards. Their vertebrae are
     detected unless `--masks` gives them. The discs and `levels.png`, a picture of what was found, are written beside

@@ -4,7 +4,9 @@ As a `Path`, an address is a folder with the name `gs:`, which would be made her
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -28,14 +30,25 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-@PATHS.primitive_rule
-def _rule(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    if type_info.type is not Path:
-        return None
+def is_study_address(text: str) -> bool:
+    """Whether this is meant as the address of a study on a DICOMweb server. A `Path` has lost one of its slashes."""
+    return re.match(r"dicomwebs?:", text) is not None
+
+
+def _by(path_of: Callable[[str], Path]) -> PrimitiveConstructorSpec:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda words: local_path(words[0]),
+        instance_from_str=lambda words: path_of(words[0]),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+ScanPath = Annotated[Path, _by(lambda text: Path(text) if is_study_address(text) else local_path(text))]
+"""An option's file or folder, or the address of a study, which `data_prep.read.dicomweb.fetched` brings here."""
+
+
+@PATHS.primitive_rule
+def _rule(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    return _by(local_path) if type_info.type is Path else None

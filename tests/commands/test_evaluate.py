@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
+import pydicom
 import pytest
 
 import spinejax
 from data_prep.dataset.resuming import only_writer
+from data_prep.phantom.write_dicom import write_dicom
+from data_prep.read.dicomweb import store
 from data_prep.read.metaimage import write_mha
 from spinejax.commands import evaluate
 from spinejax.config import Config
@@ -33,6 +37,7 @@ from spinejax.training import checkpoint, saved_step, train_step
 from tests import dicom_files
 from tests.block_spine import block_spine
 from tests.conftest import TASKS, a_disc, write_tiny
+from tests.orthanc import PASSWORD, USER, needs_orthanc, running_orthanc
 from tests.running import Launcher
 
 ROOT = Path(__file__).parents[2]
@@ -444,6 +449,28 @@ def test_raw_scans_need_no_patient(run, tmp_path, capsys, changes):
     assert all(re.fullmatch("[0-9a-f]{16}", row["patient"]) for row in rows)
     printed = capsys.readouterr()
     assert "patients-by" not in printed.out + printed.err
+
+
+@needs_orthanc
+def test_a_study_of_a_dicomweb_server_is_graded_as_its_files_are_and_leaves_nothing(run, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("DICOMWEB_USER", USER)
+    monkeypatch.setenv("DICOMWEB_PASSWORD", PASSWORD)
+    for name in ("temporary", "masks of series", "orthanc"):
+        (tmp_path / name).mkdir()
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5)
+    series = write_dicom(tmp_path / "dicom", spine.scan, patient="p1", series="t2")
+    write_mha(tmp_path / "masks of series" / f"{series}.mha", spine.mask)
+    files = sorted((tmp_path / "dicom").iterdir())
+    common = {"checkpoint": run, "masks": tmp_path / "masks of series", "key": tmp_path / "key", "batch_size": 8}
+    with running_orthanc(tmp_path / "orthanc") as server:
+        assert store(f"http://{server}", files) == (len(files), {})
+        study = Path(f"dicomweb://{server}/studies/{pydicom.dcmread(files[0]).StudyInstanceUID}")
+        evaluate.main(evaluate.Arguments(scan=(study,), out=tmp_path / "by server", **common))
+    assert not list((tmp_path / "temporary").iterdir())
+    evaluate.main(evaluate.Arguments(scan=(tmp_path / "dicom",), out=tmp_path / "by files", **common))
+    by_server, by_files = ((tmp_path / f"by {name}" / "predictions.csv").read_text() for name in ("server", "files"))
+    assert by_server == by_files
 
 
 def test_the_key_of_raw_scans_is_not_inside_the_run(run, raw, tmp_path):

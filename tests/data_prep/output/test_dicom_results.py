@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+from collections import Counter
+from pathlib import Path
 
 import h5py
 import highdicom
@@ -20,6 +22,7 @@ from data_prep.__main__ import main
 from data_prep.output.dicom_objects import read_source, write_map, write_report
 from data_prep.output.pictures import PlacedDisc, hotspot_picture, hotspot_slices
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
+from data_prep.read.dicomweb import fetched, store
 from data_prep.read.scan import Scan
 from data_prep.read.volume_files import read_scan
 from spinejax.data.dataset import DataSet
@@ -30,6 +33,7 @@ from spinejax.inference.hotspots import Method
 from spinejax.report import hotspot_files
 from spinejax.tasks import Task
 from tests.dicom_files import enhanced, save, series, small_scan_voxels
+from tests.orthanc import PASSWORD, USER, needs_orthanc, running_orthanc
 
 DCIODVFY = shutil.which("dciodvfy")
 SMALL_AFFINE = np.array([[0, 0, 4.0, -10], [0, 0.5, 0, -20], [-0.5, 0, 0, 30], [0, 0, 0, 1]])
@@ -374,6 +378,28 @@ def test_without_hotspots_there_are_no_maps(hospital_without_maps, tmp_path, cap
     assert "2 structured reports, 0 parametric maps, 2 pictures, 2 segmentations" in capsys.readouterr().out
     [report, _] = (highdicom.sr.srread(path) for path in (tmp_path / "out").rglob("grades.dcm"))
     assert len(report.content.get_image_measurement_groups()) == 6
+
+
+@needs_orthanc
+def test_results_go_to_the_archive_that_the_series_came_from(hospital_without_maps, tmp_path, capsys, monkeypatch):
+    """The archive's own account of what it has; and again, with the same identifiers, which adds nothing."""
+    root, evaluation = hospital_without_maps
+    monkeypatch.setenv("DICOMWEB_USER", USER)
+    monkeypatch.setenv("DICOMWEB_PASSWORD", PASSWORD)
+    (tmp_path / "orthanc").mkdir()
+    files = sorted((root / "files" / "images" / "p00000").iterdir())
+    study = pydicom.dcmread(files[0]).StudyInstanceUID
+    with running_orthanc(tmp_path / "orthanc") as server:
+        assert store(f"http://{server}", files) == (len(files), {})
+        arguments = ["--source", f"dicomweb://{server}/studies/{study}", "--key", str(root / "discs.key")]
+        arguments += ["--masks", str(root / "files" / "masks"), "--stow", f"http://{server}"]
+        for out in ("one", "two"):
+            assert main(["results", str(evaluation), *arguments, "--out", str(tmp_path / out)]) == 0
+            assert f"http://{server}: 3 of 3 objects stored" in capsys.readouterr().out
+        with fetched([Path(f"dicomweb://{server}/studies/{study}")]) as [folder]:
+            found = [pydicom.dcmread(path) for path in folder.iterdir()]
+    assert Counter(one.Modality for one in found) == {"MR": len(files), "SR": 1, "OT": 1, "SEG": 1}
+    assert {one.PatientID for one in found} == {"p00000"}
 
 
 def test_another_key_finds_nobody(hospital, tmp_path, capsys):
