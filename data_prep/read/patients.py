@@ -64,6 +64,11 @@ def tell_apart(evidence: Sequence[Evidence], paths: Sequence[Path], by: str) -> 
     if kind == "folder":
         level = tree.patients(dicom + volumes, by_tags(evidence, dicom), number)
         people.take(level)
+        if len(evidence) > 1 and len(set(people.patients)) == 1:
+            people.notes.append(
+                f"{len(evidence)} scans are all of patient {people.patients[0]!r}, by their folder. Give --patients-by "
+                "auto if they are of several."
+            )
         people.keys = [one.uid or tree.name_below(place, level) for place, one in enumerate(evidence)]
         return people
     tags = by_tags(evidence, dicom)
@@ -187,7 +192,7 @@ def _join_alike(people: People, places: Sequence[int]) -> None:
 
 def _doubt_namesakes(people: People, evidence: Sequence[Evidence], places: Sequence[int]) -> None:
     """Files of one patient in several folders may be of several people."""
-    spread = []
+    spread, doubtful = [], []
     for patient, of_one in grouped(places, lambda place: people.patients[place]).items():
         folders = sorted({parts_of(evidence[place].path.parent) for place in of_one})
         shared = len(Path(os.path.commonpath([os.path.join(*parts) for parts in folders])).parts)
@@ -195,17 +200,20 @@ def _doubt_namesakes(people: People, evidence: Sequence[Evidence], places: Seque
         inside = all(patient in parts for parts in folders)
         if len(folders) == 1 or inside or all(NO_PERSONS_FOLDER.fullmatch(part) for part in below):
             continue
-        names = ", ".join("/".join(parts[shared:]) or parts[-1] for parts in folders[:5])
         stems = [stem_of(evidence[place].path) for place in of_one]
+        where = f" ({', '.join('/'.join(parts[shared:]) or parts[-1] for parts in folders[:5])})"
         if len(set(stems)) < len(stems):
-            people.contradictions.append(
-                f"{stems[0]!r} is in {len(folders)} folders ({names}): the scans of one person, or of several? Give "
-                "--patients-by name if one person has a name, --patients-by folder if one person has a folder."
-            )
+            doubtful.append(max(stems, key=stems.count) + where)
         else:
-            spread.append(f"{patient} ({names})")
+            spread.append(patient + where)
+    if doubtful:
+        people.contradictions.append(
+            f"Files of one name are in several folders: {some(doubtful, 3)}. Are they of one person, or of several? "
+            "Give --patients-by name if a name is one person, --patients-by folder if a folder is. Otherwise make a "
+            "data set of each folder."
+        )
     if spread:
         people.notes.append(
-            f"{len(spread)} patients have files in several folders, by their names: {some(spread)}. Give --patients-by "
-            "folder if each folder is one person's."
+            f"{len(spread)} patients have files in several folders, by their names: {some(spread, 3)}. Give "
+            "--patients-by folder if a folder is one person."
         )

@@ -270,7 +270,7 @@ CONTRADICTIONS = {
     ),
     "one name in two centres": (
         volumes("A/0007.nii", "B/0007.nii"),
-        "'0007' is in 2 folders (A, B): the scans of one person, or of several?",
+        "Files of one name are in several folders: 0007 (A, B). Are they of one person, or of several?",
         {"name": [[0, 1]], "folder": [[0], [1]]},
     ),
 }
@@ -325,6 +325,21 @@ def test_more_of_a_name_can_be_the_patient():
     assert "3 scans are all of patient 'case'" in note
     assert "name:2" in note
     assert groups(rows, "name:2") == ([[0, 1], [2]], [], [])
+
+
+def test_one_folder_for_everybody_is_told():
+    found, (note,), contradictions = groups(volumes("images/a_t2.nii", "images/b_t2.nii"), "folder")
+    assert found == [[0, 1]]
+    assert note.startswith("2 scans are all of patient 'images', by their folder.")
+    assert contradictions == []
+
+
+def test_two_data_sets_with_the_same_names_are_one_line():
+    """Two centres that count their patients from 1: neither name nor folder is one person."""
+    rows = volumes(*(f"{centre}/images/{number}_t2.nii" for centre in ("A", "B") for number in range(30)))
+    _, _, (contradiction,) = groups(rows)
+    assert "0_t2 (A/images, B/images), 1_t2 (A/images, B/images), 2_t2" in contradiction
+    assert contradiction.endswith("Otherwise make a data set of each folder.")
 
 
 def test_a_stray_file_beside_the_patients_folders_is_named():

@@ -604,7 +604,10 @@ def test_bad_scan_fails_with_its_reason_and_the_others_are_written(tmp_path, cap
             "it names 7, 7 7_t2, the scans are a a_t2. Make the names",
         ),
         (["{images}", "--corners", "none.json"], "none.json: cannot be read"),
-        (["{images}", "{images}/../copy", "--masks", "{masks}"], "'a_t2' is in 2 folders (copy, images): the scans of"),
+        (
+            ["{images}", "{images}/../copy", "--masks", "{masks}"],
+            "in several folders: a_t2 (copy, images).",
+        ),
     ],
 )
 def test_bad_options_are_one_message_and_status_2(tmp_path, capsys, arguments, message):
