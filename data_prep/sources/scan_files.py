@@ -93,6 +93,9 @@ def scan_jobs(
     if masks is not None and not masks.is_dir():
         raise SpinejaxError(f"--masks {masks}: no such folder.")
     notes: list[str] = []
+    marked = None if corners is None else read_corners(corners)
+    if unknown := sorted((marked or {}).keys() - {name for one in found.series for name in (one.key, one.alias)}):
+        notes.append(f"--corners {corners}: no such scan: {some(unknown)} ({len(unknown)} in all).")
     of_scan = _labels_of(found.series, labels, notes)
     patients: dict[str, list[Mapping[str, int]]] = {}
     for one in found.series:
@@ -109,7 +112,7 @@ def scan_jobs(
             pseudonyms=pseudonyms,
             refuse_doubtful=bool(of_scan[series.key]) and not keep_doubtful,
         )
-        for series, vertebrae in _with_vertebrae(found.series, masks, corners, cutting.detect_missing)
+        for series, vertebrae in _with_vertebrae(found.series, masks, marked, cutting.detect_missing)
     ]
     return jobs, notes
 
@@ -146,11 +149,10 @@ def _given_splits(patients: Iterable[str], given: Mapping[str, str], notes: list
 
 
 def _with_vertebrae(
-    found: Sequence[Series], masks: Path | None, corners: Path | None, detect_missing: bool
+    found: Sequence[Series], masks: Path | None, marked: Mapping[str, Mapping] | None, detect_missing: bool
 ) -> Iterator[tuple[Series, Vertebrae]]:
     scan_files = {file.resolve() for one in found for file in one.files}  # they may lie among the masks
     mask_files = [path for path in volume_files(masks) if path.resolve() not in scan_files] if masks else []
-    bodies = read_corners(corners) if corners else {}
     keys = {one.key for one in found}
     masked = {one.key: _mask_of(one, masks, mask_files, keys) for one in found} if masks else {}
     owners: dict[Path, set[str]] = defaultdict(set)
@@ -164,9 +166,9 @@ def _with_vertebrae(
                 f"{vertebrae} could be the mask of {len(owners[vertebrae])} patients' scans. Name it, or its folder, "
                 f"after one: {one.key}."
             )
-        elif corners is not None:
+        elif marked is not None:
             none = f"the corner file has no scan {one.key!r}."
-            vertebrae = bodies.get(one.key, bodies.get(one.alias, none) if one.alias else none)
+            vertebrae = marked.get(one.key, marked.get(one.alias, none) if one.alias else none)
         yield one, None if isinstance(vertebrae, str) and detect_missing else vertebrae
 
 

@@ -296,14 +296,15 @@ def test_flips_and_orders_of_axes_give_the_same_discs(tmp_path):
             assert abs(turned.volume(row).astype(int) - plain.volume(row)).max() <= 1
 
 
-def test_corner_file_gives_the_discs_of_the_mask(tmp_path):
+def test_corner_file_gives_the_discs_of_the_mask(tmp_path, capsys):
     root = write_set(tmp_path, ("a",))
     mask = read_mha(root / "masks" / "a_t2.mha", np.uint8)
     bodies = {body.name: to_file(body, mask) for body in bodies_from_spider_mask(mask)[0]}
-    (tmp_path / "corners.json").write_text(json.dumps({"scans": {"a_t2": bodies}}))
+    (tmp_path / "corners.json").write_text(json.dumps({"scans": {"a_t2": bodies, "A_T2": bodies}}))
     key = ["--key", tmp_path / "key"]
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "m", *key) == 0
     assert scans(root / "images", "--corners", tmp_path / "corners.json", "--out", tmp_path / "c", *key) == 0
+    assert "corners.json: no such scan: A_T2 (1 in all)" in capsys.readouterr().err  # else a misspelt name is not seen
     by_mask, by_corners = DataSet(tmp_path / "m"), DataSet(tmp_path / "c")
     assert by_corners.masks == ()
     np.testing.assert_allclose(by_corners.affine, by_mask.affine, atol=1e-6)
