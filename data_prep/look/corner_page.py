@@ -150,7 +150,7 @@ def doubt(facts: Mapping) -> tuple[int, float]:
 # One scan ------------------------------------------------------------------------------------------------------------
 
 
-def _facts(name: str, failure: str = "", *, key: str = "", notes: Sequence[str] = ()) -> dict:
+def _facts(name: str, failure: str = "", *, key: str = "", alias: str = "", notes: Sequence[str] = ()) -> dict:
     """What the page's script needs of a scan that has no picture."""
 
     def short(text: str) -> str:
@@ -158,6 +158,7 @@ def _facts(name: str, failure: str = "", *, key: str = "", notes: Sequence[str] 
 
     return {
         "key": key,
+        "alias": alias,
         "name": name,
         "failure": short(failure),
         "notes": [short(note) for note in notes],
@@ -181,7 +182,7 @@ def _look(job: Job, series: Series, file: Path) -> dict:
     except (SpinejaxError, OSError) as error:
         failure = str(error) if isinstance(error, SpinejaxError) else f"{job.name}: cannot be read ({error})."
         scan = scan or _read(series)
-    facts = _facts(job.name, failure, key=series.key, notes=notes)
+    facts = _facts(job.name, failure, key=series.key, alias=series.alias, notes=notes)
     if scan is None:
         return facts
     middle = int(np.median([body.mid_slice for body in bodies])) if bodies else scan.voxels.shape[2] // 2

@@ -1,5 +1,7 @@
 // The corner file: saved, and loaded again.
 
+// A file may call a scan by its other name, if it has one. It is saved by its key.
+const called = (scan, name) => scan.slices.length > 0 && (scan.key === name || (scan.alias !== "" && scan.alias === name));
 const toSave = (scan) => scan.key && scan.bodies.length > 0 && (scan.changed || document.querySelector('[name="which"]:checked').value === "all");
 
 function entry(scan) {
@@ -58,14 +60,16 @@ function parse(text) {
     }
   }
   const read = new Map(Object.entries(content.scans));
-  for (const scan of scans.filter((each) => each.slices.length && read.has(each.key))) {
-    const points = Object.values(read.get(scan.key)).flatMap((body) => body.corners_mm.filter(Boolean));
+  for (const [name, bodies] of read) {
+    const scan = scans.find((each) => called(each, name));
+    if (!scan) continue;
+    const points = Object.values(bodies).flatMap((body) => body.corners_mm.filter(Boolean));
     const inside = (signs) => points.filter((point) => {
       const corner = toScan(scan, point.map((value, axis) => signs[axis] * value));
       return [0, 1].every((axis) => corner[axis] > -0.5 && corner[axis] < scan.shape[axis] - 0.5);
     }).length;
     if (2 * inside([1, 1, 1]) < points.length && inside([-1, -1, 1]) > inside([1, 1, 1])) {
-      throw new Error(`${scan.key}: its corners are outside the image, and inside it with the signs of RAS. Write them in LPS: the negative of x and y`);
+      throw new Error(`${name}: its corners are outside the image, and inside it with the signs of RAS. Write them in LPS: the negative of x and y`);
     }
   }
   return read;
@@ -80,7 +84,7 @@ async function load(file) {
   }
   let count = 0;
   for (const [key, bodies] of read) {
-    const scan = scans.find((each) => each.key === key && each.slices.length);
+    const scan = scans.find((each) => called(each, key));
     if (!scan) {
       carried.set(key, bodies);
       continue;

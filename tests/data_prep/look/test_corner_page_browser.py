@@ -424,6 +424,14 @@ def test_a_saved_file_is_loaded_and_continued(page, root, tmp_path):
     assert discs(root, page.saved, "continued", "--detect-missing") in (0, 2)
 
 
+def test_a_scan_may_be_called_by_its_other_name(page, root, tmp_path):
+    page.run("scans.find((scan) => scan.key === 'c_t2').alias = '1.2.3'")
+    content = json.loads((root / "true.json").read_text())["scans"]
+    (tmp_path / "uid.json").write_text(json.dumps({"scans": {"1.2.3": content["c_t2"]}}))
+    assert page.load(tmp_path / "uid.json") == "uid.json: 1 scans of this page loaded."
+    assert "c_t2" in page.save()
+
+
 def test_an_unchanged_scan_stays_unchanged_when_its_own_file_is_loaded(page, tmp_path):
     page.save()
     kept = tmp_path / "kept.json"
