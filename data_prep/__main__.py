@@ -184,7 +184,7 @@ def spider(
             left out.
         subset: Official subset of SPIDER whose patients are used.
     """
-    jobs = spider_jobs(
+    jobs, notes = spider_jobs(
         root,
         series=series,
         slices=slices,
@@ -195,7 +195,7 @@ def spider(
         subset=subset,
     )
     preprocessing = {"source": "SPIDER", "series": " ".join(series), "slices": SLICES[slices], "seed": writing.seed}
-    return _build(jobs, writing, SPIDER_TASKS, ("region",), preprocessing)
+    return _build(jobs, writing, SPIDER_TASKS, ("region",), preprocessing, Found(notes=notes))
 
 
 def scans(

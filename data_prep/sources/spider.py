@@ -1,8 +1,9 @@
 """The SPIDER dataset (van der Graaf et al., Scientific Data 11, 264, 2024; doi:10.5281/zenodo.10159290) as jobs.
 
-ROOT holds `images/`, `masks/`, `radiological_gradings.csv` and `overview.csv`, as in the official download. Gradings
-are per patient; scans and masks are per series, named `<patient>_<series>.mha`. A data set can be made of several
-series. It then has each disc of a patient once per series, all in the same split.
+ROOT holds `images/`, `masks/`, `radiological_gradings.csv` and `overview.csv`, as in the official download: 447 series
+of 218 patients, T1 and T2 with slices of 3 to 10 mm, and T2 SPACE with slices of 0.9 mm. Gradings are per patient;
+scans and masks are per series, named `<patient>_<series>.mha`. A data set can be made of several series. It then has
+each disc of a patient once per series, all in the same split.
 
 The tables do not define "UP endplate" and "LOW endplate". We assume that they are the endplates above and below the
 disc, as in the paper's task names.
@@ -60,8 +61,10 @@ def spider_jobs(
     detect_missing: bool = False,
     keep_doubtful: bool = False,
     subset: str = "all",
-) -> list[Job]:
-    """Make one job for each scan of the given series. Patients without gradings are kept as unlabelled.
+) -> tuple[list[Job], list[str]]:
+    """One job for each scan of the given series, and a note on patients without any of these.
+
+    Patients without gradings are kept as unlabelled.
 
     The patients of SPIDER's official validation subset, if there are any, become the test split.
 
@@ -99,7 +102,10 @@ def spider_jobs(
     splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
     # SPIDER counts discs from the lowest, the detector from the sacrum. A doubtful sacrum makes the grades doubtful.
     cutting = Cutting(convention="spider", slices=slices)
-    return [
+    others = {patient for patient, own in subsets.items() if subset in ("all", own)} - patients
+    others &= {path.name.split("_")[0] for path in _scans(root, "*")}
+    notes = [f"{len(others)} patients have no scan of the series {', '.join(series)}: {some(sorted(others))}"]
+    jobs = [
         job_of(
             Series(canonical(image.name), stem_of(image), patient, (image,), partial(read_volume, image)),
             mask if (mask := root / "masks" / image.name).is_file() else None,
@@ -112,6 +118,7 @@ def spider_jobs(
         for (patient, _), image in scans.items()
         if patient in patients
     ]
+    return jobs, notes if others else []
 
 
 def read_gradings(path: Path) -> dict[str, dict[str, dict[str, int]]]:
@@ -173,10 +180,10 @@ def _images(root: Path, series: str, detect_missing: bool) -> dict[tuple[str, st
             f"{_GRADINGS} and {_OVERVIEW}."
         )
     # `*_t2.mha` also matches `200_x_t2.mha`, which is of another series: a patient's name has no underscore.
-    found = {path.name.removesuffix(f"_{series}.mha"): path for path in sorted(root.glob(f"images/*_{series}.mha"))}
+    found = {path.name.removesuffix(f"_{series}.mha"): path for path in _scans(root, f"*_{series}")}
     images = {(patient, series): path for patient, path in found.items() if "_" not in patient}
     if not images:
-        series_there = Counter(path.stem.partition("_")[2] for path in root.glob("images/*.mha"))
+        series_there = Counter(path.stem.partition("_")[2] for path in _scans(root, "*"))
         there = ", ".join(f"{name} ({count})" for name, count in sorted(series_there.items())) or "no .mha file"
         raise SpinejaxError(f"--series {series}: no images/*_{series}.mha under {root}; found {there}.")
     unmasked = [path.name for path in images.values() if not (root / "masks" / path.name).is_file()]
@@ -186,3 +193,8 @@ def _images(root: Path, series: str, detect_missing: bool) -> dict[tuple[str, st
             "the masks, remove those scans from images/, choose another --series, or --detect-missing."
         )
     return images
+
+
+def _scans(root: Path, pattern: str) -> list[Path]:
+    """The scans whose names match, without the hidden files that macOS adds to a copy."""
+    return sorted(path for path in root.glob(f"images/{pattern}.mha") if path.name[0] != ".")

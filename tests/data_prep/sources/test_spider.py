@@ -4,12 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.detect import Detection
 from data_prep.read.metaimage import write_mha
 from data_prep.read.scan import Scan
 from data_prep.sources.spider import COLUMNS, SPIDER_TASKS, read_gradings, spider_jobs
+from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine
 
@@ -56,7 +58,7 @@ def root(tmp_path_factory):
 
 
 def jobs(root, **options):
-    return spider_jobs(root, **({"series": ["t2_SPACE"], "seed": 0, "pseudonyms": KEY} | options))
+    return spider_jobs(root, **({"series": ["t2_SPACE"], "seed": 0, "pseudonyms": KEY} | options))[0]
 
 
 def job_of(jobs, patient):
@@ -265,6 +267,67 @@ def test_mask_on_another_grid_is_refused(tmp_path):
     write_mha(root / "masks" / "1_t2_SPACE.mha", block_spine(spacing_mm=(1.5, 1.4, 6.0), num_slices=3).mask)
     with pytest.raises(SpinejaxError, match=r"mask of 1_t2_SPACE\.mha.*own grid"):
         jobs(root)[0].cut()
+
+
+# The official download -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def download(tmp_path_factory):
+    """The layout of the official download: each patient has T1, T2 and T2 SPACE with masks, but 4 has no T2."""
+    root = tmp_path_factory.mktemp("download")
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    ordinary = block_spine(spacing_mm=(1.5, 1.4, 4.4), num_slices=11)
+    thin = block_spine(spacing_mm=(1.3, 1.3, 0.9), num_slices=53)
+    names = [f"{p}_{s}" for p in (1, 2, 3, 4) for s in ("t1", "t2", "t2_SPACE") if (p, s) != (4, "t2")]
+    for name in names:
+        spine, patient = thin if name.endswith("SPACE") else ordinary, int(name[0])
+        for folder, scan in (("images", spine.scan), ("masks", spine.mask)):
+            # The axes of SPIDER's files: slices first, then from front to back, then from foot to head.
+            turn = np.eye(4)[:, [2, 1, 0, 3]]
+            turn[:, 2], turn[0, 3] = -turn[:, 2], scan.voxels.shape[0] - 1
+            voxels = scan.voxels.transpose(2, 1, 0)[:, :, ::-1]
+            voxels = (
+                voxels ** np.float32(0.8 + patient / 10) if folder == "images" else voxels
+            )  # a contrast of their own
+            write_mha(root / folder / f"{name}.mha", Scan(voxels, scan.affine @ turn, ""))
+    (root / "images" / "._1_t2.mha").write_bytes(b"added by macOS")
+    write_table(root / "radiological_gradings.csv", [row(p, disc) for p in (1, 2, 3, 4) for disc in (0, 1, 2, 3, 4)])
+    subset = {"1": "validation"}
+    rows = [{"new_file_name": name, "subset": subset.get(name[0], "training")} for name in names]
+    write_table(root / "overview.csv", rows)
+    return root
+
+
+def test_the_official_download_is_read_as_it_comes(download, tmp_path, capsys):
+    assert main(["spider", str(download), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    assert "12 discs" in told.out
+    assert "1 patients have no scan of the series t2: 4" in told.err
+    assert "apart" not in told.err
+    data = DataSet(tmp_path / "out")
+    assert sorted(set(data.level)) == ["L2-L3", "L3-L4", "L4-L5", "L5-S1"]
+    assert set(data.split[data.patient == data.patient[data.split == "test"][0]]) == {"test"}
+    assert data.manifest["preprocessing"]["series"] == "t2"
+    np.testing.assert_allclose(np.linalg.norm(data.affine[:, :3, 2], axis=1), 4.4)
+
+
+@pytest.mark.parametrize(
+    ("slices", "slab_mm", "told"), [("slabs", 3.6, "averaged to about 4 mm"), ("native", 0.9, "native")]
+)
+def test_all_series_with_t2_space_in_slabs(download, tmp_path, slices, slab_mm, told):
+    arguments = ["--series", "t1", "t2", "t2_SPACE", "--slices", slices, "--out", str(tmp_path / "out")]
+    assert main(["spider", str(download), *arguments]) == 0
+    data = DataSet(tmp_path / "out")
+    assert len(data) == 44
+    assert told in data.manifest["preprocessing"]["slices"]
+    spacing = np.linalg.norm(data.affine[:, :3, 2], axis=1)
+    assert sorted(np.round(spacing, 3)) == [slab_mm] * 16 + [4.4] * 28
+    patients = dict(zip(data.scan, data.patient, strict=True))
+    splits = set(zip(data.patient, data.split, strict=True))
+    assert len(patients) == 11
+    assert len(splits) == 4  # all series of a patient are in one split
 
 
 # Real scans ----------------------------------------------------------------------------------------------------------
