@@ -112,7 +112,10 @@ def _character_set(data: Dataset) -> list[str]:
     terms = [term.strip("\x00 ") for term in text.split("\\")]
     terms = ["" if re.fullmatch(r"(?i)iso[ _-]*ir[ _-]*6", term) else term for term in terms]
     terms = [re.sub(r"(?i)^iso[ _-]*2022[ _-]*ir[ _-]*(\d+)$", r"ISO 2022 IR \1", term) for term in terms]
-    return [re.sub(r"(?i)^iso[ _-]*ir[ _-]*(\d+)$", r"ISO_IR \1", term) for term in terms]
+    terms = [re.sub(r"(?i)^iso[ _-]*ir[ _-]*(\d+)$", r"ISO_IR \1", term) for term in terms]
+    return [
+        re.sub(r"^ISO_IR (58|87|149|159)$", r"ISO 2022 IR \1", term) for term in terms
+    ]  # exist with extensions only
 
 
 def _decoded(raw: bytes, terms: list[str]) -> tuple[str, str]:
@@ -127,6 +130,7 @@ def _decoded(raw: bytes, terms: list[str]) -> tuple[str, str]:
                     text = decode_bytes(raw, convert_encodings(list(guess)), _DELIMITERS)
             except (LookupError, ValueError):
                 continue
+            text = text.replace("\x1b$)A", "")  # pydicom leaves that of ISO 2022 IR 58 in
             return text, "" if guess is terms else f"does not fit {_named(terms)}: its escape sequences were followed"
     for term in ("UTF-8", *terms[1:], "Latin-1"):
         try:

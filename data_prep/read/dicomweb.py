@@ -93,7 +93,8 @@ def store(address: str, files: Sequence[Path]) -> tuple[int, dict[str, str]]:
     """
     pydicom = import_pydicom()
     sent, failures = 0, {}
-    with _client(address) as client:
+    # In one piece: of objects in chunks, some servers say that they are stored, and lose them.
+    with _client(address, chunk_bytes=1 << 31) as client:
         for path in files:
             with _one_line(address, f"{sent} of {len(files)} objects were sent"):
                 reason = _store_one(client, pydicom.dcmread(path))
@@ -137,7 +138,8 @@ def _store_one(client, image) -> str:
 
 
 @contextlib.contextmanager
-def _client(root: str) -> Iterator:
+def _client(root: str, chunk_bytes: int = 1 << 20) -> Iterator:
+    """A client of the server. More than `chunk_bytes` are sent, and answers read, in chunks."""
     with needs("A DICOMweb server needs dicomweb-client", "dicomweb"):
         import requests
         from dicomweb_client.web import DICOMwebClient
@@ -161,7 +163,9 @@ def _client(root: str) -> Iterator:
     for library in ("dicomweb_client", "retrying"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # what they warn of is in our messages
     # An answer in JSON may name its character set, which dicomweb-client takes for another media type.
-    client = DICOMwebClient(root, session=session, timeout=_TIMEOUT_S, callback=_without_parameters)
+    client = DICOMwebClient(
+        root, session=session, timeout=_TIMEOUT_S, callback=_without_parameters, chunk_size=chunk_bytes
+    )
     client.set_http_retry_params(max_attempts=_ATTEMPTS)
     with session:
         yield client

@@ -144,6 +144,16 @@ def test_an_object_that_a_server_does_not_store_is_named_with_the_reason(images,
 
 
 def test_an_answer_that_does_not_name_the_object_is_no_success(images):
+    """Reported: dicomweb-client 42. A server answered 200, and what came in chunks was lost."""
+    large = pydicom.dcmread(images[0])
+    large.add_new(0x00420011, "OB", bytes(3 << 20))
+    large.save_as(images[0])
+    with server(lambda _: (200, {}, b"")) as (address, requests):
+        sent, failures = store(f"http://{address}", images[:1])
+    assert (sent, len(failures)) == (0, 1)
+    assert [("Transfer-Encoding" in one.headers, int(one.headers["Content-Length"]) > 3 << 20) for one in requests] == [
+        (False, True)
+    ]
     with server(lambda _: (200, JSON, b"{}")) as (address, _):
         assert store(f"http://{address}", images[:1])[1]["images/00000"].endswith("does not say that it is stored.")
     with server(lambda _: (413, {"Content-Type": "text/html"}, b"<html>")) as (address, _):
