@@ -224,7 +224,8 @@ def scans(
         inventory=inventory,
     )
     if found.contradictions:
-        raise SpinejaxError("Who is the patient?\n  " + "\n  ".join(found.contradictions[:20]))
+        way_on = "Or write an `inventory`, name the patients in it, and give it with --inventory."
+        raise SpinejaxError("\n  ".join(["Who is the patient?", *found.contradictions[:20], way_on]))
     found.notes += found.patient_notes
     preprocessing = {"source": "scans", "normalise": reading.cutting.normalise, "seed": writing.seed}
     preprocessing["slices"] = SLICES[reading.cutting.slices]

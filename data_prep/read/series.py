@@ -17,7 +17,7 @@ from data_prep.read.header_cache import Header, headers_of
 from data_prep.read.image_kind import NO_PLACE
 from data_prep.read.names import canonical
 from data_prep.read.parts import PLANES, parts_of, step_mm, without_copies
-from data_prep.read.patient_tags import Evidence
+from data_prep.read.patient_tags import Evidence, alike
 from data_prep.read.patients import tell_apart
 from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
@@ -237,11 +237,12 @@ def _dicom_name(file: Path, key: str) -> str:
 
 def _refuse_whole(key: str, images: list[DicomFile], damaged: Path | None, name: str, burned: bool) -> None:
     """Raises SpinejaxError if a series with a scan in it cannot be used, whatever its parts are."""
-    patients = {file.patient for file in images}
+    patients = {alike(file.patient): file.patient for file in images if file.patient}
     if not key:
         raise SpinejaxError(f"{name}: no SeriesInstanceUID, which tells series apart. Export it again.")
     if len(patients) > 1:
-        raise SpinejaxError(f"{name}: files of {len(patients)} patients, expected one. Export it again.")
+        ids = some(sorted(patients.values()))
+        raise SpinejaxError(f"{name}: files of {len(patients)} patients ({ids}), expected one. Export it again.")
     if any(file.burned_in for file in images) and not burned:
         raise SpinejaxError(
             f"{name}: BurnedInAnnotation is YES, so names may be in its pixels. Look at them; `data_prep scans "
@@ -269,7 +270,7 @@ def _evidence(key: str, files: Sequence[DicomFile]) -> Evidence:
         path=first.path,
         folders=tuple(sorted({file.path.parent for file in files})),
         uid=key,
-        patient_id=first.patient,
+        patient_id=next((file.patient for file in files if file.patient), ""),
         patient_name=first.patient_name,
         birth_date=first.birth_date,
         study=first.study,

@@ -194,7 +194,7 @@ def test_series_whose_end_slice_is_damaged_fails(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"PatientID": "p9"}, "files of 2 patients"),
+        ({"PatientID": "p9"}, "files of 2 patients (p1, p9), expected one"),
         ({"SeriesInstanceUID": ""}, "no SeriesInstanceUID"),
     ],
 )
@@ -209,6 +209,18 @@ def test_series_without_one_patient_fails(tmp_path, capsys, values, message):
     printed = capsys.readouterr()
     assert message in printed.err
     assert "4 discs" in printed.out
+
+
+def test_series_whose_patient_id_was_completed_late_is_one_patients(tmp_path):
+    """Images sent before an archive corrected the PatientID carry none, or another spelling of it."""
+    root = write_set(tmp_path, ("a",))
+    slices = put(root / "images" / "dicom", SPINE.scan, "p1", "t2")
+    write_mha(root / "masks" / f"{slices[0].SeriesInstanceUID}.mha", SPINE.mask)
+    for one, patient in zip(slices, ("", "P1 "), strict=False):
+        one.PatientID = patient
+        save(one)
+    assert scans(root / "images" / "dicom", "--masks", root / "masks", "--out", tmp_path / "out") == 0
+    assert len(set(DataSet(tmp_path / "out").patient)) == 1
 
 
 def test_file_and_folder_that_may_not_be_read_are_reported_and_the_others_are_written(tmp_path, capsys, monkeypatch):
