@@ -334,6 +334,7 @@ def overlay(
     seed: int = 0,
     scans_per_page: int = 200,
     workers: int = 1,
+    inventory: Path | None = None,
 ) -> int:
     """Show whole scans with the vertebral corners and the boxes that discs are cut out of: some as one picture, or all
     on HTML pages, where corners and levels can be corrected and saved for --corners.
@@ -344,8 +345,9 @@ def overlay(
         seed: Seed of the choice.
         scans_per_page: Number of scans on a page (HTML).
         workers: Number of processes (HTML).
+        inventory: Table of `inventory`, in which series may have been chosen. Give the same PATHS.
     """
-    jobs, found = reading.jobs(seed=seed)
+    jobs, found = reading.jobs(seed=seed, num_workers=workers, inventory=inventory)
     _print_notes([*map(str, found.left_out), *found.notes, *found.failures.values()])
     if out.suffix == ".html" or out.is_dir() or not out.suffix:
         pages, counts = corner_pages(

@@ -179,8 +179,11 @@ def _look(job: Job, series: Series, file: Path) -> dict:
         extract_discs(scan, bodies, notes=notes)
     except NotSagittalError as error:
         return {"leftOut": str(error)}
-    except (SpinejaxError, OSError) as error:
-        failure = str(error) if isinstance(error, SpinejaxError) else f"{job.name}: cannot be read ({error})."
+    except SpinejaxError as error:
+        failure = str(error)
+        scan = scan or _read(series)
+    except (OSError, MemoryError) as error:
+        failure = f"{job.name}: cannot be read ({error or 'it does not fit into memory'})."
         scan = scan or _read(series)
     facts = _facts(job.name, failure, key=series.key, alias=series.alias, notes=notes)
     if scan is None:
@@ -203,7 +206,7 @@ def _read(series: Series) -> Scan | None:
     """A scan whose bodies were not found, or None if its voxels cannot be read either."""
     try:
         return series.read()[0]
-    except (SpinejaxError, OSError):
+    except (SpinejaxError, OSError, MemoryError):
         return None
 
 

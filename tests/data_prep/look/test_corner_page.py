@@ -237,3 +237,16 @@ def test_a_body_has_its_corners_and_slices_again_from_what_is_saved(slice_mm):
             again = bodies_from_corners(scan, {"L4": entry, "L5": entry})[0]
             assert again.slices == slices
             np.testing.assert_allclose(again.corners, body.corners, atol=1e-3)
+
+
+def test_the_scans_that_an_inventory_chose_are_shown(tmp_path):
+    root = write_set(tmp_path)
+    table = tmp_path / "inventory.csv"
+    assert main(["inventory", str(root / "images"), "--out", str(table)]) == 0
+    lines = table.read_text().splitlines(keepends=True)
+    kept = [re.sub("(^|,)yes(,|$)", r"\1no\2", line) if "b_t2" in line else line for line in lines]
+    assert kept != lines
+    table.write_text("".join(kept))
+    where = ["overlay", str(root / "images"), "--masks", str(root / "masks"), "--inventory", str(table)]
+    assert main([*where, "--out", str(tmp_path / "qc.html")]) == 0
+    assert [scan["key"] for scan in facts_of((tmp_path / "qc.html").read_text())["scans"]] == ["a_t2", "c_t2"]
