@@ -233,6 +233,6 @@ def _located(graded: _Graded, notes: list[str]) -> tuple[Located | None, dict[st
 
 def _refuse_outside(affine: np.ndarray, scan: Scan, name: str) -> None:
     """A disc outside the series belongs to another one."""
-    place = np.linalg.solve(scan.affine, affine @ [*(size / 2 for size in WINDOW_SHAPE), 1])[:3]
+    place = np.linalg.solve(scan.affine, affine @ [*((size - 1) / 2 for size in WINDOW_SHAPE), 1])[:3]
     if (place < -0.5).any() or (place > np.array(scan.voxels.shape) - 0.5).any():
         raise SpinejaxError(f"{name}: the disc is outside this series. Give the series that was graded.")

@@ -19,19 +19,23 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
+from data_prep.anatomy.discs import extract_discs
+from data_prep.anatomy.vertebrae import bodies_from_spider_mask
 from data_prep.output.dicom_objects import read_source, write_map, write_report
 from data_prep.output.pictures import PlacedDisc, hotspot_picture, hotspot_slices
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
+from data_prep.phantom.write_dicom import write_dicom
 from data_prep.read.dicomweb import fetched, store
 from data_prep.read.scan import Scan
 from data_prep.read.volume_files import read_scan
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
-from spinejax.geometry import WINDOW_SHAPE
+from spinejax.geometry import WINDOW_SHAPE, window_affine
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.inference.hotspots import Method
 from spinejax.report import hotspot_files
 from spinejax.tasks import Task
+from tests.block_spine import block_spine
 from tests.dicom_files import enhanced, save, series, small_scan_voxels
 from tests.orthanc import PASSWORD, USER, needs_orthanc, running_orthanc
 
@@ -518,3 +522,28 @@ def test_a_source_without_identifiers_is_named(tmp_path):
     save(first)
     with pytest.raises(SpinejaxError, match="small: 00000 has no FrameOfReferenceUID"):
         read_source(sorted((tmp_path / "classic").iterdir()), "small")
+
+
+def test_maps_and_pictures_of_slabs_lie_where_their_slices_do(tmp_path):
+    """Of 45 slices of 1 mm every 4 make a slab; the window's middle one has slices 21 to 24 of the scan."""
+    spine = block_spine(spacing_mm=(1.6, 1.6, 1.0), num_slices=45)
+    write_dicom(tmp_path / "series", spine.scan, patient="p", series="s")
+    disc = extract_discs(spine.scan, bodies_from_spider_mask(spine.mask)[0])[1]
+    affine = window_affine(disc.affine)
+    images = read_source(sorted((tmp_path / "series").iterdir()), "s")
+    task, graded = (
+        Task("side", ("front", "back")),
+        GradedDisc("p", "s", disc.level, {"side": {"front": 0.2, "back": 0.8}}),
+    )
+    maps = DiscMaps((task,), ("back",), np.ones((1, *WINDOW_SHAPE), np.float32), affine)
+    write_map(tmp_path / "map.dcm", images, graded, maps, task, ["step 7"], 1)
+    written = pydicom.dcmread(tmp_path / "map.dcm")
+    assert float(written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices) == 4
+    places = [
+        [float(value) for value in frame.PlanePositionSequence[0].ImagePositionPatient]
+        for frame in written.PerFrameFunctionalGroupsSequence
+    ]
+    for place, step in zip(places, range(-4, 5), strict=True):
+        in_scan = np.linalg.inv(spine.scan.affine) @ [*place, 1]
+        np.testing.assert_allclose(in_scan[2], 22.5 + 4 * step, atol=1e-3)
+    assert hotspot_slices(spine.scan, [PlacedDisc(graded, affine, maps)]) == [6, 10, 14, 18, 22, 26, 30, 34, 38]
