@@ -1,15 +1,18 @@
-"""Speed and memory of cutting discs out of scans of clinical size, with masks, in one process.
+"""Speed and memory of cutting discs out of scans of clinical size, with masks, and of an inventory of many small files.
 
-    python -m benchmarks.data_prep [--scans 20] [--rows 512 --columns 512 --slices 20] [--out data_prep.json]
+    python -m benchmarks.data_prep [--scans 20] [--rows 512 --columns 512 --slices 20] [--files 10000] [--out FILE]
 
-For each format it prints the seconds per scan (reading, finding corners, cutting), the scans per minute and core, and
-the process's peak memory after the first and after the last scan. The two are equal if memory does not grow with the
-scans.
+For each format it prints the seconds per scan (reading, finding corners, cutting) in one process, the scans per minute
+and core, and the process's peak memory after the first and after the last scan. The two are equal if memory does not
+grow with the scans. Of the inventory it prints the seconds and the peak memory of the command with two workers, for a
+tenth of the files and for all, and once more with the headers that were kept.
 """
 
 import argparse
-import json
+import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -27,6 +30,7 @@ from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
 from data_prep.read.series import find_series
 from data_prep.sources.scan_files import Cutting, locate
+from spinejax.files.json_files import write_json
 
 
 def resampled(scan: Scan, shape: tuple[int, int, int], order: int) -> Scan:
@@ -34,6 +38,18 @@ def resampled(scan: Scan, shape: tuple[int, int, int], order: int) -> Scan:
     zoom = np.array(shape) / scan.voxels.shape
     affine = scan.affine @ np.diag([*(1 / zoom), 1])
     return Scan(ndimage.zoom(scan.voxels, zoom, order=order, grid_mode=True, mode="nearest"), affine, scan.name)
+
+
+FILES_OF_A_SERIES = 20
+# A run of data_prep that ends with its peak memory and that of its largest worker, in KiB.
+MEASURED = """
+import re, resource, sys
+from data_prep.__main__ import main
+status = main(sys.argv[1:])
+print(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss counts the parent's memory, too
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
 
 
 def peak_mib() -> float:
@@ -45,6 +61,7 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=20)
     for name, size in (("rows", 512), ("columns", 512), ("slices", 20)):
         parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--files", type=int, default=10_000, help="DICOM files of the inventory")
     parser.add_argument("--out", type=Path, help="figures as JSON")
     options = parser.parse_args()
     figures = {}
@@ -83,8 +100,47 @@ def main() -> None:
                 f"core; peak {first_mib:.0f} MiB after one scan, {peak_mib():.0f} MiB after {options.scans + 1}",
                 highlight=False,
             )
+    if options.files:
+        with tempfile.TemporaryDirectory() as place:
+            small = resampled(drawn.scan, (48, 32, FILES_OF_A_SERIES), 1)
+            figures["inventory"] = inventories(Path(place), small, options.files, console)
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(options.out, figures)
+
+
+def inventories(place: Path, scan: Scan, num_files: int, console: Console) -> list[dict]:
+    """Time the command `inventory` on a tenth of some DICOM files, on all, and on all again."""
+    figures = []
+    done = 0
+    for last, kept in ((num_files // 10, False), (num_files, False), (num_files, True)):
+        for number in range(done, last, FILES_OF_A_SERIES):
+            write_dicom(place / "files" / f"p{number}", scan, patient=f"p{number}", series="t2")
+        done = last
+        if not kept:
+            (place / "inventory.headers.json").unlink(missing_ok=True)
+        command = ["inventory", place / "files", "--out", place / "inventory.csv", "--overwrite", "--workers", "2"]
+        start, before = time.perf_counter(), os.times()
+        peaks = subprocess.run([sys.executable, "-c", MEASURED, *map(str, command)], capture_output=True, check=True)
+        seconds, after = time.perf_counter() - start, os.times()
+        cpu_seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        own, worker = (float(word) / 1024 for word in peaks.stdout.split()[-2:])
+        figures.append(
+            {
+                "files": done,
+                "headers_kept": kept,
+                "workers": 2,
+                "seconds": seconds,
+                "cpu_seconds": cpu_seconds,
+                "peak_mib": own,
+                "peak_mib_of_largest_worker": worker,
+            }
+        )
+        console.print(
+            f"inventory of {done} files{' again' if kept else ''}, two workers: {seconds:.1f} s ({cpu_seconds:.1f} of "
+            f"the cores'), peak {own:.0f} MiB, and {worker:.0f} MiB of the largest worker",
+            highlight=False,
+        )
+    return figures
 
 
 def one_scan(folder: Path, mask: Path) -> int:

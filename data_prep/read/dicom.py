@@ -65,7 +65,8 @@ def read_series(frames: Sequence[Frame], name: str, dtype, notes: Sequence[str] 
         padded |= outlying
         if padded.all():
             raise SpinejaxError(f"{name}: all of its voxels are padding, by PixelPaddingValue. Export it again.")
-        voxels[padded] = voxels[~padded].min()
+        if padded.any():
+            voxels[padded] = voxels[~padded].min()
     return reorient(as_dtype(voxels.transpose(1, 2, 0), dtype, name), affine, name), notes
 
 
@@ -80,14 +81,12 @@ def _outlying(voxels: Num[np.ndarray, "S H W"], padded: Bool[np.ndarray, "S H W"
 
     A lowest value counts only if it is negative, as no magnitude image has it; one in a thousand voxels must have it.
     """
-    known = voxels[~padded]
-    for sign in (1, -1):
-        values = sign * known
-        low = values.min(initial=0)
-        rest = values[values > low]
-        alone = len(rest) and rest.min() - low > np.ptp(rest) > 0 and len(known) - len(rest) > 1e-3 * len(known)
-        if alone and low < 0:
-            return ~padded & (voxels == sign * low)
+    known = voxels[~padded] if padded.any() else voxels.ravel()
+    for end in (known.min(initial=0), known.max(initial=0)):
+        if end and np.count_nonzero(known == end) > 1e-3 * len(known):
+            rest = known[known != end]
+            if len(rest) and abs(rest - end).min() > np.ptp(rest) > 0:
+                return ~padded & (voxels == end)
     return np.zeros_like(padded)
 
 

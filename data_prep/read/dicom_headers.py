@@ -1,6 +1,7 @@
 """DICOM headers: a file's series, its contrast, and the position of each of its frames in the patient."""
 
 import contextlib
+import functools
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +83,7 @@ class Frame:
     intercept: float
     kind: Kind = field(default_factory=Kind)
 
-    @property
+    @functools.cached_property
     def normal(self) -> Float[np.ndarray, "3"]:
         """The unit normal of the slice plane."""
         return np.cross(*self.axes)
