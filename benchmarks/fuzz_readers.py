@@ -23,7 +23,7 @@ import numpy as np
 MAX_SECONDS, MAX_BYTES = 10, 2 << 30
 FORMATS = (
     *("mha", "mha.zlib", "nii", "nii.gz"),
-    *("dicom", "rle", "jpeg-ls", "jpeg2000", "jpeg-lossless", "deflate", "enhanced"),
+    *("dicom", "rle", "jpeg-ls", "jpeg2000", "jpeg-lossless", "deflate", "enhanced", "bare"),
 )
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -64,6 +64,10 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
             for one in slices:
                 one.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
                 pydicom.dcmwrite(one.filename, one, implicit_vr=False, little_endian=True)
+        elif name == "bare":
+            for one in slices:
+                bare = pydicom.Dataset(one)
+                pydicom.dcmwrite(one.filename, bare, implicit_vr=True, little_endian=True, enforce_file_format=False)
         elif name == "enhanced":
             (folder / "whole").mkdir()
             save(enhanced(slices), folder / "whole" / "e")

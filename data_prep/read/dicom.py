@@ -110,6 +110,8 @@ def stored_pixels(
                 f"{path}: HighBit {dataset.HighBit} with BitsStored {dataset.BitsStored}; expected one less. Export it "
                 "again."
             )
+        elif syntax.is_little_endian:
+            _refuse_more_bits(dataset, path)
         pixels = dataset.pixel_array.reshape(-1, *shape)  # without the unused high bits, where overlays may be
         padded = np.zeros(pixels.shape, bool)
         if dataset.get("PixelPaddingValue") is not None:
@@ -119,6 +121,16 @@ def stored_pixels(
             both_ends = -1 if dataset.PixelRepresentation else (1 << int(dataset.BitsStored)) - 1
             pixels = both_ends - pixels.astype(np.int64)
     return pixels, padded
+
+
+def _refuse_more_bits(dataset, path: Path) -> None:
+    """Refuse values that do not fit BitsStored: their high bits would be cut off. Overlays may be in these bits."""
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    overlays = any(0x6000 <= tag.group <= 0x60FF for tag in tuple(dataset.keys()))
+    if stored < allocated == 16 and not dataset.PixelRepresentation and not overlays:
+        beyond = np.frombuffer(dataset.PixelData, "<u2") >> stored
+        if beyond.any():
+            raise SpinejaxError(f"{path}: values above the {stored} bits that BitsStored declares. Export it again.")
 
 
 def _decoder(syntax, path: Path, pydicom, bits: int) -> str:

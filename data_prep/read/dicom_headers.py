@@ -61,7 +61,7 @@ class Kind:
     """What an image is, beside its place: the images of one scan are of one kind."""
 
     derived: str = ""  # what it is instead of an acquired image: "an ADC map by its ImageType"
-    image_type: tuple[str, ...] = ()  # in lower case, without the first two values
+    image_type: tuple[str, ...] = ()  # in lower case
     echo_ms: float = 0.0  # 0 if unknown
     stack: str = ""  # StackID
     repeats: tuple[tuple[str, str], ...] = ()  # what may tell repetitions apart: ("acquisition", "2"), …
@@ -104,6 +104,7 @@ class DicomFile:
     burned_in: bool  # whether it says that text is burned into its pixels
     declared: int  # number of images in the series (ImagesInAcquisition); 0 if unknown
     frames: tuple[Frame, ...]  # those with a place in the patient
+    placeless: int = 0  # number of its other frames
     patient_name: str = ""
     birth_date: str = ""
     study: str = ""  # its StudyInstanceUID
@@ -164,10 +165,11 @@ def read_header(path: Path) -> DicomFile:
                 description=text("SeriesDescription", "ProtocolName"),
                 date=text(*_DATES),
                 time=text(*_TIMES),
-                not_a_scan=not_a_scan or (NO_PLACE if not frames else ""),
+                not_a_scan=not_a_scan or ("" if frames else _kind(_values([dataset])).derived or NO_PLACE),
                 burned_in=text("BurnedInAnnotation").upper() == "YES",
                 declared=int(dataset.get("ImagesInAcquisition") or 0),
                 frames=frames,
+                placeless=int(dataset.get("NumberOfFrames") or 1) - len(frames) if frames else 0,
                 patient_name=canonical(text("PatientName")),
                 birth_date=text("PatientBirthDate"),
                 study=text("StudyInstanceUID"),
@@ -247,13 +249,19 @@ def _frames(dataset, path: Path) -> Iterator[Frame]:
         )
     for index in range(count):
         groups = [*(functional_groups(dataset, index) if enhanced else ()), dataset]
-
-        def value(*names: str, groups: Sequence = groups) -> Any:
-            found = (group.get(name) for name in names for group in groups)
-            return next((each for each in found if each not in (None, "", [])), None)
-
+        value = _values(groups)
         if value("ImagePositionPatient") is not None and value("ImageOrientationPatient") is not None:
             yield _frame(value, path, index, shape)
+
+
+def _values(groups: Sequence) -> Callable[..., Any]:
+    """A function that gives the first value of some attributes, in order, that is not empty; or None."""
+
+    def value(*names: str) -> Any:
+        found = (group.get(name) for name in names for group in groups)
+        return next((each for each in found if each not in (None, "", [])), None)
+
+    return value
 
 
 def functional_groups(dataset, index: int) -> list:
@@ -272,7 +280,7 @@ def _kind(value: Callable[..., Any]) -> Kind:
     repeats |= {f"dimension{n}": str(each) for n, each in enumerate(value("DimensionIndexValues") or (), start=1)}
     return Kind(
         derived=why_derived(image_type, description, value),
-        image_type=image_type[2:],
+        image_type=image_type,
         echo_ms=float(echo) if isinstance(echo, int | float) and echo > 0 else 0.0,
         stack=str(value("StackID") or ""),
         repeats=tuple(repeats.items()),

@@ -197,9 +197,18 @@ def _repetitions(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
     ways += [("", ["-".join(frame.kind.image_type) for frame in frames]), ("place", _places(frames))]
     for name, values in ways:
         groups = _by(values, frames)
-        if len(groups) > 1 and all(map(_is_stack, groups.values())) and (name == "stack" or not _interleaved(groups)):
+        whole = all(map(_is_stack, groups.values())) and (name == "stack" or not _interleaved(groups))
+        if len(groups) > 1 and (whole or _with_strays(groups)):
             return {f"/{name}{value}": group for value, group in groups.items()}
     return {"": list(frames)}
+
+
+def _with_strays(groups: dict[str, list[Frame]]) -> bool:
+    """Whether there are a stack and, at the places of its slices, a few other images."""
+    *others, stack = sorted(groups.values(), key=len)
+    strays = [frame for group in others for frame in group]
+    few = len(strays) <= MAX_STRAYS and 4 * len(strays) <= len(stack)
+    return few and _is_stack(stack) and all(min(_apart_mm(one, other) for other in stack) < SAME_MM for one in strays)
 
 
 def _is_stack(frames: Sequence[Frame]) -> bool:

@@ -214,6 +214,12 @@ def _take_dicom(
     total, declared = sum(len(part.frames) for part in parts), max(file.declared for file in images)
     if declared > total:
         more.append(f"{name}: {total} of the {declared} images that it declares. Is an end slice missing?")
+    more += [
+        f"{name}: {file.placeless} of the {len(file.frames) + file.placeless} frames of {file.path.name} have "
+        "no position in the patient, and were left out"
+        for file in images
+        if file.placeless
+    ]
     only = sum(not (one.left_out or one.failed) for one in judged) == 1
     for part, own, one in zip(parts, names, judged, strict=True):
         facts = replace(_facts(files[0], part.frames), contrast=str(part.contrast))

@@ -13,6 +13,7 @@ from data_prep.read.scan import MAX_VOXELS
 from spinejax.errors import SpinejaxError
 
 SAME_MM = 0.01  # positions closer than this are the same
+_TURNED = 5e-3  # tolerance of directions, which may be rounded to two digits
 _UNEVEN = 0.03  # tolerance, as a fraction of the spacing
 _ROUNDED_MM = 0.1  # a position rounded to 0.1 mm may lie this far off its line, as all three coordinates are rounded
 
@@ -27,7 +28,7 @@ def in_order(frames: Sequence[Frame], name: str) -> tuple[list[Frame], Float[np.
             spaced, or are shifted against one another in their plane.
     """
     first = frames[0]
-    if any(frame.shape != first.shape or abs(frame.axes - first.axes).max() > 1e-3 for frame in frames):
+    if any(frame.shape != first.shape or abs(frame.axes - first.axes).max() > _TURNED for frame in frames):
         raise SpinejaxError(f"{name}: its images differ in size or orientation. Split the series.")
     if len(frames) * first.shape[0] * first.shape[1] > MAX_VOXELS:
         raise SpinejaxError(f"{name}: {len(frames)} images of {first.shape} pixels; expected at most {MAX_VOXELS}.")

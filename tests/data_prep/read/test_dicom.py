@@ -131,8 +131,9 @@ def test_jpeg_lossless_comes_back_exactly(tmp_path, scan, syntax, whole):
     assert_same(read(folder)[0], scan)
 
 
-def test_jpeg_baseline_is_read_as_far_as_it_goes(tmp_path):
-    """8 bits, lossy: a secondary copy, but some archives have nothing else."""
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit], ids=lambda syntax: syntax.keyword)
+def test_jpeg_of_8_bits_is_read_as_far_as_it_goes(tmp_path, syntax):
+    """Lossy: a secondary copy, but some archives have nothing else."""
     smooth = Scan(np.indices((40, 36, 6)).sum(0).astype(np.float32), OBLIQUE, "smooth")
     for one in series(tmp_path / "a", smooth):
         eight = (one.pixel_array >> 8).astype(np.uint8)
@@ -142,7 +143,7 @@ def test_jpeg_baseline_is_read_as_far_as_it_goes(tmp_path):
         Image.fromarray(eight).save(packed, "JPEG", quality=95)
         one.PixelData = pydicom.encaps.encapsulate([packed.getvalue()])
         one["PixelData"].VR = "OB"
-        one.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+        one.file_meta.TransferSyntaxUID = syntax
         save(one)
     assert_same(read(tmp_path / "a")[0], smooth, atol=2.0)
 

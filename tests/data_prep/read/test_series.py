@@ -12,6 +12,7 @@ import pytest
 from data_prep.read.scan import Scan
 from data_prep.read.series import Facts, find_series
 from data_prep.read.series_rule import one_of_each_patient
+from spinejax.errors import SpinejaxError
 from tests.block_spine import sagittal_affine
 from tests.dicom_files import enhanced, group, save, series, small_scan_voxels
 
@@ -129,7 +130,11 @@ def test_echoes_are_parted_whichever_comes_first(tmp_path, scan, prefix, layout)
         ("TemporalPositionIdentifier", ("1", "2"), "time"),
         ("AcquisitionNumber", ("1", "2"), "acquisition"),
         ("TriggerTime", ("10", "520"), "trigger"),
-        ("ImageType", (["ORIGINAL", "PRIMARY", "M", "NORM"], ["ORIGINAL", "PRIMARY", "M", "ND"]), "m-n"),
+        (
+            "ImageType",
+            (["ORIGINAL", "PRIMARY", "M", "NORM"], ["ORIGINAL", "PRIMARY", "M", "ND"]),
+            "original-primary-m-n",
+        ),
     ],
 )
 def test_repetitions_are_asked_about_and_any_reads_them_apart(tmp_path, scan, name, values, end):
@@ -143,6 +148,18 @@ def test_repetitions_are_asked_about_and_any_reads_them_apart(tmp_path, scan, na
     assert len(found.series) == 2
     assert all(each.startswith(end) for each in ends(found))
     assert any(np.allclose(one.read()[0].voxels, scan.voxels, atol=0.07) for one in found.series)
+
+
+@pytest.mark.parametrize(
+    "values", [{"ImageType": ["DERIVED", "SECONDARY"]}, {"AcquisitionNumber": 9}, {"EchoTime": None}]
+)
+def test_one_image_too_many_does_not_spoil_a_series(tmp_path, scan, values):
+    """At the place of a slice, and unlike all others in one respect."""
+    slices = change(series(tmp_path / "a", scan), AcquisitionNumber=1)
+    other([slices[2]], **values)
+    found = find_series([tmp_path])
+    assert_same(found.series[0], scan)
+    assert "1 of another kind than the other 6 images (x00000)" in told(found.left_out)
 
 
 def test_a_gap_is_not_hidden_by_acquisition_numbers(tmp_path, scan):
@@ -237,8 +254,12 @@ def test_image_without_a_place_does_not_spoil_a_series(tmp_path, scan, values):
     assert_same(found.series[0], scan)
     assert "1 of 7 files: no position in the patient (x00000)" in told(found.left_out)
     shutil.rmtree(tmp_path / "a")
-    change(series(tmp_path / "a", scan), **values)
+    slices = change(series(tmp_path / "a", scan), **values)
     assert "no position in the patient in any of its 6 files" in told(find_series([tmp_path]).failed)
+    change(slices, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])
+    found = find_series([tmp_path])
+    assert "6 of 6 files: a screen save by its ImageType" in told(found.left_out)
+    assert found.failed == []
 
 
 AXIAL, CORONAL = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1]
@@ -439,6 +460,139 @@ def test_burned_in_text_is_refused_unless_allowed(tmp_path, scan):
     change(series(tmp_path / "a", scan), BurnedInAnnotation="YES")
     assert "--burned-in" in told(find_series([tmp_path]).failed)
     assert len(find_series([tmp_path], burned_in=True).series) == 1
+
+
+# Enhanced files and other ways to store a series ----------------------------------------------------------------------
+
+
+def write_enhanced(folder, slices, edit=lambda whole: None):
+    """One enhanced file of a classic series' slices, in place of them."""
+    whole = enhanced(slices)
+    edit(whole)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    save(whole, folder / "IM0")
+
+
+def test_frame_without_its_place_is_left_out_of_an_enhanced_file(tmp_path, scan):
+    slices = series(tmp_path / "a", scan)
+
+    def drop(whole):
+        del whole.PerFrameFunctionalGroupsSequence[5].PlanePositionSequence
+
+    write_enhanced(tmp_path / "a", slices, drop)
+    (one,) = find_series([tmp_path]).series
+    read_back, notes = one.read()
+    assert read_back.voxels.shape[2] == 5
+    assert "1 of the 6 frames of IM0 have no position in the patient" in told(notes)
+
+
+@pytest.mark.parametrize("by", ["StackID", "DimensionIndexValues", "TemporalPositionIndex"])
+def test_stacks_and_times_of_an_enhanced_file_are_parted(tmp_path, scan, by):
+    slices = series(tmp_path / "a", scan)
+    again = other(slices)
+
+    def mark(whole):
+        for number, frame in enumerate(whole.PerFrameFunctionalGroupsSequence):
+            value = {"StackID": f"{1 + number // 6}", "TemporalPositionIndex": 1 + number // 6}
+            value["DimensionIndexValues"] = [1 + number // 6, 1 + number % 6]
+            frame.FrameContentSequence = group(**{by: value[by]})
+
+    write_enhanced(tmp_path / "a", [*slices, *again], mark)
+    assert "images of the same places" in told(find_series([tmp_path]).failed)
+    found = find_series([tmp_path], weighting="any")
+    ending = {"StackID": "stack", "DimensionIndexValues": "dimension1", "TemporalPositionIndex": "time"}[by]
+    assert ends(found) == [f"{ending}{number}" for number in ("1", "2")]
+    assert_same(found.series[0], scan)
+
+
+def test_enhanced_localiser_in_three_planes_is_no_scan(tmp_path, scan):
+    """https://github.com/rordenlab/dcm2niix/issues/894: the frames of three planes were stacked into one volume."""
+    slices = series(tmp_path / "a", scan)
+
+    def turn(whole):
+        del whole.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+        for number, frame in enumerate(whole.PerFrameFunctionalGroupsSequence):
+            axes = (slices[0].ImageOrientationPatient, CORONAL, AXIAL)[number // 2]
+            frame.PlaneOrientationSequence = group(ImageOrientationPatient=axes)
+
+    write_enhanced(tmp_path / "a", slices, turn)
+    found = find_series([tmp_path], weighting="any")
+    assert found.series == []
+    assert "6 of 6 images: a localiser in 3 planes (axial, coronal, sagittal)" in told(found.left_out)
+
+
+def test_concatenated_enhanced_files_are_one_scan(tmp_path, scan):
+    """A large enhanced image is stored as several (PS3.3, C.7.6.16.2.2.4)."""
+    slices = series(tmp_path / "a", scan)
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    for number, part in enumerate((slices[:2], slices[2:5], slices[5:]), start=1):
+        whole = enhanced(part)
+        whole.ConcatenationUID, whole.InConcatenationNumber = "1.2.3", number
+        whole.SOPInstanceUID = whole.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+        save(whole, tmp_path / "a" / f"IM{number}")
+    assert_same(find_series([tmp_path]).series[0], scan)
+
+
+def test_pairs_of_means_under_one_uid_are_asked_about(tmp_path, scan):
+    """https://github.com/rordenlab/dcm2niix/issues/300: two computed images of one series were stacked together."""
+    slices = change(series(tmp_path / "a", scan), ImageType=["DERIVED", "PRIMARY", "M", "RMS"])
+    other(slices, ImageType=["DERIVED", "PRIMARY", "M", "RMS", "RMS"])
+    assert "-m-rms: images of the same places as /derived-primary-m-rms-rms" in told(find_series([tmp_path]).failed)
+
+
+def test_dynamic_series_is_not_stacked(tmp_path, scan):
+    """https://github.com/ivmartel/dwv/issues/1490: repetitions at one place, told apart by TriggerTime alone."""
+    slices = series(tmp_path / "a", scan)
+    for number in range(3):
+        other(slices, f"t{number}", TriggerTime=str(1000 * number), ImageType=["ORIGINAL", "SECONDARY", "M_FFE", "M"])
+    shutil.rmtree(tmp_path / "b", ignore_errors=True)
+    for one in slices:
+        Path(one.filename).unlink()
+    found = find_series([tmp_path])
+    assert found.series == []
+    assert len(found.failed) == 3
+
+
+def test_philips_private_scale_does_not_matter(tmp_path, scan):
+    """Only Rescale Slope and Intercept are applied: a real-world value differs from it by one factor for all voxels."""
+    slices = series(tmp_path / "a", scan)
+    for one in slices:
+        one.add_new(0x20050010, "LO", "Philips MR Imaging DD 001")
+        one.add_new(0x2005100E, "FL", 0.0125)
+        item = pydicom.Dataset()
+        item.RealWorldValueSlope, item.RealWorldValueIntercept = 80.0, 0.0
+        one.RealWorldValueMappingSequence = pydicom.Sequence([item])
+        save(one)
+    assert_same(find_series([tmp_path]).series[0], scan)
+
+
+def test_wrong_number_of_images_in_the_header_is_only_noted(tmp_path, scan):
+    """GE counts the images of all echoes or phases there."""
+    change(series(tmp_path / "a", scan), ImagesInAcquisition=60)
+    assert "6 of the 60 images that it declares" in told(assert_same(find_series([tmp_path]).series[0], scan))
+    change([pydicom.dcmread(path) for path in (tmp_path / "a").iterdir()], ImagesInAcquisition=3)
+    assert assert_same(find_series([tmp_path]).series[0], scan) == []
+
+
+def test_sheared_stack_is_refused(tmp_path, scan):
+    """Slices that are shifted along themselves from one to the next, as with a tilted gantry."""
+    slices = series(tmp_path / "a", scan)
+    for number, one in enumerate(slices):
+        place = np.array(one.ImagePositionPatient, float) + number * 1.5 * OBLIQUE[:3, 0] / 0.8
+        change([one], ImagePositionPatient=[*place.round(6)])
+    found = find_series([tmp_path])
+    assert "not at right angles" in told(found.failed)
+
+
+def test_bits_beyond_those_declared_are_refused_unless_an_overlay_owns_them(tmp_path, scan):
+    for one in series(tmp_path / "a", scan):
+        one.BitsStored, one.HighBit = 12, 11  # while 16 are used
+        save(one)
+    (one,) = find_series([tmp_path]).series
+    with pytest.raises(SpinejaxError, match="values above the 12 bits that BitsStored declares"):
+        one.read()
 
 
 # One of several ------------------------------------------------------------------------------------------------------
