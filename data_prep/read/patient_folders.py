@@ -21,7 +21,8 @@ _WORDS = (
 _COUNTED = "ser(ies)?|se|stud(y|ies)|stu?|ses(sion)?|visit|tp|timepoint|run|acq|image|img|im|scan|vol(ume)?"
 _DATE = r"(19|20)\d\d[\W_]?\d\d[\W_]?\d\d([\W_T]\d{4,6})?|\d\d-\d\d-(19|20)\d\d(-.*)?"  # the second as in TCIA
 NO_PERSONS_FOLDER = re.compile(rf"(({_WORDS}|({_COUNTED})[\W_]?\d*|{_DATE})([\W_]+|$))+", re.IGNORECASE)
-NO_PERSONS_FILE = re.compile(rf"({_WORDS}|{_COUNTED})", re.IGNORECASE)
+NO_PERSONS_FILE = re.compile(rf"{_WORDS}|{_COUNTED}|{_DATE}", re.IGNORECASE)
+_IMAGE_WORDS_LAST = re.compile(rf"([-\s]+({_WORDS}))+$", re.IGNORECASE)
 
 
 @dataclass
@@ -44,6 +45,11 @@ def shortest_suffixes(paths: Sequence[tuple[str, ...]]) -> list[str]:
         for place in places:
             found[place] = "/".join(paths[place][-length:])
     return found
+
+
+def without_image_words(name: str) -> str:
+    """`P001` of `P001-T2` and `P001 STIR sag`."""
+    return _IMAGE_WORDS_LAST.sub("", name)
 
 
 def parts_of(folder: Path) -> tuple[str, ...]:

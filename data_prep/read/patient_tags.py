@@ -88,12 +88,16 @@ def by_tags(evidence: Sequence[Evidence], dicom: Sequence[int]) -> Tags:
                 "several people."
             )
     for patient, places in grouped(tags.patient, tags.patient.__getitem__).items():
-        if doubt := _two_people({people[place] for place in places}):
+        those = {people[place] for place in places}
+        if doubt := _two_people(those):
             tags.contradictory.add(patient)
             tags.contradictions.append(
                 f"PatientID {patient!r}: {doubt}. Give --patients-by name if it is one person; --patients-by study, or "
                 "--patients-by folder, if the PatientID is wrong."
             )
+        elif differ := _differences(those):
+            tags.notes.append(f"PatientID {patient!r} is taken for one person, with two {differ}.")
+    _note_two_ids(tags, people)
     studies = grouped((place for place in dicom if evidence[place].study), lambda place: evidence[place].study)
     for study, places in studies.items():
         found = sorted({tags.patient[place] for place in places if place in tags.patient})
@@ -106,6 +110,18 @@ def by_tags(evidence: Sequence[Evidence], dicom: Sequence[int]) -> Tags:
             tags.patient.setdefault(place, found[0])
     _add_names(tags, evidence, [place for place in dicom if place not in tags.patient], people)
     return tags
+
+
+def _note_two_ids(tags: Tags, people: dict[int, "_Person"]) -> None:
+    """One name and date of birth under two PatientIDs may be one person, unless an anonymiser gave all the same."""
+    known = [place for place in tags.patient if people[place].name and people[place].birth]
+    groups = grouped(known, people.__getitem__)
+    for places in groups.values() if len(groups) > 1 else ():
+        if len(ids := sorted({tags.patient[place] for place in places})) > 1:
+            tags.notes.append(
+                f"PatientIDs {some(ids)} have one name and date of birth, and are taken for {len(ids)} people. If they "
+                "are one, write an `inventory`, name the patient in it, and give it with --inventory."
+            )
 
 
 def _add_names(tags: Tags, evidence: Sequence[Evidence], places: Sequence[int], people: dict[int, "_Person"]) -> None:
@@ -146,3 +162,11 @@ def _two_people(people: set[_Person]) -> str:
         if a.name and b.name and a.name != b.name and not same_birth and (len(births) == 2 or not a.name & b.name):
             return "two names and two dates of birth" if len(births) == 2 else "two names with no part in common"
     return ""
+
+
+def _differences(people: set[_Person]) -> str:
+    """What one person has two of, though written in full: "names", "dates of birth" or ""."""
+    names = [one.name for one in people if one.name]
+    if any(not (a <= b or b <= a) for a, b in itertools.combinations(names, 2)):
+        return "names"
+    return "dates of birth" if len({one.birth for one in people} - {""}) > 1 else ""

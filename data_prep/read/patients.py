@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.read.csv_tables import some
-from data_prep.read.patient_folders import NO_PERSONS_FILE, NO_PERSONS_FOLDER, Level, Tree, parts_of, shortest_suffixes
+from data_prep.read.patient_folders import (
+    NO_PERSONS_FILE,
+    NO_PERSONS_FOLDER,
+    Level,
+    Tree,
+    parts_of,
+    shortest_suffixes,
+    without_image_words,
+)
 from data_prep.read.patient_tags import Evidence, Tags, alike, by_tags, grouped, says_nothing
 from data_prep.read.volume_files import stem_of
 from spinejax.errors import SpinejaxError
@@ -81,7 +89,7 @@ def tell_apart(evidence: Sequence[Evidence], paths: Sequence[Path], by: str) -> 
     else:
         people.notes += tags.contradictions
         _use_patient_ids(people, evidence, dicom)
-    _use_file_names(people, evidence, volumes, tree, number if kind == "name" else None)
+    _use_file_names(people, evidence, volumes, dicom, tree, number if kind == "name" else None)
     stems = [(*parts_of(one.path.parent), one.uid or stem_of(one.path)) for one in evidence]
     people.keys = [one.uid or key for one, key in zip(evidence, shortest_suffixes(stems), strict=True)]
     return people
@@ -108,6 +116,8 @@ def _use_tags(people: People, evidence: Sequence[Evidence], dicom: Sequence[int]
             doubt = (
                 "A person with two of these is taken for two: give --patients-by folder if each person has a folder."
             )
+        if way in ("StudyInstanceUID", "folder") and count == 1 < len(places):
+            doubt = "Give --patients-by folder:1 if they are of several, each with a folder."
         if way == "StudyInstanceUID" and not level.contradictions and in_folders not in (1, count):
             doubt += f" By their folders they would be of {in_folders}."
         people.notes.append(
@@ -156,21 +166,27 @@ def _use_patient_ids(people: People, evidence: Sequence[Evidence], dicom: Sequen
 
 
 def _use_file_names(
-    people: People, evidence: Sequence[Evidence], volumes: Sequence[int], tree: Tree, num_parts: int | None
+    people: People,
+    evidence: Sequence[Evidence],
+    volumes: Sequence[int],
+    dicom: Sequence[int],
+    tree: Tree,
+    num_parts: int | None,
 ) -> None:
     """By the first part of the file's name, or the first `num_parts`; None: by the tree where that says nothing."""
     for place in volumes:
         parts = re.split(r"[_.]", stem_of(evidence[place].path))[: num_parts or 1]
         people.patients[place] = "_".join(parts)
-    patients = {people.patients[place] for place in volumes}
     if num_parts is None:
         of_nobody = [place for place in volumes if NO_PERSONS_FILE.fullmatch(people.patients[place] or "image")]
         if len({evidence[place].path.parent for place in of_nobody}) > 1:
             people.take(tree.patients(of_nobody, Tags()))
+        else:
+            _note_shared_words(people, of_nobody)
         named = [place for place in volumes if place not in set(of_nobody)]
-        _join_alike(people, named)
+        _join_alike(people, named, dicom)
         _doubt_namesakes(people, evidence, named)
-        patients = {people.patients[place] for place in volumes}
+    patients = {people.patients[place] for place in volumes}
     if len(volumes) > 1 and len(patients) == 1:  # or files are named after the study
         people.notes.append(
             f"{len(volumes)} scans are all of patient {patients.pop()!r}, by the part of their names before the first "
@@ -178,14 +194,29 @@ def _use_file_names(
         )
 
 
-def _join_alike(people: People, places: Sequence[int]) -> None:
-    for same in grouped(places, lambda place: alike(people.patients[place])).values():
+def _note_shared_words(people: People, places: Sequence[int]) -> None:
+    words = grouped(places, lambda place: people.patients[place])
+    shared = [f"{len(same)} of {word!r}" for word, same in words.items() if len(same) > 1]
+    if shared and len({*people.patients}) > 1:  # else it is said below
+        people.notes.append(
+            f"Scans that begin alike, with no patient's name, are taken for one person's: {some(shared)}. Give "
+            "--patients-by name:2, which takes one part of the name more."
+        )
+
+
+def _join_alike(people: People, places: Sequence[int], dicom: Sequence[int]) -> None:
+    """Take files for one person's if the patient's name differs in spelling, or in a word on the image (`P1-T2`)."""
+    known = {alike(people.patients[place]): people.patients[place] for place in dicom}
+    for form, same in grouped(places, lambda place: alike(without_image_words(people.patients[place]))).items():
         spelt = sorted({people.patients[place] for place in same})
+        one = known.get(form) or min(map(without_image_words, spelt))
+        if len(spelt) == 1 and one != known.get(form):
+            continue
         for place in same:
-            people.patients[place] = spelt[0]
-        if len(spelt) > 1:
+            people.patients[place] = one
+        if spelt != [one]:
             people.notes.append(
-                f"Files of {some(spelt)} are taken for one person's, {spelt[0]!r}. Give --patients-by name if they are "
+                f"Files of {some(spelt)} are taken for one person's, {one!r}. Give --patients-by name if they are "
                 "several people's."
             )
 

@@ -292,7 +292,6 @@ def test_contradictions_are_refused_with_a_way_on(name):
     ("a", "b"),
     [
         (("Miller^Ann", "1950"), ("MILLER^ANN^^DR", "1950")),
-        (("Miller^Ann", ""), ("Jones^Ann", "")),  # by marriage
         (("Miller^Ann", "19500101"), ("ANONYMOUS", "")),
         (("7", ""), ("Miller^Ann", "19500101")),  # an id in place of a name
         (("Ann Miller", ""), ("Miller^Ann", "")),
@@ -301,6 +300,71 @@ def test_contradictions_are_refused_with_a_way_on(name):
 )
 def test_a_name_may_be_written_in_two_ways(a, b):
     assert groups(dicom(("x", "7", *a, "1"), ("y", "7", *b, "1"))) == ([[0, 1]], [], [])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "what"),
+    [
+        (
+            ("Miller^Ann", ""),
+            ("Jones^Ann", ""),
+            "names",
+        ),  # by marriage; https://github.com/fli-iam/shanoir-ng/issues/3497
+        (("Miller^Ann", "19500101"), ("Jones^Bea", "19500101"), "names"),
+        (("Miller^Ann", "19500101"), ("Miller^Ann", "19510101"), "dates of birth"),
+    ],
+)
+def test_two_names_or_two_births_of_one_id_are_told(a, b, what):
+    found, (note,), contradictions = groups(dicom(("x", "7", *a, "1"), ("y", "7", *b, "1")))
+    assert found == [[0, 1]]
+    assert note == f"PatientID '7' is taken for one person, with two {what}."
+    assert contradictions == []
+
+
+def test_one_name_and_birth_under_two_ids_is_told():
+    rows = [("a", "7", "Miller^Ann", "19500101"), ("b", "B7", "MILLER^ANN", "1950-01-01")]
+    assert groups(dicom(*rows)) == ([[0], [1]], [], [])  # an anonymiser gave all one name
+    found, (note,), _ = groups(dicom(*rows, ("c", "9", "Jones^Bob", "19600101")))
+    assert found == [[0], [1], [2]]
+    assert note.startswith("PatientIDs 7, B7 have one name and date of birth, and are taken for 2 people.")
+
+
+def test_one_study_for_everybody_is_told():
+    """Some anonymisers replace every identifier by one value."""
+    rows = dicom(*((f"p{number}", "ANONYMOUS", "ANONYMOUS", "", "1.2.3") for number in range(3)))
+    found, (note,), contradictions = groups(rows)
+    assert found == [[0, 1, 2]]
+    assert note.endswith(
+        "they are of 1 people. Give --patients-by folder:1 if they are of several, each with a folder."
+    )
+    assert contradictions == []
+    assert groups(rows, "folder:1")[0] == [[0], [1], [2]]
+
+
+def test_a_word_on_the_image_makes_no_second_person():
+    found, (note,), contradictions = groups(
+        volumes("P001-T2.nii", "P001-STIR.nii", "P002-T2.nii", "MR-1.nii", "MR-2.nii")
+    )
+    assert found == [[0, 1], [2], [3], [4]]
+    assert note.startswith("Files of P001-STIR, P001-T2 are taken for one person's, 'P001'.")
+    assert contradictions == []
+
+
+def test_dicom_and_volume_files_of_one_person():
+    rows = dicom(("a", "0007", "", "", "1"), ("b", "9", "", "", "2")) + volumes("nifti/7_t2.nii", "nifti/9_t2.nii")
+    found, (note,), _ = groups(rows)
+    assert found == [[0, 2], [1, 3]]
+    assert note.startswith("Files of 7 are taken for one person's, '0007'.")
+
+
+@pytest.mark.parametrize("word", ["T2", "20200101", "img"])
+def test_files_that_begin_with_no_patient_are_told(word):
+    rows = volumes(f"{word}_001.nii", f"{word}_002.nii", "P3_T2.nii")
+    found, (note,), contradictions = groups(rows)
+    assert found == [[0, 1], [2]]
+    assert f"2 of {word!r}. Give --patients-by name:2" in note
+    assert contradictions == []
+    assert groups(rows, "name:2")[0] == [[0], [1], [2]]
 
 
 def test_a_study_is_no_person_where_patients_are_known():
