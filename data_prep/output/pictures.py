@@ -2,6 +2,7 @@
 
 import functools
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from spinejax.tasks import Task
 
 _DPI = 100
 _IMAGE_PX, _HEADER_PX, _FOOTER_PX = 720, 34, 54
-_COLUMN_PX, _LEVELS_PX = 76, 80  # of the table of grades
+_COLUMN_PX, _LEVELS_PX = 76, 80  # of the table of grades; columns are wider if a grade's name is
 _ASIDE_PX = 210  # beside a hotspot picture
 _TOP_PERCENTILE = 99.9  # of each map: as in the report's page
 _COLOURS = ("#ffb000", "#4cc9f0")
@@ -66,7 +67,9 @@ def spine_picture(
     """
     tasks = list(discs[0].graded.probabilities)
     middle = int(np.clip(round(np.median([disc.centre(scan)[2] for disc in discs])), 0, scan.voxels.shape[2] - 1))
-    aside = _LEVELS_PX + _COLUMN_PX * len(tasks) + 20
+    longest = max(len(grade) for task in tasks for grade in discs[0].graded.probabilities[task])
+    column_px = max(_COLUMN_PX, 7 * longest + 12)
+    aside = _LEVELS_PX + column_px * len(tasks) + 20
     figure, image, beside = _page(aside, f"levels and grades, slice {middle + 1} of {scan.voxels.shape[2]}", note)
     _show_slice(image, scan, middle)
     for number, body in enumerate(bodies):
@@ -78,12 +81,12 @@ def spine_picture(
         _outline(image, scan, disc)
     beside.set(xlim=(0, aside), ylim=(len(discs) + 2, -2))
     for column, task in enumerate(tasks):
-        place = _LEVELS_PX + _COLUMN_PX * column
+        place = _LEVELS_PX + column_px * column
         beside.text(place, -0.4, task.replace("_", " "), color="white", fontsize=8, rotation=35, va="bottom")
         for row, disc in enumerate(discs):
             grade = disc.graded.grade(task)
             text = f"{grade}\n{100 * disc.graded.probabilities[task][grade]:.0f} %"
-            beside.text(place, row + 0.3, text, color="white", fontsize=8, va="center")
+            beside.text(place, row + 0.3, text, color="white", fontsize=8, va="center", parse_math=False)
     for row, disc in enumerate(discs):
         beside.text(8, row + 0.3, disc.graded.level, color="white", fontsize=9, weight="bold", va="center")
     beside.text(8, len(discs) + 0.6, "grade and its probability; dashed: what the network saw", color="0.7", fontsize=7)
@@ -129,7 +132,8 @@ def hotspot_picture(
         grade = disc.maps.grades[number]
         chance = disc.graded.probabilities.get(task.name, {}).get(grade)
         said = f"{disc.graded.level}   {grade}" + ("" if chance is None else f"   {100 * chance:.0f} %")
-        beside.text(8, disc.centre(scan)[0], said, color="white", fontsize=9, va="center", clip_on=True)
+        row = disc.centre(scan)[0]
+        beside.text(8, row, said, color="white", fontsize=9, va="center", clip_on=True, parse_math=False)
     _show_whole(image, scan)
     beside.set_ylim(image.get_ylim())
     return _pixels(figure)
@@ -182,5 +186,7 @@ def _outline(image, scan: Scan, disc: PlacedDisc) -> None:
 
 def _pixels(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a grade's name in an alphabet that the font lacks
+        canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -20,9 +20,11 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.anatomy.discs import extract_discs
-from data_prep.anatomy.vertebrae import bodies_from_spider_mask
+from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask
+from data_prep.dataset.job import Located
+from data_prep.output.dicom_images import BY_CORNERS, BY_DETECTOR, write_picture, write_segmentation
 from data_prep.output.dicom_objects import read_source, write_map, write_report
-from data_prep.output.pictures import PlacedDisc, hotspot_picture, hotspot_slices
+from data_prep.output.pictures import PlacedDisc, hotspot_picture, hotspot_slices, spine_picture
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
 from data_prep.phantom.write_dicom import write_dicom
 from data_prep.read.dicomweb import fetched, store
@@ -166,6 +168,19 @@ def test_a_hotspot_lies_on_its_place_of_the_slice():
     # The slice is 200 × 180 pixels of 1 mm, fitted into the square of 720 below the title's 34 pixels.
     expected = 34 + (row + 0.5) * 3.6, (720 - 180 * 3.6) / 2 + (column + 0.5) * 3.6
     np.testing.assert_allclose([rows.mean(), columns.mean()], expected, atol=2)
+
+
+def test_a_table_of_grades_takes_any_names():
+    """They are of the data set's own task table: long, with signs of formulas, or in any alphabet."""
+    scan = Scan(small_scan_voxels(), SMALL_AFFINE, "small")
+    grades = {"$x^$": 0.25, "moderate to severe stenosis": 0.25, "異常": 0.5}
+    narrow, wide = (
+        spine_picture(
+            scan, [PlacedDisc(GradedDisc("p", "s", "L4-L5", {"t" * 40: each}), SMALL_AFFINE)], [], "Research use only."
+        )
+        for each in ({"1": 1.0}, grades)
+    )
+    assert wide.shape[1] > narrow.shape[1] + 80
 
 
 def test_the_segmentation_is_the_mask_on_the_sources_own_frames(hospital, returned):
@@ -492,11 +507,50 @@ def test_an_enhanced_file_is_a_source_too(tmp_path):
     write_map(tmp_path / "map.dcm", images, disc, maps, task, ["step 7"], 1)
     [group] = highdicom.sr.srread(tmp_path / "grades.dcm").content.get_planar_roi_measurement_groups()
     assert group.get_qualitative_evaluations()[0].value.meaning == "side: back"
+    write_picture(tmp_path / "picture.dcm", images, np.zeros((8, 8, 3), np.uint8), "nothing", ["step 7"], 1)
+    assert pydicom.dcmread(tmp_path / "picture.dcm").StudyInstanceUID == slices[0].StudyInstanceUID
     with opened(tmp_path / "map.dcm") as image:
         volume = image.get_volume()
     np.testing.assert_allclose(
         volume.map_reference_to_indices((affine @ [3, 5, 2, 1])[None, :3]), [[2, 3, 5]], atol=1e-4
     )
+
+
+@pytest.mark.parametrize("form", ["classic", "enhanced"])
+@pytest.mark.parametrize("origin", [BY_CORNERS, BY_DETECTOR])
+def test_without_a_mask_segments_are_what_lies_between_corners_and_say_so(tmp_path, form, origin):
+    scan = Scan(small_scan_voxels(), SMALL_AFFINE, "small")
+    slices = series(tmp_path / "classic", scan)
+    files = sorted((tmp_path / "classic").iterdir())
+    if form == "enhanced":
+        files = [tmp_path / "enhanced"]
+        save(enhanced([slices[place] for place in (3, 1, 0, 2, 5, 4)]), files[0])
+    boxes = {"L4": (5, 12), "L5": (18, 25)}  # rows
+    bodies = [
+        VertebralBody(name, np.array([[top, 8.0], [top, 24], [bottom, 24], [bottom, 8]]), (1, 5))
+        for name, (top, bottom) in boxes.items()
+    ]
+    images = read_source(files, "small")
+    write_segmentation(tmp_path / "seg.dcm", images, files, Located(scan, bodies), origin, ["step 7"])
+    found = highdicom.seg.segread(tmp_path / "seg.dcm")
+    pixels = found.get_volume(combine_segments=True)
+    found._db_con.close()
+    names = {item.SegmentLabel: item.SegmentNumber for item in found.SegmentSequence}
+    assert set(names) == {"L4 body", "L5 body", "L4-L5 disc"}
+    for name, (top, bottom) in {"L4 body": (5, 12), "L4-L5 disc": (12, 18), "L5 body": (18, 25)}.items():
+        index = np.argwhere(pixels.array == names[name])
+        place = np.c_[pixels.map_indices_to_reference(index), np.ones(len(index))] @ np.linalg.inv(SMALL_AFFINE).T
+        rows, _, numbers = place[:, :3].round(3).T
+        assert set(numbers) == {1, 2, 3, 4}
+        assert (top, bottom) == pytest.approx((rows.min(), rows.max()), abs=1)
+        assert len(index) == pytest.approx(4 * (bottom - top) * 16, rel=0.3)
+    for item in found.SegmentSequence:
+        assert (item.SegmentAlgorithmType, item.SegmentAlgorithmName) == (origin.kind, origin.name)
+        assert item.SegmentDescription.startswith("Straight lines between four")
+        assert item.SegmentDescription.endswith("not proven pathology.")
+    [derived] = found.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence
+    [source] = derived.SourceImageSequence
+    assert source.ReferencedSOPInstanceUID in {image.SOPInstanceUID for image in images}
 
 
 def test_a_signed_map_says_so_and_shows_what_is_below_nothing(tmp_path):
