@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_prep.anatomy.posterior_wall import posterior_elements
+from data_prep.anatomy.segment_names import segments_by_name
 from data_prep.anatomy.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, POSTERIOR, SACRUM, SPIDER_VERTEBRAE
 from data_prep.read.csv_tables import some
 from data_prep.read.scan import Scan
@@ -75,7 +76,26 @@ CONVENTIONS = {
 }
 
 
-def to_spider(mask: Scan, convention: str | None, lowest_level: str | None) -> tuple[Scan, list[str]]:
+def _convention_of(names: Mapping[int, str], present: Set[int], where: str) -> Convention | None:
+    """The labels of one file by the names of its segments; None if they name no two vertebrae."""
+    found = segments_by_name({label: name for label, name in names.items() if label in present})
+    for (kind, name), labels in found.items():
+        if len(labels) > 1 and kind != "canal":
+            raise SpinejaxError(
+                f"{where}: its segments {' and '.join(repr(names[label]) for label in labels)} are both taken for the "
+                f"{kind} {name}. Rename or remove one."
+            )
+    of_kind = {kind: {name: labels[0] for (own, name), labels in found.items() if own == kind} for kind, _ in found}
+    vertebrae, sacrum = of_kind.get("vertebra", {}), of_kind.get("sacrum", {})
+    if len(vertebrae) + len(sacrum) < 2:
+        return None
+    canal = found.get(("canal", ""), [])
+    return Convention(vertebrae, set(), set(), of_kind.get("disc", {}), canal, sacrum.get("S1"))
+
+
+def to_spider(
+    mask: Scan, convention: str | None, lowest_level: str | None, names: Mapping[int, str] | None = None
+) -> tuple[Scan, list[str]]:
     """A tool's mask in SPIDER's convention, and notes on what is doubtful.
 
     Args:
@@ -83,6 +103,8 @@ def to_spider(mask: Scan, convention: str | None, lowest_level: str | None) -> t
         convention: one of `CONVENTIONS`; None to recognise it by its labels.
         lowest_level: the name of the mask's lowest disc, one of `LEVELS`, if the levels are to be counted from it; None
             for the mask's own names. SPIDER's masks have none and are counted from L5-S1.
+        names: label → name of the segment, if the file has names. Those that name vertebrae are used without a
+            `convention`, and a segment with any other name is not used.
 
     Raises:
         SpinejaxError: the mask fits no convention, or several; it has fewer than two vertebrae; levels cannot be
@@ -90,15 +112,22 @@ def to_spider(mask: Scan, convention: str | None, lowest_level: str | None) -> t
     """
     present = set(np.flatnonzero(np.bincount(mask.voxels.ravel())).tolist()) - {0}
     shown = some([str(label) for label in sorted(present)], 12) or "none at all"
-    if convention is None:
+    own = _convention_of(names, present, mask.name) if names and convention is None else None
+    if convention is None and own is None:
         fitting = [name for name, tool in CONVENTIONS.items() if present <= tool.labels and present & tool.needed]
+        if names and fitting == ["totalsegmentator"]:  # by small numbers alone, which segments have anyway
+            named = some([names[label] for label in sorted(names)])
+            raise SpinejaxError(
+                f"{mask.name}: its segments are named {named}, which tells no vertebrae. Name them L5, L4, … and "
+                "sacrum, or name the tool of its labels with --convention."
+            )
         if len(fitting) != 1:
             found = f"could be of {' or '.join(fitting)}" if fitting else f"fits none of {', '.join(CONVENTIONS)}"
             raise SpinejaxError(
                 f"{mask.name}: with its labels {shown} it {found}. Name its tool with --convention, or give --corners."
             )
         (convention,) = fitting
-    tool = CONVENTIONS[convention]
+    tool = own or CONVENTIONS[convention or ""]
     known = {name: label for name, label in tool.vertebrae.items() if label in present}
     if len(known) + (tool.sacrum in present) < 2:
         raise SpinejaxError(
@@ -119,7 +148,8 @@ def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np
     table[list(tool.canal)] = CANAL
     surplus = [name for name in _SURPLUS if name in known]
     for name in _NAMES:
-        table[tool.vertebrae[name]] = SPIDER_VERTEBRAE[name]
+        if name in tool.vertebrae:
+            table[tool.vertebrae[name]] = SPIDER_VERTEBRAE[name]
         if name in tool.discs:
             table[tool.discs[name]] = DISC_BELOW + SPIDER_VERTEBRAE[name]
     if tool.sacrum is not None:
@@ -127,7 +157,7 @@ def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np
     if "L6" in surplus:  # the disc below L5 is not L5-S1
         table[[tool.sacrum or 0, tool.discs.get("L5", 0)]] = 0
     if "T13" in surplus:  # the disc below T12 is not T12-L1
-        table[[tool.vertebrae[name] for name in _NAMES if name[0] == "T"]] = 0
+        table[[tool.vertebrae[name] for name in _NAMES if name[0] == "T" and name in tool.vertebrae]] = 0
         table[[tool.discs[name] for name in _NAMES if name[0] == "T" and name in tool.discs]] = 0
     notes = [
         f"{mask.name}: has {name}, so the numbering is doubtful; the levels beside it have no name and are left out."

@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.read.metaimage import read_mha
 from data_prep.read.names import canonical
 from data_prep.read.nifti import is_nifti_header, pair_of, read_nifti
-from data_prep.read.nrrd import read_nrrd
+from data_prep.read.nrrd import read_nrrd, segment_names
 from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
 from spinejax.errors import SpinejaxError
@@ -28,6 +28,11 @@ def read_scan(path: str | Path, dtype) -> Scan:
     if reader is None:
         raise SpinejaxError(f"{path}: expected a name that ends in {', '.join(_READERS)}.")
     return reader(path, dtype)
+
+
+def segment_names_in(path: Path) -> dict[int, str]:
+    """A mask's labels and the names of its segments; none in a format without. Raises as `segment_names`."""
+    return segment_names(path) if suffix_of(path) in (".nrrd", ".seg.nrrd") else {}
 
 
 def is_volume(path: Path) -> bool:

@@ -22,7 +22,7 @@ from data_prep.read.names import canonical
 from data_prep.read.plausible import plausible
 from data_prep.read.scan import Scan, require_same_grid
 from data_prep.read.series import Found, Series
-from data_prep.read.volume_files import MASK_WORDS, files_of, read_scan, stem_of, volume_files
+from data_prep.read.volume_files import MASK_WORDS, files_of, read_scan, segment_names_in, stem_of, volume_files
 from data_prep.sources.labels import Labels
 from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError
@@ -238,7 +238,7 @@ def _located(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
     mask = read_scan(vertebrae, np.uint8)
     mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
     require_same_grid(scan, mask)
-    mask, doubts = to_spider(mask, cutting.convention, cutting.lowest_level)
+    mask, doubts = to_spider(mask, cutting.convention, cutting.lowest_level, segment_names_in(vertebrae))
     return Located.by_mask(scan, mask, notes=notes + doubts)
 
 

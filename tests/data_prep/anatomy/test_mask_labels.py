@@ -3,6 +3,7 @@ import pytest
 import shapely
 
 from data_prep.anatomy.mask_labels import CONVENTIONS, to_spider
+from data_prep.anatomy.segment_names import segments_by_name
 from data_prep.anatomy.vertebrae import SACRUM, SPIDER_VERTEBRAE, bodies_from_spider_mask
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
@@ -102,3 +103,85 @@ def test_no_label_means_two_things(convention):
     named = [*tool.vertebrae.values(), *tool.discs.values(), *tool.canal, *([tool.sacrum] if tool.sacrum else [])]
     assert len(set(named)) == len(named)
     assert max(tool.labels) < 256
+
+
+# Segments with names --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [
+        ("L5", ("vertebra", "L5")),
+        ("vertebrae_L5", ("vertebra", "L5")),
+        ("L5 vertebra", ("vertebra", "L5")),
+        ("T12_body", ("vertebra", "T12")),
+        ("Th09", ("vertebra", "T9")),
+        ("L6", ("vertebra", "L6")),
+        ("L4-L5", ("disc", "L4")),
+        ("disc L4/5", ("disc", "L4")),
+        ("disc_L5_S1", ("disc", "L5")),
+        ("L5-S", ("disc", "L5")),
+        ("IVD L3", ("disc", "L3")),
+        ("T12-L1", ("disc", "T12")),
+        ("sacrum", ("sacrum", "S1")),
+        ("S1", ("sacrum", "S1")),
+        ("Spinal canal", ("canal", "")),
+        ("spinal_cord", ("canal", "")),
+        ("L5 posterior elements", None),
+        ("nerve root L5", None),
+        ("Segment_1", None),
+        ("muscle", None),
+        ("C7", None),
+        ("", None),
+    ],
+)
+def test_what_a_segment_is_by_its_name(name, structure):
+    assert segments_by_name({7: name}) == ({} if structure is None else {structure: [7]})
+
+
+def numbered(names):
+    """The spine's mask with labels 1, 2, … in this order of structures, as Slicer numbers them, and their names."""
+    original = {
+        "L5": 1,
+        "L4": 2,
+        "L3": 3,
+        "L2": 4,
+        "canal": 100,
+        "L5-S1": 201,
+        "L4-L5": 202,
+        "L3-L4": 203,
+        "L2-L3": 204,
+    }
+    voxels = np.zeros_like(SPINE.mask.voxels)
+    for number, name in enumerate(names, start=1):
+        voxels[SPINE.mask.voxels == original[name]] = number
+    return Scan(voxels, SPINE.mask.affine, "segments"), dict(enumerate(names, start=1))
+
+
+def test_names_of_segments_are_used_and_their_numbers_are_not():
+    """With these numbers the vertebrae would be TotalSegmentator's sacrum, L5, L4 and L3."""
+    straight, _ = bodies_from_spider_mask(SPINE.mask)
+    mask, names = numbered(["L2", "L3", "L4", "L5", "L5-S1", "L4-L5", "L3-L4", "L2-L3", "canal"])
+    relabelled, notes = to_spider(mask, None, None, names)
+    np.testing.assert_array_equal(relabelled.voxels, SPINE.mask.voxels)
+    assert notes == []
+    assert [body.name for body in bodies_from_spider_mask(relabelled)[0]] == [body.name for body in straight]
+    alone, names = numbered(["L2", "L3", "L4", "L5"])
+    bodies, _ = bodies_from_spider_mask(to_spider(alone, None, None, names | {5: "a segment without voxels"})[0])
+    assert [body.name for body in bodies] == ["L2", "L3", "L4", "L5"]
+
+
+def test_segments_whose_names_tell_nothing_are_asked_about():
+    mask, names = numbered(["L2", "L3", "L4", "L5"])
+    nothing = {label: f"Segment_{label}" for label in names}
+    with pytest.raises(SpinejaxError, match=r"segments are named Segment_1, .*, which tells no vertebrae"):
+        to_spider(mask, None, None, nothing)
+    assert to_spider(mask, "totalsegmentator", None, nothing)[0].voxels.any()
+    # SPIDER's labels cannot be mistaken, whatever the segments are called.
+    assert to_spider(SPINE.mask, None, None, {label: f"Segment_{label}" for label in (1, 2, 100, 201)})[0] is not None
+
+
+def test_two_segments_of_one_name_are_refused():
+    mask, names = numbered(["L2", "L3", "L4", "L5"])
+    with pytest.raises(SpinejaxError, match="its segments 'L4' and 'vertebra L4' are both taken for the vertebra L4"):
+        to_spider(mask, None, None, names | {4: "vertebra L4"})
