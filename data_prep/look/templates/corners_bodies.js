@@ -8,6 +8,7 @@ const element = (id) => document.getElementById(id);
 const facts = JSON.parse(element("facts").textContent);
 const cornerNames = ["upper anterior", "upper posterior", "lower posterior", "lower anterior"];
 const edges = { all: [0, 1, 2, 3], upper: [0, 1], lower: [2, 3] };
+const steep = 1.75; // tangent of 60°, by which a body may be turned
 const copy = (value) => JSON.parse(JSON.stringify(value));
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
@@ -72,7 +73,7 @@ function discs(scan) {
   });
 }
 
-// What is wrong (nothing can be saved) and what is doubtful (it can).
+// What is wrong (nothing can be saved), by the rules of `data_prep.anatomy.corner_file`, and what is doubtful (it can).
 function faults(scan) {
   const wrong = [], doubtful = [], bodies = scan.bodies;
   if (!bodies.length) return { wrong, doubtful };
@@ -91,17 +92,14 @@ function faults(scan) {
   }
   for (const body of bodies) {
     if (!known(body, edges.upper) && !known(body, edges.lower)) wrong.push(`${body.name} has neither its upper nor its lower corners.`);
-    const [upperFront, upperBack, lowerBack, lowerFront] = body.corners.map((corner) => corner && inMm(scan, corner));
-    const backwards = (front, back) => front && back && front[1] >= back[1] && Math.abs(front[0] - back[0]) < Math.abs(front[1] - back[1]);
-    if (backwards(upperFront, upperBack) || backwards(lowerFront, lowerBack)) wrong.push(`${body.name}: its front corner is behind its back corner. Front is left.`);
-    else if (known(body)) {
-      const outline = [upperFront, upperBack, lowerBack, lowerFront];
-      const turns = outline.map((point, place) => {
-        const [here, there] = [minus(outline[(place + 1) % 4], point), minus(outline[(place + 2) % 4], outline[(place + 1) % 4])];
-        return here[1] * there[0] - here[0] * there[1];
-      });
-      if (turns.filter((turn) => turn > 0).length < 3) wrong.push(`${body.name}: its corners are not in order; it crosses itself or is upside down.`);
-    }
+    const between = (pairs) => pairs.filter((pair) => known(body, pair))
+      .map(([from, to]) => minus(inMm(scan, body.corners[to]), inMm(scan, body.corners[from])));
+    const backward = between([[0, 1], [3, 2]]), downward = between([[0, 3], [1, 2]]);
+    const turned = backward.some(([down, back]) => Math.abs(down) > steep * back) || downward.some(([down, back]) => Math.abs(back) > steep * down);
+    if (backward.some(([, back]) => back <= 0)) wrong.push(`${body.name}: its front corner is behind its back corner. Front is left.`);
+    else if (known(body) && turned) wrong.push(`${body.name}: its corners are not in order: it is upside down, or turned by more than 60°.`);
+    const middle = mean(body.corners.filter(Boolean));
+    if (middle.some((value, axis) => value < -0.5 || value > scan.shape[axis] - 0.5)) wrong.push(`${body.name} is outside the image.`);
     if (depth(body) < -0.5 - reach(scan, body) || depth(body) > scan.shape[2] - 0.5 + reach(scan, body)) wrong.push(`${body.name} is outside the slices. Are its corners in LPS and mm?`);
   }
   for (const { level, fault } of discs(scan)) if (fault) doubtful.push(`${level} will not be cut out: ${fault}.`);

@@ -59,17 +59,22 @@ function parse(text) {
       if (body.width_mm !== undefined && !(body.width_mm >= 5 && body.width_mm <= 100)) throw new Error(`${where}: expected a width_mm from 5 to 100`);
     }
   }
-  const read = new Map(Object.entries(content.scans));
+  if (![undefined, "LPS", "RAS"].includes(content.coordinateSystem)) throw new Error("its coordinateSystem is neither LPS nor RAS");
+  const turn = (point) => point && [-point[0], -point[1], point[2]], other = content.coordinateSystem === "RAS" ? "LPS" : "RAS";
+  if (other === "LPS") {
+    for (const body of Object.values(content.scans).flatMap(Object.values)) body.corners_mm = body.corners_mm.map(turn);
+  }
+  const read = new Map(Object.entries(content.scans).map(([key, bodies]) => [key.normalize(), bodies]));
   for (const [name, bodies] of read) {
     const scan = scans.find((each) => called(each, name));
     if (!scan) continue;
     const points = Object.values(bodies).flatMap((body) => body.corners_mm.filter(Boolean));
-    const inside = (signs) => points.filter((point) => {
-      const corner = toScan(scan, point.map((value, axis) => signs[axis] * value));
+    const inside = (list) => list.filter((point) => {
+      const corner = toScan(scan, point);
       return [0, 1].every((axis) => corner[axis] > -0.5 && corner[axis] < scan.shape[axis] - 0.5);
     }).length;
-    if (2 * inside([1, 1, 1]) < points.length && inside([-1, -1, 1]) > inside([1, 1, 1])) {
-      throw new Error(`${name}: its corners are outside the image, and inside it with the signs of RAS. Write them in LPS: the negative of x and y`);
+    if (2 * inside(points) < points.length && inside(points.map(turn)) > inside(points)) {
+      throw new Error(`${name}: its corners are outside the image, and inside it in ${other}. Write "coordinateSystem": "${other}" beside "scans"`);
     }
   }
   return read;

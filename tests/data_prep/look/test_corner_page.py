@@ -226,7 +226,7 @@ def test_a_name_that_is_no_utf8_and_one_of_markup(tmp_path):
 
 @pytest.mark.parametrize("slice_mm", [0.9, 2.0, 4.4, 6.0])
 def test_a_body_has_its_corners_and_slices_again_from_what_is_saved(slice_mm):
-    scan = Scan(np.zeros((2, 2, 24), np.float32), sagittal_affine((1.1, 0.7, slice_mm), (6.0, -4.0)), "")
+    scan = Scan(np.zeros((250, 250, 24), np.float32), sagittal_affine((1.1, 0.7, slice_mm), (6.0, -4.0)), "")
     ranges = [(first, stop) for first in range(24) for stop in range(first + 1, 25)]
     for slices in ranges:
         if 5 <= (slices[1] - slices[0]) * slice_mm <= 100:  # the widths that a corner file may have
@@ -234,7 +234,7 @@ def test_a_body_has_its_corners_and_slices_again_from_what_is_saved(slice_mm):
             shown = body_facts(body, scan, None)
             points = [(scan.affine @ [*corner, 1])[:3].round(4).tolist() for corner in shown["corners"]]
             entry = {"corners_mm": points, "width_mm": shown["widthMm"]}
-            again = bodies_from_corners(scan, {"L4": entry, "L5": entry})[0]
+            again = bodies_from_corners(scan, {"L4": entry, "L5": entry})[0]  # a disc needs two
             assert again.slices == slices
             np.testing.assert_allclose(again.corners, body.corners, atol=1e-3)
 

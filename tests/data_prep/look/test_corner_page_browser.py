@@ -1,5 +1,6 @@
 """Corners and levels corrected in headless Chromium, saved, and read by `scans --corners`. Skipped without Chromium."""
 
+import copy
 import json
 import time
 
@@ -7,12 +8,15 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
 from data_prep.anatomy.discs import extract_discs, window_in_scan
+from data_prep.anatomy.vertebrae import NAMES as VERTEBRAE
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
 from data_prep.read.metaimage import write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
 from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
 from tests import browser
 from tests.block_spine import block_spine
 from tests.browser import chromium_driver
@@ -379,7 +383,54 @@ def test_corners_in_the_wrong_order_are_faults(page):
     page.find("undo").click()
     assert (page.corner("L4", 0), page.corner("L4", 1)) == (front, back)
     page.run("change((scan) => scan.bodies[2].corners.reverse())")
-    assert "L4: its corners are not in order; it crosses itself or is upside down" in page.faults()
+    assert "L4: its corners are not in order: it is upside down" in page.faults()
+
+
+def test_what_the_page_lets_through_is_what_the_reader_takes(page, tmp_path):
+    """Bodies displaced, turned, swapped and renamed at random: the page calls wrong what `--corners` would refuse."""
+    page.open_scan("b_t2")
+    bodies = page.run("return current().bodies")
+    rng, variants = np.random.default_rng(0), []
+    for _ in range(300):
+        changed = copy.deepcopy(bodies)
+        body = changed[rng.integers(len(changed))]
+        kind = rng.integers(5)
+        if kind == 0:  # a corner, anywhere
+            body["corners"][rng.integers(2)][:2] = rng.uniform(-40, 240, 2).tolist()
+        elif kind == 1:  # the whole body, a little or far
+            shift = [*rng.normal(0, 60, 2), rng.normal(0, 8)]
+            body["corners"] = [corner and np.add(corner, shift).tolist() for corner in body["corners"]]
+        elif kind == 2:
+            body["corners"] = [body["corners"][place] for place in rng.permutation(4)]
+        elif kind == 3:  # turned about its centre
+            turn = rng.uniform(-np.pi, np.pi)
+            points = np.array([corner for corner in body["corners"] if corner]) * SPINE.scan.spacing_mm
+            centre = points.mean(0)
+            matrix = [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
+            again = iter((((points - centre) @ np.transpose(matrix) + centre) / SPINE.scan.spacing_mm).tolist())
+            body["corners"] = [corner and next(again) for corner in body["corners"]]
+        else:
+            free = sorted(set(VERTEBRAE) - {other["name"] for other in changed})
+            body["name"] = free[rng.integers(len(free))]
+        variants.append(changed)
+    judged = page.driver.execute_script(
+        "const scan = current(); return arguments[0].map((bodies) => "
+        "{ const made = { ...scan, bodies }; return [faults(made).wrong, entry(made)]; })",
+        variants,
+    )
+    refusals = [refusal(entry, tmp_path / "corners.json") for _, entry in judged]
+    assert [bool(wrong) for wrong, _ in judged] == [bool(reason) for reason in refusals]
+    assert 50 < sum(map(bool, refusals)) < 250
+
+
+def refusal(entry, path):
+    """Why a scan's part of a corner file is not read; "" if it is."""
+    path.write_text(json.dumps({"scans": {"b_t2": entry}}))
+    try:
+        bodies_from_corners(SPINE.scan, read_corners(path)["b_t2"])
+    except SpinejaxError as error:
+        return str(error)
+    return ""
 
 
 # Undo, files, and what is remembered ---------------------------------------------------------------------------------
@@ -445,6 +496,7 @@ def test_an_unchanged_scan_stays_unchanged_when_its_own_file_is_loaded(page, tmp
     [
         ("{", "it is not JSON"),
         ("[]", 'it has no "scans"'),
+        ('{"scans": {}, "coordinateSystem": "LAS"}', "neither LPS nor RAS"),
         ('{"scans": {"a_t2": {"L9": {}}}}', "a_t2, L9: expected one of T9"),
         ('{"scans": {"a_t2": {"L4": {"corners_mm": [[1, 2], null, null, null]}}}}', "expected corners_mm with four"),
         ('{"scans": {"a_t2": {"L4": {"corners_mm": [null, [1, 2, 3], [1, 2, 3], null]}}}}', "neither its upper nor"),
@@ -462,15 +514,19 @@ def test_a_file_that_is_no_corner_file_is_refused_and_changes_nothing(page, tmp_
     assert page.run("return scans.filter((scan) => scan.changed).length") == 0
 
 
-def test_a_file_in_ras_is_refused_by_that_word(page, root, tmp_path):
+def test_a_file_in_ras_is_read_if_it_says_so_and_refused_by_that_word_if_not(page, root, tmp_path):
     """Slicer wrote points in RAS by default for years; read as LPS they are a mirror image (SlicerMorph, issue 82)."""
     content = json.loads((root / "true.json").read_text())
     for bodies in content["scans"].values():
         for body in bodies.values():
             body["corners_mm"] = [point and [-point[0], -point[1], point[2]] for point in body["corners_mm"]]
     (tmp_path / "ras.json").write_text(json.dumps(content))
-    assert "inside it with the signs of RAS. Write them in LPS" in page.load(tmp_path / "ras.json")
+    assert 'inside it in RAS. Write "coordinateSystem": "RAS"' in page.load(tmp_path / "ras.json")
     assert page.run("return scans.filter((scan) => scan.changed).length") == 0
+    (tmp_path / "says.json").write_text(json.dumps({"coordinateSystem": "RAS"} | content))
+    assert page.load(tmp_path / "says.json") == "says.json: 3 scans of this page loaded."
+    page.open_scan("a_t2")
+    np.testing.assert_allclose(page.corner("L3", 3)[:2], spoiled()[1], atol=1e-6)
 
 
 def test_pixels_seven_times_as_wide_as_high_are_drawn_in_proportion(chromium, tmp_path):
