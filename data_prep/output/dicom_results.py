@@ -95,7 +95,7 @@ def results_as_dicom(
     places: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for (scan, level), affine in read_places(evaluation).items():
         places[scan][level] = affine
-    found = find_series(sources, weighting="any", exclude=[masks] if masks else [])
+    found = find_series(sources, weighting="any", exclude=[masks] if masks else [], burned_in=True)
     found.series = [one for one in found.series if is_dicom(one.files[0]) and pseudonyms.scan(one.key) in discs]
     returned = Returned(failures=dict(found.failures))
     if not found.series:

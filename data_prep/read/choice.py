@@ -72,6 +72,8 @@ def _judge(part: Part, parts: Sequence[Part], name: str, weighting: str) -> Judg
     except SpinejaxError as error:
         return Judgement(failed=str(error))
     notes = []
+    if "secondary" in part.frames[0].kind.image_type[:2]:
+        notes.append(f"{name}: its images are SECONDARY by their ImageType: made from others")
     if weighting != "any" and (contrast.remarks or len(contrast.names) != 1):
         notes.append(f"{name}: {contrast.source() if contrast.names else 'its header does not tell its contrast'}")
     return Judgement(notes=tuple(notes))

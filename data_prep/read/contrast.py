@@ -26,8 +26,8 @@ _SEQUENCES = {  # names of sequences, in descriptions only: in a file's name the
     "steady-state": r"(?<![a-z])(ciss|fiesta|trufi|true[ _-]?fisp|b[ _-]?ffe)",
 }
 _DIXON = {  # ImageType of what a Dixon sequence computes; and its description
-    "fat": ("f|fat", r"^fat:|(dixon|dxn|ideal|flex).*[_ ](f|fat)$"),
-    "water": ("w|water", r"^water:|(dixon|dxn|ideal|flex).*[_ ](w|water)$"),
+    "fat": ("f|fat", r"^fat:|(dixon|dxn|ideal|flex).*[\W_](f|fat)\W*$"),
+    "water": ("w|water", r"^water:|(dixon|dxn|ideal|flex).*[\W_](w|water)\W*$"),
     "opposed-phase": (
         "op|opp|(out|opp|opposed|out_of)_phase",
         r"^outphase:|out[ _-]?of[ _-]?phase|opposed|(dixon|dxn).*[_ ]opp$",
@@ -112,7 +112,8 @@ def contrast_of(values: Callable[..., Any], image_type: tuple[str, ...], descrip
     saturated = re.search(_FAT_SATURATED, f"{options} {description}".replace("_GEMS", ""), re.IGNORECASE)
     remarks = ("in phase",) * ("in-phase" in dixon)
     remarks += ("fat-saturated",) * bool(saturated or "FAT" in options.split())
-    return Contrast(by_header, weighting_in_text(description, _SEQUENCES) or "", header, remarks)
+    by_words = weighting_in_text(description, _SEQUENCES) or weighting_in_text(str(values("ProtocolName") or ""))
+    return Contrast(by_header, by_words or "", header, remarks)
 
 
 def _by_times(values: Callable[..., Any], echo: float, repetition: float, inversion: float) -> tuple[str, ...]:

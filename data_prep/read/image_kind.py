@@ -10,7 +10,7 @@ NO_PLACE = "no position in the patient"
 _MR_IMAGES = ("", *(f"1.2.840.10008.5.1.4.1.1.4{end}" for end in ("", ".1", ".4")))
 
 _DERIVED = (  # what it is; a word of ImageType; words of the description that are clear without ImageType
-    ("a localiser", "locali[sz]er|scout|survey", r"locali[sz]er|loc|scout|survey|(3|three|tri)[ _-]?plane?"),
+    ("a localiser", "locali[sz]er|scout|survey", r"locali[sz]\w*|loc|topogram|scout|survey|(3|three|tri)[ _-]?plane?"),
     ("an ADC map", "adc|apparent.*|adc_map", r"adc|dadc|apparent diffusion.*"),
     ("a diffusion image", "diffusion|dwi|tracew?|fa|tensor.*|calc_bvalue", r"dwi|dti|tracew?|ep2d_diff\w*|diffusion"),
     ("a subtraction", "sub|subtract(ion|ed)?", r"subtract(ion|ed)?"),
@@ -19,7 +19,7 @@ _DERIVED = (  # what it is; a word of ImageType; words of the description that a
     ("a reformat", "mpr|mprs?_.*|reformatted|reformat|cpr|resampled", r"mpr|reformat(ted)?"),
     ("a mosaic", "mosaic", r"mosaic"),
     ("a parameter map", r"(t1|t2|t2_?star|t2\*|r1|r2|r2_?star|r2\*|t1rho|b0|b1)_?map", r"(t1|t2\*?|r2\*?)[ _-]?map\w*"),
-    ("a fat fraction map", "(fat|water)_?frac(tion)?|ff|pdff", r"(fat|water)[ _-]?frac(tion)?|pdff"),
+    ("a fat fraction map", "(fat|water)_?frac(tion)?|ff|pdff", r"(fat|water)[ _-]?frac\w*|pdff"),
     ("a perfusion map", "perfusion|cbf|cbv|mtt|ttp", r"perfusion|cbf|cbv"),
     ("a phase image", "p|p_\\w+|phase|phase_map", r"phase[ _]?map"),
     ("an imaginary part", "i|imaginary", r"imaginary"),

@@ -311,6 +311,8 @@ def test_slices_far_apart_are_a_localiser(tmp_path, scan):
         ({"EchoTime": 100, "ImageType": ["DERIVED", "PRIMARY", "DIXON", "WATER"]}, "water"),
         ({"EchoTime": 100, "ImageType": ["ORIGINAL", "PRIMARY", "F", "F"]}, "fat"),
         ({"EchoTime": 100, "SeriesDescription": "t2_tse_dixon_sag_opp"}, "opposed-phase"),
+        ({"EchoTime": 100, "SeriesDescription": "SAG T2 Dixon (fat)"}, "fat"),
+        ({"EchoTime": 60, "SeriesDescription": "series 4", "ProtocolName": "STIR SAG"}, "stir"),
         ({"EchoTime": 100, "SeriesDescription": "t2_tse_dixon_sag_in"}, "t2 in phase"),
     ],
 )
@@ -339,6 +341,11 @@ def test_header_and_description_that_contradict_each_other_are_asked_about(tmp_p
     assert clash in told(found.left_out)
     assert "--weighting any" in told(found.left_out)
     assert len(find_series([tmp_path], weighting="any").series) == 1
+
+
+def test_secondary_images_are_read_with_a_note(tmp_path, scan):
+    change(series(tmp_path / "a", scan), ImageType=["DERIVED", "SECONDARY", "OTHER"])
+    assert "SECONDARY by their ImageType" in told(assert_same(find_series([tmp_path]).series[0], scan))
 
 
 def test_unknown_contrast_is_read_and_noted(tmp_path, scan):
