@@ -23,16 +23,17 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def read_table(path: Path, columns: Collection[str], *, exact: bool = False) -> Table:
+def read_table(path: Path, columns: Collection[str], also: Collection[str] = (), *, exact: bool = False) -> Table:
     """Read a table that spreadsheets and programs save as CSV, whatever their country.
 
     Cells are separated by commas, semicolons or tabs: by that one which gives the columns that the table must have. The
     text is UTF-8 or UTF-16; text that is neither is read as Latin-1 (Windows-1252), with a note. Rows and columns
-    without any content are dropped, and so is a first line `sep=;`.
+    without any content are dropped, and so is a first line `sep=;`. Capitals do not matter in known columns' names.
 
     Args:
         path: the file.
         columns: the ones it must have.
+        also: others that it may have.
         exact: whether it must have no others.
 
     Raises:
@@ -46,11 +47,13 @@ def read_table(path: Path, columns: Collection[str], *, exact: bool = False) -> 
     separators = _SEPARATORS
     if first.strip().lower() in ("sep=,", "sep=;", "sep=\t", "sep="):  # as Excel writes and reads it
         separators, text = first.rstrip("\r\n").lstrip()[4:] or "\t", rest
-    separator = max(separators, key=lambda each: len({*columns} & {*_first_row(text, each)}))
+    known = {name.casefold(): name for name in (*columns, *also)}
+    separator = max(separators, key=lambda each: len(known.keys() & set(map(str.casefold, _first_row(text, each)))))
     try:
         (_, found), *rows = [*_rows(text, separator)] or [(0, [])]
     except csv.Error as error:
         raise SpinejaxError(f"{path}: not a table of text in columns ({error}). Save it as CSV.") from error
+    found = [known.get(name.casefold(), name) for name in found]
     faults = [f"no column {name!r}" for name in sorted(set(columns) - set(found))]
     if faults:
         named = ", ".join(map(repr, filter(None, found[:20]))) or "none"

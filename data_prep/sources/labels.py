@@ -78,7 +78,7 @@ class Labels:
         known = {alike(patient): patient for patient in patients}
         named = dict.fromkeys(patient for patient, _ in self.rows)
         found = ((name, known.get(alike(name))) for name in named if name not in known.values())
-        return [f"{name} for {patient}" for name, patient in found if patient]
+        return [f"{patient} for {name}" for name, patient in found if patient]
 
 
 def read_tasks(path: Path | None) -> tuple[Task, ...]:
@@ -101,13 +101,14 @@ def read_labels(path: Path, tasks: Sequence[Task]) -> Labels:
     """Read a label table with the columns patient, level and one or more tasks; and, if given, scan and split.
 
     A cell holds the name of a grade, or is empty where the disc was not graded. An empty `scan` means all of the
-    patient's scans. `split` is train, validation or test, the same for all rows of a patient that have one.
+    patient's scans. `split` is train, validation or test, the same for all rows of a patient that have one; a row with
+    neither level nor grade names the split of a patient without grades.
 
     Raises:
         SpinejaxError: the table is missing or has faults: columns, levels, grades, a row twice, a patient in two
             splits. All are listed.
     """
-    table = read_table(path, ("patient", "level"))
+    table = read_table(path, ("patient", "level"), ("scan", "split", *(task.name for task in tasks)))
     columns = {
         task.name: Column(task, {grade: label for label, grade in enumerate(task.grades)})
         for task in tasks
@@ -127,13 +128,14 @@ def read_labels(path: Path, tasks: Sequence[Task]) -> Labels:
         level = level_named(row["level"])
         if not patient:
             faults.append(f"line {line}: no patient")
-        if level is None:
+        names_split_only = row.get("split") and not any(row[name] for name in ("level", *columns))
+        if level is None and not names_split_only:
             faults.append(f"line {line}: level {row['level']!r}, expected one of {', '.join(LEVELS)}")
-            continue
-        of_scan = rows.setdefault((patient, scan), {})
-        if level in of_scan:
-            faults.append(f"line {line}: {' '.join(filter(None, (patient, scan, level)))} occurs twice")
-        of_scan[level] = labels_of_row(row, columns, line, faults)
+        elif level is not None:
+            of_scan = rows.setdefault((patient, scan), {})
+            if level in of_scan:
+                faults.append(f"line {line}: {' '.join(filter(None, (patient, scan, level)))} occurs twice")
+            of_scan[level] = labels_of_row(row, columns, line, faults)
         if written := row.get("split"):
             split = _SPLITS.get(written.lower())
             if split is None:

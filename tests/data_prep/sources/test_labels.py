@@ -88,6 +88,7 @@ def test_what_is_no_table_is_refused(tmp_path, text, message):
         ("patient;level;pfirrmann;;\n0007;L4-L5;2;;\n;;;;\n\n", "utf-8"),
         ("patient,level,pfirrmann\n0007,L4-L5,2,,\n,,\n", "utf-8"),
         ("patient,level,pfirrmann\r0007,L4-L5,2.0\r", "utf-8"),
+        ("Patient;LEVEL;Pfirrmann\n0007;L4-L5;2\n", "utf-8"),
     ],
 )
 def test_spreadsheets_of_all_countries_are_read(tmp_path, text, encoding):

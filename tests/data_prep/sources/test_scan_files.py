@@ -347,7 +347,7 @@ def test_ids_that_a_spreadsheet_shortened_are_told(tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("patient;level;pfirrmann\n7;L5-S1;2\n0008;L5/S1;2\n")
     command = [root / "images", "--masks", root / "masks", "--labels", tmp_path / "labels.csv"]
     assert scans(*command, "--out", tmp_path / "out") == 0
-    said = "labelled, but no such scan: 7 (1 in all). Write 7 for 0007: a spreadsheet may have made 7 of 0007."
+    said = "labelled, but no such scan: 7 (1 in all). Write 0007 for 7: a spreadsheet may have made 7 of 0007."
     assert said in capsys.readouterr().err
     assert np.sum(DataSet(tmp_path / "out").labels >= 0) == 1
 
