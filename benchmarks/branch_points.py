@@ -79,7 +79,7 @@ def main(arguments: Arguments) -> None:
         print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
         train_and_test(cell, arguments)
     rows = list(summarise(cells, arguments.out))
-    put(arguments.out / "table.json", json.dumps(rows, indent=1).encode() + b"\n")
+    put(arguments.out / "table.json", json.dumps(rows, indent=1, allow_nan=False).encode() + b"\n")
     put(arguments.out / "table.md", markdown(rows).encode())
     put(arguments.out / "plot.png", plot(rows))
     print(markdown(rows))

@@ -63,7 +63,7 @@ def main(arguments: Arguments) -> None:
         figures["peak_mb"][str(bound)] = peak = int(output.split()[-1])
         print(f"peak memory, {f'{bound} views at once' if bound else 'before any map'}: {peak} MB", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
 
 
 def timed(arguments: Arguments) -> dict:

@@ -88,7 +88,7 @@ def main(arguments: Arguments) -> None:
             figures[title] = [row.figures(rows[0], count) for row in rows]
             show(title, figures[title])
             if arguments.json:
-                arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+                arguments.json.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> None:
             figures[f"{factor}x"] = {"discs": factor * arguments.discs, "peak_mb": int(output.split()[-1])}
             print(f"{factor:2}×: {factor * arguments.discs:5} discs, peak {figures[f'{factor}x']['peak_mb']} MB")
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
 
 
 def write(folder: Path, num_discs: int) -> Path:

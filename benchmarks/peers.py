@@ -100,7 +100,7 @@ def main(arguments: Arguments) -> None:
             table.add_row(row["name"], *cells, f"{ratios.min():.2f} to {ratios.max():.2f}")
             print(f"{row['name']}: {', '.join(cells)}, {row['peer']}", flush=True)
             if arguments.json:
-                arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+                arguments.json.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
     Console().print(table)
 
 

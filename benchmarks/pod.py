@@ -86,7 +86,9 @@ def main(arguments: Arguments) -> None:
         figures = figures_of(step, topology, kind, arguments)
         found = sorted([*(each for each in found if _place(each) != _place(figures)), figures], key=_place)
         if arguments.json:
-            arguments.json.write_text(json.dumps(found if len(found) > 1 else figures, indent=1) + "\n")
+            arguments.json.write_text(
+                json.dumps(found if len(found) > 1 else figures, indent=1, allow_nan=False) + "\n"
+            )
     for step in dict.fromkeys(each["step"] for each in found):
         Console().print(table_of([each for each in found if each["step"] == step]))
     if arguments.plot:

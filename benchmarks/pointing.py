@@ -143,7 +143,7 @@ def main(arguments: Arguments) -> None:
         show(run.name, found[run.name])
         if arguments.json:
             content = {run: {way: as_json(tasks) for way, tasks in ways.items()} for run, ways in found.items()}
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+            arguments.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Arguments) -> list[Lesion]:

@@ -80,7 +80,10 @@ def main(arguments: Arguments) -> None:
     found = findings(data, tasks, folds, splits)
     text = markdown(found)
     content = as_json(found) | {"hotspots": own_sides(folds)}
-    write_atomically(arguments.out / "spider.json", lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+    write_atomically(
+        arguments.out / "spider.json",
+        lambda path: path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n"),
+    )
     text += hotspot_lines(content["hotspots"])
     write_atomically(arguments.out / "spider.md", lambda path: path.write_text(text))
     Console(width=None if sys.stdout.isatty() else 200).print(text, markup=False, highlight=False)
@@ -161,7 +164,7 @@ def point_in_stacks(data: DataSet, tasks: tuple[Task, ...], folder: Path) -> Non
         for batch_rows, batch_maps in stream:
             for row, maps in zip(batch_rows, batch_maps, strict=True):
                 shares += shares_of_disc(data, int(row), sided, model.tasks, maps, graded[key_of_row[row]])
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(shares, indent=1) + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(shares, indent=1, allow_nan=False) + "\n"))
 
 
 def shares_of_disc(data: DataSet, row: int, sided, tasks, maps: np.ndarray, graded: Mapping) -> list[dict]:

@@ -115,7 +115,7 @@ def main(arguments: Arguments) -> None:
     for name, shares in (("waiting for data", waits), ("CPU time for data", cpu_shares)):
         print(f"{name}: {np.median(shares):.1%} (from {min(shares):.1%} to {max(shares):.1%})")
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,14 @@ from data_prep.look.inventory_page import inventory_page
 from data_prep.look.overlay import overlay_sheet
 from data_prep.read import dicomweb
 from data_prep.read.header_cache import HeaderCache
-from data_prep.read.inventory import choose, entries, headers_beside, refuse_to_replace, write_inventory
+from data_prep.read.inventory import (
+    choose,
+    describe_volumes,
+    entries,
+    headers_beside,
+    refuse_to_replace,
+    write_inventory,
+)
 from data_prep.read.series import Found
 from data_prep.read.series_rule import one_of_each_patient
 from data_prep.sources.labels import Labels, read_labels, read_tasks
@@ -111,6 +118,8 @@ class _Reading:
             everyone=everyone,
             burned_in=self.burned_in,
         )
+        if everyone or self.series_rule != "all":
+            describe_volumes(found)
         return one_of_each_patient(found, self.series_rule)
 
     def jobs(
@@ -512,7 +521,7 @@ def detect_eval(reading: _Reading, *, out: Path, development: bool = False, weig
     jobs = [job for job, patient in masked if patient in chosen or not development]
     metrics = measure(jobs, weights=weights, report=lambda line: print(printable(line), file=sys.stderr))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, lambda part: part.write_text(json.dumps(metrics, indent=1) + "\n"))
+    write_atomically(out, lambda part: part.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n"))
     Console(width=None if sys.stdout.isatty() else 120).print(table(metrics["summary"]))
     return 0
 

@@ -17,6 +17,10 @@ class SpinejaxError(Exception):
     """
 
 
+class NoDeviceError(SpinejaxError):
+    """JAX has no device to compute on. The input itself may be in order, and no other will fare better."""
+
+
 class NotInstalledError(SpinejaxError):
     """A library is missing. The input itself may be in order.
 

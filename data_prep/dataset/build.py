@@ -26,7 +26,7 @@ from data_prep.dataset.workers import workers
 from data_prep.read.scan import NotSagittalError
 from spinejax.data.manifest import write_manifest
 from spinejax.data.shards import MASK_DTYPES, Disc, ShardSummary, shard_name, write_shard
-from spinejax.errors import NotInstalledError, SpinejaxError
+from spinejax.errors import NoDeviceError, NotInstalledError, SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import Task
 
@@ -158,9 +158,15 @@ def _finish(job: Job, *, folder: Path, strict: bool) -> tuple[Path | None, ScanR
 
 
 def _cut(job: Job) -> tuple[ScanResult, bool]:
-    """The result of a scan, and whether it is final. A scan that cannot be read at present is tried again later."""
+    """The result of a scan, and whether it is final. A scan that cannot be read at present is tried again later.
+
+    Raises:
+        NoDeviceError: the detector cannot compute; the same would hold for all scans.
+    """
     try:
         return ScanResult(*job.cut()), True
+    except NoDeviceError:
+        raise
     except NotSagittalError as error:
         return ScanResult(notes=[f"left out: {error}"]), True
     except NotInstalledError as error:

@@ -28,7 +28,9 @@ def save(path: Path, variables: dict[str, Any], provenance: dict[str, Any]) -> N
     leaves = flatten_dict(variables, sep="/")
     write_arrays(path, {name: np.asarray(leaf).astype(np.float16) for name, leaf in sorted(leaves.items())})
     about = {"sha256": sha256_of(path), **provenance}
-    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
+    write_atomically(
+        path.with_suffix(".json"), lambda part: part.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
+    )
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

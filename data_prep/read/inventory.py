@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.read.csv_tables import read_table, refuse, some
 from data_prep.read.names import canonical
+from data_prep.read.parts import PLANES
+from data_prep.read.scan import refuse_non_sagittal
 from data_prep.read.series import Facts, Found, LeftOut, Series
+from data_prep.read.volume_files import geometry_of
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_privately
 
@@ -40,6 +45,32 @@ class Entry:
         described = (facts.plane, facts.contrast, spacing, str(facts.num_slices or ""), facts.description, facts.date)
         place = (str(len(self.files)), canonical(str(first.parent)), canonical(first.name))
         return ("no" if self.reason else "yes", *who, *described, *place, self.reason)
+
+
+def describe_volumes(found: Found) -> None:
+    """Add to volume files what their headers say, and leave out those of another plane, as `scans` would."""
+    kept = []
+    for one in found.series:
+        geometry = geometry_of(one.files[0]) if not one.facts.plane else None
+        if geometry is None:
+            kept.append(one)
+            continue
+        shape, affine = geometry
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        reason, slices = "", int(np.argmax(abs(affine[0, :3]) / spacing))
+        try:
+            refuse_non_sagittal(shape, affine, one.name)
+        except SpinejaxError as error:
+            reason, slices = _without(one.name, str(error)), int(np.argmax(spacing))
+        rows, columns = sorted({0, 1, 2} - {slices}, key=lambda axis: -abs(affine[2, axis]) / spacing[axis])
+        plane = PLANES[int(np.argmax(abs(affine[:3, slices])))]
+        spacing_mm = tuple(float(spacing[axis]) for axis in (rows, columns, slices))
+        one = replace(one, facts=replace(one.facts, plane=plane, num_slices=shape[slices], spacing_mm=spacing_mm))
+        if reason:
+            found.left_out.append(LeftOut(one.name, reason, one.files, one.facts, one))
+        else:
+            kept.append(one)
+    found.series = kept
 
 
 def entries(found: Found) -> list[Entry]:

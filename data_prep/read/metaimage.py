@@ -84,6 +84,26 @@ def with_simpleitk(
     return voxels, affine
 
 
+def simpleitk_geometry(path: Path) -> tuple[tuple[int, ...], Float[np.ndarray, "4 4"]]:
+    """The size (x, y, z) and the affine, (x, y, z, 1) → patient space, LPS, mm, in a header that was not checked.
+
+    Raises:
+        SpinejaxError: the file's name is not UTF-8 and it has a second file.
+        RuntimeError: SimpleITK cannot read it.
+        ImportError: SimpleITK is not installed.
+    """
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    with _name_in_utf8(path) as utf8:
+        reader.SetFileName(utf8)
+        reader.ReadImageInformation()
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
+    affine[:3, 3] = reader.GetOrigin()
+    return reader.GetSize(), affine
+
+
 def write_mha(path: str | Path, scan: Scan) -> None:
     """Write a scan as a compressed MetaImage file (`.mha`) that appears whole or not at all.
 

@@ -11,6 +11,7 @@ import math
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -79,6 +80,18 @@ def read_nifti(path: str | Path, dtype) -> Scan:
         raise SpinejaxError(f"{path}: not a readable NIfTI file ({error}). Export it again.") from error
     voxels = as_dtype(voxels.reshape(voxels.shape[:3]), dtype, path)  # older files pad their shape with ones
     return reorient(voxels, _LPS_FROM_RAS @ affine, path.name)
+
+
+def nifti_geometry(path: Path) -> tuple[tuple[int, ...], Float[np.ndarray, "4 4"]]:
+    """The size and the affine, (i, j, k, 1) → patient space, LPS, mm, in a header that was not checked.
+
+    Raises:
+        Exception: whatever nibabel raises for a damaged header.
+    """
+    import nibabel
+
+    header: Any = nibabel.load((pair_of(path) or [path])[0]).header
+    return header.get_data_shape()[:3], _LPS_FROM_RAS @ _affine(header, path)
 
 
 def write_nifti(path: str | Path, scan: Scan) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
-from data_prep.read.metaimage import read_mha
+from data_prep.read.metaimage import read_mha, simpleitk_geometry
 from data_prep.read.names import canonical
-from data_prep.read.nifti import is_nifti_header, pair_of, read_nifti
+from data_prep.read.nifti import is_nifti_header, nifti_geometry, pair_of, read_nifti
 from data_prep.read.nrrd import read_nrrd, segment_names
 from data_prep.read.scan import Scan
 from data_prep.read.tree import files_below, unreadable
@@ -79,6 +80,17 @@ def files_of(path: Path) -> tuple[Path, ...]:
     pair = pair_of(path)
     beside = pair[1:] if pair else [path.with_name(path.stem + suffix) for suffix in _VOXELS.get(suffix_of(path), ())]
     return (path, *(file for file in beside if file != path and file.is_file()))
+
+
+def geometry_of(path: Path) -> tuple[tuple[int, ...], Float[np.ndarray, "4 4"]] | None:
+    """The size and the affine (LPS, mm) in the header of a volume file, or None if it cannot be read.
+
+    The header is not checked: this serves to describe a file before it is read.
+    """
+    try:
+        return (nifti_geometry if _READERS[suffix_of(path)] is read_nifti else simpleitk_geometry)(path)
+    except Exception:  # the libraries raise anything; `read_scan` says what is wrong
+        return None
 
 
 def read_volume(path: Path) -> tuple[Scan, list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NoDeviceError, SpinejaxError
 
 DATA_AXIS = "data"
 
@@ -18,7 +18,7 @@ def all_devices() -> list[jax.Device]:
     """JAX's devices, sorted so that each process's devices are adjacent.
 
     Raises:
-        SpinejaxError: `JAX_PLATFORMS` names a platform that this machine lacks.
+        NoDeviceError: `JAX_PLATFORMS` names a platform that this machine lacks.
     """
     try:
         found = jax.devices()
@@ -27,7 +27,7 @@ def all_devices() -> list[jax.Device]:
         if not platforms:
             raise
         reason = next(iter(str(error).splitlines()), "") or "no such device or plugin"
-        raise SpinejaxError(
+        raise NoDeviceError(
             f"JAX_PLATFORMS is {platforms}, which JAX cannot use on this machine ({reason}). Unset it, "
             "set it to cpu, or install JAX for that platform."
         ) from error

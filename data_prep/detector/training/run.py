@@ -143,7 +143,7 @@ def _load(path: Path, like: Any) -> Any:
 def _refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.exists() and json.loads(path.read_text()) != settings:
         raise SpinejaxError(f"{path.parent}: holds a run with different settings. Remove it, or give another --out.")
-    write_atomically(path, lambda part: part.write_text(json.dumps(settings) + "\n"))
+    write_atomically(path, lambda part: part.write_text(json.dumps(settings, allow_nan=False) + "\n"))
 
 
 def _stacks(root: Path, series: str) -> tuple[list[tuple[Path, Path]], list[str]]:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import json
@@ -18,7 +19,7 @@ from data_prep.phantom.phantom import phantom
 from data_prep.sources.phantoms import phantom_jobs, phantom_labels
 from spinejax.data.dataset import DataSet, verify
 from spinejax.data.manifest import MANIFEST
-from spinejax.errors import SpinejaxError
+from spinejax.errors import NoDeviceError, SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.tasks import PAPER_TASKS, Task
 from tests.data_prep.sources.test_spider import write_root
@@ -91,10 +92,30 @@ def test_among_scans_with_masks_one_without_has_empty_ones(tmp_path):
     assert not any(data.mask("region", row).any() for row in range(len(data)))
 
 
-def test_progress_counts_scans_and_not_shards(tmp_path):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_progress_counts_scans_and_not_shards(tmp_path, num_workers):
     printed = io.StringIO()
-    run(some_jobs(range(3)), tmp_path / "set", shards=1, console=Console(file=printed))
+    run(some_jobs(range(3)), tmp_path / "set", shards=1, workers=num_workers, console=Console(file=printed))
     assert printed.getvalue().splitlines() == ["1 of 3 scans", "2 of 3 scans", "3 of 3 scans"]
+
+
+def test_no_more_processes_start_than_there_are_scans(tmp_path, monkeypatch):
+    started = []
+
+    def workers(num_workers, scheduler):
+        started.append(num_workers)
+        return contextlib.nullcontext(map)
+
+    monkeypatch.setattr("data_prep.dataset.build.workers", workers)
+    run(some_jobs(range(3)), tmp_path / "set", shards=2, workers=32)
+    run(some_jobs(range(5)), tmp_path / "more", shards=2, workers=4)
+    assert started == [3, 4]
+
+
+def test_a_machine_without_the_device_stops_the_run_with_one_line(tmp_path):
+    failing = [dataclasses.replace(job, locate=_no_device) for job in some_jobs(range(3))]
+    with pytest.raises(NoDeviceError, match=r"^JAX_PLATFORMS is cuda$"):
+        run(failing, tmp_path / "set")
 
 
 def test_no_more_shards_than_patients(tmp_path):
@@ -308,3 +329,7 @@ def test_a_run_that_makes_nothing_does_not_stand_in_the_way_of_the_next(tmp_path
 
 def _fail():
     raise SpinejaxError("too dark")
+
+
+def _no_device():
+    raise NoDeviceError("JAX_PLATFORMS is cuda")

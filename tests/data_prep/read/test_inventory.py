@@ -12,6 +12,7 @@ from data_prep.read import header_cache
 from data_prep.read.header_cache import HeaderCache, header_of
 from data_prep.read.inventory import COLUMNS
 from data_prep.read.metaimage import write_mha
+from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
 from data_prep.read.series import find_series
 from spinejax.data.dataset import DataSet
@@ -77,6 +78,23 @@ def test_every_series_is_listed_and_why_it_is_not_chosen(export, capsys):
     assert "truncated" in damaged["reason"]
     for name in ("inventory.csv", "inventory.headers.json"):
         assert (export.parent / name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nii.gz"])
+def test_volume_files_are_described_by_their_headers(tmp_path, ending):
+    write = write_mha if ending == ".mha" else write_nifti
+    axial = np.array([[0, 0.7, 0, 0], [0.8, 0, 0, 0], [0, 0, -4, 0], [0, 0, 0, 1]])
+    (tmp_path / "export").mkdir()
+    write(tmp_path / "export" / f"a_t2{ending}", SPINE.scan)
+    write(tmp_path / "export" / f"b_t2{ending}", Scan(SPINE.scan.voxels, axial, ""))
+    (tmp_path / "export" / f"c_t2{ending}").write_bytes(b"no scan")
+    assert inventory(tmp_path / "export") == 0
+    first, second, third = read(tmp_path / "inventory.csv")
+    assert (first["chosen"], first["plane"], first["slices"]) == ("yes", "sagittal", "5")
+    assert first["spacing_mm"] == "1.5 x 1.5 x 6"
+    assert (second["chosen"], second["plane"], second["slices"]) == ("no", "axial", "5")
+    assert "axial" in second["reason"]
+    assert (third["chosen"], third["plane"]) == ("yes", "")  # its voxels are not looked at
 
 
 def test_an_edited_inventory_is_not_replaced_unasked(export, capsys):
