@@ -65,10 +65,8 @@ class Tree:
         self._root = Path(os.path.commonpath(tops)) if tops else Path()
         self._root_parts = parts_of(self._root)
         self._evidence = evidence
-
-    def _folders(self, place: int) -> set[tuple[str, ...]]:
-        one = self._evidence[place]
-        return {parts_of(folder)[len(self._root_parts) :] for folder in one.folders or (one.path.parent,)}
+        folders = [one.folders or (one.path.parent,) for one in evidence]
+        self._folders = [{parts_of(folder)[len(self._root_parts) :] for folder in each} for each in folders]
 
     def patients(self, places: Sequence[int], tags: Tags, number: int = 0) -> "Level":
         """Take each folder of one level for a patient: level `number`, or for 0 the one that contradicts nothing.
@@ -79,9 +77,9 @@ class Tree:
             number: the level, from 1 for the folders directly below the one that holds all.
         """
         chosen = Level()
-        deepest = min((len(folder) for place in places for folder in self._folders(place)), default=0)
+        deepest = min((len(folder) for place in places for folder in self._folders[place]), default=0)
         if number > deepest:
-            shallow = next(p for p in places if any(len(folder) < number for folder in self._folders(p)))
+            shallow = next(p for p in places if any(len(folder) < number for folder in self._folders[p]))
             chosen.contradictions.append(
                 f"--patients-by folder:{number}: {self._evidence[shallow].path} lies in no folder of level {number} "
                 f"below {self._root}. Put it into one, or name a lower level."
@@ -104,7 +102,7 @@ class Tree:
         return "/".join((chosen.patients[place], *below, stem_of(path)))
 
     def _at(self, place: int, level: int) -> set[tuple[str, ...]]:
-        return {folder[:level] for folder in self._folders(place)}
+        return {folder[:level] for folder in self._folders[place]}
 
     def _faults(self, places: Sequence[int], level: int, tags: Tags) -> tuple[list[str], list[str], list[str]]:
         """What a level would tear apart, what it would merge, and what it may tear apart, if folders are patients."""
@@ -145,8 +143,8 @@ class Tree:
                 f"Which folders are patients' below {self._root}? {examples}. Give --patients-by folder:{levels[0]} or "
                 f"folder:{levels[-1]}."
             )
-        elif not faults and any(folder for place in places for folder in self._folders(place)):
-            stray = next(place for place in places if () in self._folders(place))
+        elif not faults and any(folder for place in places for folder in self._folders[place]):
+            stray = next(place for place in places if () in self._folders[place])
             chosen.contradictions.append(
                 f"{self._evidence[stray].path} lies beside the patients' folders. Put it into its patient's folder."
             )

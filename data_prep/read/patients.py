@@ -177,17 +177,19 @@ def _use_file_names(
     for place in volumes:
         parts = re.split(r"[_.]", stem_of(evidence[place].path))[: num_parts or 1]
         people.patients[place] = "_".join(parts)
+    by_tree = False
     if num_parts is None:
-        of_nobody = [place for place in volumes if NO_PERSONS_FILE.fullmatch(people.patients[place] or "image")]
-        if len({evidence[place].path.parent for place in of_nobody}) > 1:
-            people.take(tree.patients(of_nobody, Tags()))
+        of_nobody = {place for place in volumes if NO_PERSONS_FILE.fullmatch(people.patients[place] or "image")}
+        by_tree = len({evidence[place].path.parent for place in of_nobody}) > 1
+        if by_tree:
+            people.take(tree.patients(sorted(of_nobody), Tags()))
         else:
-            _note_shared_words(people, of_nobody)
-        named = [place for place in volumes if place not in set(of_nobody)]
+            _note_shared_words(people, sorted(of_nobody))
+        named = [place for place in volumes if place not in of_nobody]
         _join_alike(people, named, dicom)
         _doubt_namesakes(people, evidence, named)
     patients = {people.patients[place] for place in volumes}
-    if len(volumes) > 1 and len(patients) == 1:  # or files are named after the study
+    if len(volumes) > 1 and len(patients) == 1 and not by_tree:  # or files are named after the study
         people.notes.append(
             f"{len(volumes)} scans are all of patient {patients.pop()!r}, by the part of their names before the first "
             "_ or .: give --patients-by folder, or name:2, which takes one part more, if they are of several."
