@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.read.parts import MAX_STRAYS, Part, step_mm
+from data_prep.read.csv_tables import some
+from data_prep.read.parts import MAX_STRAYS, Part, nearest_mm, step_mm
 from data_prep.read.scan import MAX_OFF_SAGITTAL_DEG, NotSagittalError, refuse_non_sagittal
 from data_prep.read.stacks import SAME_MM, in_order
 from spinejax.errors import SpinejaxError
@@ -22,24 +23,26 @@ class Judgement:
     notes: tuple[str, ...] = ()
 
 
-def judge(parts: Sequence[Part], names: Sequence[str], weighting: str) -> list[Judgement]:
+def judge(parts: Sequence[Part], name: str, names: Sequence[str], weighting: str) -> list[Judgement]:
     """A judgement on each part of a series.
 
     Args:
         parts: all of them.
-        names: theirs, for messages.
+        name: of the series, for messages.
+        names: of the parts.
         weighting: "t2", "t1" or "any".
     """
-    judged = [_judge(part, parts, name, weighting) for part, name in zip(parts, names, strict=True)]
+    judged = [_judge(part, parts, own, weighting) for part, own in zip(parts, names, strict=True)]
     fit = [place for place, one in enumerate(judged) if not one.left_out and not one.failed]
-    for place in fit:
-        same = [parts[other].suffix for other in fit if other != place and _same_places(parts[place], parts[other])]
-        if same and weighting != "any":
-            judged[place] = Judgement(
-                failed=f"{names[place]}: images of the same places as {', '.join(same)}, and all are "
-                f"{parts[place].contrast or 'of unknown contrast'}. Choose one in an inventory, or read all with "
-                "--weighting any."
-            )
+    same = [place for place in fit if any(_same_places(parts[place], parts[other]) for other in fit if other != place)]
+    if same and weighting != "any":
+        which = some([parts[place].suffix for place in same], 8)
+        reason = (
+            f"{name}: its parts {which} show the same places, and each may be {weighting}. Choose one in an inventory, "
+            "or read all with --weighting any."
+        )
+        for place in same:
+            judged[place] = Judgement(failed=reason)
     return judged
 
 
@@ -92,6 +95,4 @@ def _stray(part: Part, parts: Sequence[Part]) -> str:
 
 def _same_places(one: Part, other: Part) -> bool:
     """Whether half of a part's images, or more, are where those of another part are."""
-    places = np.stack([frame.position_mm for frame in other.frames])
-    near = [np.linalg.norm(places - frame.position_mm, axis=1).min() < 10 * SAME_MM for frame in one.frames]
-    return 2 * sum(near) >= len(near)
+    return bool(np.mean(nearest_mm(one.frames, other.frames) < 10 * SAME_MM) >= 0.5)

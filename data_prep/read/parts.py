@@ -4,12 +4,15 @@ Images that differ in kind, size, plane or echo time never make one scan. What e
 number of their acquisition, parts a series only where it must and where each part is then a whole stack.
 """
 
+import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from data_prep.read.contrast import Contrast
 from data_prep.read.csv_tables import some
@@ -208,7 +211,7 @@ def _with_strays(groups: dict[str, list[Frame]]) -> bool:
     *others, stack = sorted(groups.values(), key=len)
     strays = [frame for group in others for frame in group]
     few = len(strays) <= MAX_STRAYS and 4 * len(strays) <= len(stack)
-    return few and _is_stack(stack) and all(min(_apart_mm(one, other) for other in stack) < SAME_MM for one in strays)
+    return few and _is_stack(stack) and bool((nearest_mm(strays, stack) < SAME_MM).all())
 
 
 def _is_stack(frames: Sequence[Frame]) -> bool:
@@ -234,24 +237,34 @@ def _places(frames: Sequence[Frame]) -> list[str]:
 def _interleaved(groups: dict[str, list[Frame]]) -> bool:
     """Whether slices of one group lie between those of another, in one line: halves of one stack with a gap."""
     for one, other in itertools.combinations(groups.values(), 2):
-        normal = one[0].normal
-        here, there = (np.sort([frame.position_mm @ normal for frame in group]) for group in (one, other))
-        overlap = here[0] <= there[-1] and there[0] <= here[-1]
-        nearest = min(_apart_mm(first, second) for first in one for second in other)
-        same_line = len(set(_places([*one, *other]))) == 1
-        if overlap and same_line and nearest > SAME_MM:
+        here, there = (np.array([frame.position_mm @ one[0].normal for frame in group]) for group in (one, other))
+        overlap = here.min() <= there.max() and there.min() <= here.max()
+        if overlap and nearest_mm(one, other).min() > SAME_MM and len(set(_places([*one, *other]))) == 1:
             return True
     return False
 
 
 def _without_same_pixels(frames: Sequence[Frame]) -> list[Frame]:
     """The frames without those that have the place and the pixels of another."""
-    kept: list[Frame] = []
+    of_file: dict[Path, list[Frame]] = defaultdict(list)
     for frame in frames:
-        here = [other for other in kept if _apart_mm(frame, other) < SAME_MM]
-        if not any(_same_pixels(frame, other) for other in here):
-            kept.append(frame)
-    return kept
+        of_file[frame.path].append(frame)
+    alike: dict[bytes, list[Frame]] = defaultdict(list)
+    for path, members in of_file.items():
+        pixels, _ = stored_pixels(path, members[0].shape)
+        for frame in members:
+            content = repr((frame.slope, frame.intercept)).encode() + pixels[frame.index].tobytes()
+            group = alike[hashlib.sha256(content).digest()]
+            if not group or nearest_mm([frame], group).min() > SAME_MM:
+                group.append(frame)
+    kept = {id(frame) for group in alike.values() for frame in group}
+    return [frame for frame in frames if id(frame) in kept]
+
+
+def nearest_mm(frames: Sequence[Frame], others: Sequence[Frame]) -> Float[np.ndarray, " frames"]:
+    """Distance from each frame's position to the nearest of the others'."""
+    here, there = (np.stack([frame.position_mm for frame in group]) for group in (frames, others))
+    return np.linalg.norm(here[:, None] - there, axis=2).min(axis=1)
 
 
 def _apart_mm(one: Frame, other: Frame) -> float:

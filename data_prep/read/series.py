@@ -205,7 +205,7 @@ def _take_dicom(
         images, notes = without_copies([file for file in files if not file.not_a_scan], name)
         parts, more = parts_of([frame for file in images for frame in file.frames], name)
         names = [_dicom_name(part.frames[0].path, key + part.suffix) for part in parts]
-        judged = judge(parts, names, weighting)
+        judged = judge(parts, name, names, weighting)
         if any(not one.left_out for one in judged):
             _refuse_whole(key, images, damaged, name, burned)
     except SpinejaxError as error:
@@ -232,7 +232,8 @@ def _take_dicom(
         if one.left_out:
             found.left_out.append(LeftOut(own, one.left_out, paths, facts, series))
         elif one.failed:
-            found.failed.append(LeftOut(own, one.failed, paths, facts, series))
+            of_all = one.failed.startswith(f"{name}: ")
+            found.failed.append(LeftOut(name if of_all else own, one.failed, paths, facts, series))
         else:
             found.series.append(series)
 

@@ -31,7 +31,7 @@ def read(folder, dtype=np.float32):
     """The only series of a folder; raises the reason why it is not read."""
     files, _ = without_copies([read_header(path) for path in sorted(folder.iterdir())], "the series")
     parts, notes = parts_of([frame for file in files for frame in file.frames], "the series")
-    (judged,) = (one for one in judge(parts, ["the series"] * len(parts), "any") if not one.left_out)
+    (judged,) = (one for one in judge(parts, "the series", ["the series"] * len(parts), "any") if not one.left_out)
     if judged.failed:
         raise SpinejaxError(judged.failed)
     (part,) = (part for part in parts if len(part.frames) > 1 or len(parts) == 1)

@@ -143,7 +143,8 @@ def test_repetitions_are_asked_about_and_any_reads_them_apart(tmp_path, scan, na
     other(slices, **{name: values[1]})
     found = find_series([tmp_path])
     assert found.series == []
-    assert "images of the same places as" in told(found.failed)
+    assert "show the same places, and each may be t2. Choose one in an inventory" in told(found.failed)
+    assert len(found.failures) == 1
     found = find_series([tmp_path], weighting="any")
     assert len(found.series) == 2
     assert all(each.startswith(end) for each in ends(found))
@@ -506,7 +507,7 @@ def test_stacks_and_times_of_an_enhanced_file_are_parted(tmp_path, scan, by):
             frame.FrameContentSequence = group(**{by: value[by]})
 
     write_enhanced(tmp_path / "a", [*slices, *again], mark)
-    assert "images of the same places" in told(find_series([tmp_path]).failed)
+    assert "show the same places" in told(find_series([tmp_path]).failed)
     found = find_series([tmp_path], weighting="any")
     ending = {"StackID": "stack", "DimensionIndexValues": "dimension1", "TemporalPositionIndex": "time"}[by]
     assert ends(found) == [f"{ending}{number}" for number in ("1", "2")]
@@ -546,7 +547,9 @@ def test_pairs_of_means_under_one_uid_are_asked_about(tmp_path, scan):
     """https://github.com/rordenlab/dcm2niix/issues/300: two computed images of one series were stacked together."""
     slices = change(series(tmp_path / "a", scan), ImageType=["DERIVED", "PRIMARY", "M", "RMS"])
     other(slices, ImageType=["DERIVED", "PRIMARY", "M", "RMS", "RMS"])
-    assert "-m-rms: images of the same places as /derived-primary-m-rms-rms" in told(find_series([tmp_path]).failed)
+    assert "its parts /derived-primary-m-rms, /derived-primary-m-rms-rms show the same places" in told(
+        find_series([tmp_path]).failed
+    )
 
 
 def test_dynamic_series_is_not_stacked(tmp_path, scan):
