@@ -13,7 +13,7 @@ from data_prep.read.csv_tables import read_table, refuse, some
 from data_prep.read.names import canonical
 from data_prep.read.parts import PLANES
 from data_prep.read.scan import refuse_non_sagittal
-from data_prep.read.series import Facts, Found, LeftOut, Series
+from data_prep.read.series import Facts, Found, LeftOut, Series, with_aliases
 from data_prep.read.volume_files import geometry_of
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_privately
@@ -155,7 +155,7 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
     found.left_out += [
         LeftOut(one.name, "not chosen in the inventory", one.files, one.facts, one) for one in not_chosen
     ]
-    found.series = list(wanted.values())
+    found.series = with_aliases(list(wanted.values()))
     if edited:
         found.patient_notes, found.contradictions = [], []
 

@@ -1,6 +1,6 @@
 """Which scans there are in files and folders, of whatever format, and what was left out and why."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -170,7 +170,16 @@ def _name_patients(found: Found, paths: Sequence[Path], patients_by: str, everyo
     found.series = series[: len(found.series)]
     for listed in (found.left_out, found.failed):
         listed[:] = [replace(one, series=of_others.get(id(one), one.series)) for one in listed]
+    found.series = with_aliases(found.series)
     found.patient_notes, found.contradictions = people.notes, people.contradictions
+
+
+def with_aliases(series: Sequence[Series]) -> list[Series]:
+    """Some scans, of which the only parts of DICOM series that are read have the SeriesInstanceUID as an alias."""
+    uids = [one.key.partition("/")[0] if one.evidence and one.evidence.uid else "" for one in series]
+    parts = Counter(uids)
+    aliases = [uid if uid != one.key and parts[uid] == 1 else "" for one, uid in zip(series, uids, strict=True)]
+    return [replace(one, alias=alias) for one, alias in zip(series, aliases, strict=True)]
 
 
 def _take_volume(path: Path, found: Found, weighting: str) -> None:
@@ -220,15 +229,13 @@ def _take_dicom(
         for file in images
         if file.placeless
     ]
-    only = sum(not (one.left_out or one.failed) for one in judged) == 1
     for part, own, one in zip(parts, names, judged, strict=True):
         facts = replace(_facts(files[0], part.frames), contrast=str(part.contrast))
         paths = tuple(dict.fromkeys(frame.path for frame in part.frames))
         read = partial(read_series, part.frames, own, np.float32, (*notes, *more, *one.notes))
-        alias = key if only else ""
         evidence = _evidence(key + part.suffix, files)
         look = partial(middle_slice, part.frames)
-        series = Series(own, key + part.suffix, "", paths, read, facts, evidence, alias, look)
+        series = Series(own, key + part.suffix, "", paths, read, facts, evidence, look=look)
         if one.left_out:
             found.left_out.append(LeftOut(own, one.left_out, paths, facts, series))
         elif one.failed:

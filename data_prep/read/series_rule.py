@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from data_prep.read.series import Found, LeftOut, Series
+from data_prep.read.series import Found, LeftOut, Series, with_aliases
 
 
 def one_of_each_patient(found: Found, rule: str) -> Found:
@@ -31,4 +31,5 @@ def one_of_each_patient(found: Found, rule: str) -> Found:
             others = [one for one in several if one is not chosen]
             found.left_out += [LeftOut(one.name, reason, one.files, one.facts, one) for one in others]
             found.series = [one for one in found.series if one not in others]
+    found.series = with_aliases(found.series)
     return found

@@ -665,3 +665,23 @@ def test_part_of_a_series_is_named_by_its_own_key_or_by_the_series(tmp_path, nam
     data = DataSet(tmp_path / "out")
     assert len(data) == 4
     assert max(data.labels.ravel()) == 3
+
+
+def test_repetition_that_is_chosen_in_an_inventory_is_read_with_the_mask_of_its_series(tmp_path, capsys):
+    slices = put(tmp_path / "images" / "x", SPINE.scan, "p1", "t2", AcquisitionNumber=1)
+    for number, one in enumerate(slices):
+        one.AcquisitionNumber = 2
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+        one.PixelData = bytes(one.PixelData[::-1])
+        save(one, f"{one.filename}_again")
+    (tmp_path / "masks").mkdir()
+    write_mha(tmp_path / "masks" / f"{slices[0].SeriesInstanceUID}.mha", SPINE.mask)
+    table = tmp_path / "inventory.csv"
+    assert main(["inventory", str(tmp_path / "images"), "--out", str(table)]) in (0, 2)
+    lines = table.read_text(encoding="utf-8-sig").splitlines()
+    chosen = [line.replace("no,", "yes,", 1) if "/acquisition1" in line.split(",")[2] else line for line in lines]
+    assert chosen != lines
+    table.write_text("\n".join(chosen))
+    options = ["--masks", tmp_path / "masks", "--inventory", table, "--out", tmp_path / "out"]
+    scans(tmp_path / "images", *options)
+    assert len(DataSet(tmp_path / "out")) == 4
