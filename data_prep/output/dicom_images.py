@@ -75,11 +75,18 @@ def write_picture(
         picture.copy_patient_and_study_information(images[0])
         picture.BurnedInAnnotation = "NO"  # of the patient's identity: there are only levels and grades
         picture.DerivationDescription = shortened(about, 1024)
+        picture.SourceImageSequence = [_reference(image) for image in images]
         ratio = pixels.size / len(picture.PixelData)
         picture.LossyImageCompression = "01"
         picture.LossyImageCompressionRatio = f"{ratio:.2f}"
         picture.LossyImageCompressionMethod = "ISO_10918_1"
         save(path, picture)
+
+
+def _reference(image: pydicom.Dataset) -> pydicom.Dataset:
+    item = pydicom.Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    return item
 
 
 # Segmentation --------------------------------------------------------------------------------------------------------
@@ -180,6 +187,9 @@ def write_segmentation(
     pixels = np.stack([_on_frame(labels, frame) for frame in frames])
     uid = uids_of(images[0], [*provenance, origin.name])
     thickness = frames[0].thickness_mm or float(located.scan.spacing_mm[2])
+    for image in images:  # highdicom takes it from the source
+        if "Rows" in image and not image.get("SliceThickness"):
+            image.SliceThickness = pydicom.valuerep.format_number_as_ds(thickness)
     with without_name_warnings():
         segmentation = hd.seg.Segmentation(
             source_images=[image for _, image in framed] if len(images) > 1 else images,

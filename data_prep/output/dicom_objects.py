@@ -57,6 +57,8 @@ def read_source(files: Sequence[Path], name: str, notes: list[str] | None = None
             for attribute in _IDENTIFIERS:
                 if not image.get(attribute):
                     raise SpinejaxError(f"{name}: {path.name} has no {attribute}, so results cannot refer to it.")
+                if not pydicom.uid.UID(image[attribute].value).is_valid:
+                    found[f"{attribute} is not legal DICOM: kept, because results belong to what it names."] = None
             found.update(dict.fromkeys(legalise(image)))
         images.append(image)
     if notes is not None:

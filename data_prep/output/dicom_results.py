@@ -112,6 +112,7 @@ def results_as_dicom(
         returned.notes.append(
             f"{len(missing)} of {len(discs)} scans have no source series here: {some(missing)}",
         )
+        returned.notes += [f"left out: {line}" for line in found.left_out]
     try:
         # A folder that exists keeps its mode: each scan's own folder in it is closed to others.
         out.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ _REQUIRED = (
 )  # fmt: skip
 """DICOM requires these attributes, but they may be empty. Some exports omit them."""
 
-_STUDY_ID = 0x00200010
+_ALSO = (0x00200010, 0x00201040)  # StudyID, PositionReferenceIndicator
 _GROUPS = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038)  # of patient, study, trial and visit
 _CHARACTER_SET = 0x00080005
 _NAMES = ("PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID")  # a shortened one could be another's
@@ -48,7 +48,7 @@ def legalise(image: Dataset) -> list[str]:
     notes: dict[str, str] = {}
     tags = list(image.keys())  # iterating over the image would read the values
     for tag in tags:
-        if tag.group in _GROUPS or tag == _STUDY_ID:
+        if tag.group in _GROUPS or tag in _ALSO:
             _legalise(image, tag, terms, notes)
     image.SpecificCharacterSet = UTF_8
     for keyword in _REQUIRED:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import sqlite3
 import stat
@@ -22,6 +23,7 @@ from data_prep.__main__ import main
 from data_prep.anatomy.discs import extract_discs
 from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask
 from data_prep.dataset.job import Located
+from data_prep.output import dicom_results
 from data_prep.output.dicom_images import BY_CORNERS, BY_DETECTOR, write_picture, write_segmentation
 from data_prep.output.dicom_objects import read_source, write_map, write_report
 from data_prep.output.pictures import PlacedDisc, hotspot_picture, hotspot_slices, spine_picture
@@ -141,6 +143,8 @@ def test_every_viewer_can_show_the_pictures(hospital, returned):
         for dataset, pixels in pictures:
             assert dataset.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
             assert dataset.StudyInstanceUID == images[0].StudyInstanceUID
+            sources = {item.ReferencedSOPInstanceUID for item in dataset.SourceImageSequence}
+            assert sources == {image.SOPInstanceUID for image in images}
             assert (dataset.BurnedInAnnotation, dataset.LossyImageCompression) == ("NO", "01")
             assert dataset.ImageComments.endswith("A hotspot shows what moved the network, not proven pathology.")
             assert len(dataset.SeriesDescription) <= 64
@@ -263,16 +267,62 @@ def test_odd_fields_of_a_patient_stop_no_report(hospital_without_maps, tmp_path,
     assert {one.PatientSex for one in found} == {""}
 
 
-def test_a_study_that_cannot_be_written_is_named_and_the_next_is_written(hospital_without_maps, tmp_path, capsys):
+def test_sources_without_a_preamble_or_a_slice_thickness_get_their_results_too(hospital_without_maps, tmp_path):
     root, evaluation = hospital_without_maps
-    images = spoil(root, tmp_path, "p00000", SOPClassUID="1.2.3")
+    images = spoil(root, tmp_path, "p00000", SliceThickness=None, StudyInstanceUID="1.02.3")
+    for path in (images / "p00001").iterdir():
+        path.write_bytes(path.read_bytes()[132:])
     where = ["--source", str(images), "--key", str(root / "discs.key"), "--masks", str(root / "files" / "masks")]
-    assert main(["results", str(evaluation), *where, "--out", str(tmp_path / "out")]) == 2
+    assert main(["results", str(evaluation), *where, "--out", str(tmp_path / "out")]) == 0
+    found = [pydicom.dcmread(path) for path in (tmp_path / "out").rglob("vertebrae.dcm")]
+    assert {one.PatientID for one in found} == {"p00000", "p00001"}
+    for one in found:
+        assert one.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness > 0
+
+
+def test_the_places_of_an_evaluations_own_discs_are_held_against_the_vertebrae(hospital_without_maps, tmp_path, capsys):
+    """An evaluation of raw scans has its discs beside it, whose places tell whether levels are the same."""
+    root, evaluation = hospital_without_maps
+    evaluation = shutil.copytree(evaluation, tmp_path / "evaluation")
+    shutil.copytree(root / "discs", evaluation / "discs")
+    for shift, segmentations in (([], 2), (["--lowest-level", "L4-L5"], 0)):
+        arguments = ["--source", str(root / "files" / "images"), "--key", str(root / "discs.key"), *shift]
+        arguments += ["--masks", str(root / "files" / "masks"), "--out", str(tmp_path / f"out{segmentations}")]
+        assert main(["results", str(evaluation), *arguments]) == 0
+        said = capsys.readouterr()
+        assert f"0 parametric maps, 2 pictures, {segmentations} segmentations" in said.out
+        assert ("are not those that were graded" in said.err) == (not segmentations)
+
+
+def test_a_study_that_cannot_be_written_is_named_and_the_next_is_written(
+    hospital_without_maps, tmp_path, capsys, monkeypatch
+):
+    root, evaluation = hospital_without_maps
+
+    def refuse(path, images, *arguments):
+        if images[0].PatientID == "p00000":
+            raise KeyError("whatever a library raises")
+        write_segmentation(path, images, *arguments)
+
+    monkeypatch.setattr(dicom_results, "write_segmentation", refuse)
+    where = ["--source", str(root / "files" / "images"), "--key", str(root / "discs.key")]
+    where += ["--masks", str(root / "files" / "masks"), "--out", str(tmp_path / "out")]
+    assert main(["results", str(evaluation), *where]) == 2
     said = capsys.readouterr()
-    assert "failed: p00000, series" in said.err
+    assert re.search("failed: p00000, series .* cannot be written .*whatever a library raises", said.err)
     assert "1 structured reports" in said.out
-    [folder] = (tmp_path / "out").iterdir()
+    [folder] = (tmp_path / "out").iterdir()  # and nothing of the other
     assert pydicom.dcmread(folder / "grades.dcm").PatientID == "p00001"
+
+
+def test_a_series_that_is_no_scan_is_named_with_the_reason(hospital_without_maps, tmp_path, capsys):
+    root, evaluation = hospital_without_maps
+    images = spoil(root, tmp_path, "p00000", ImageType=["DERIVED", "SECONDARY", "MPR"], Modality="OT")
+    where = ["--source", str(images), "--key", str(root / "discs.key"), "--masks", str(root / "files" / "masks")]
+    assert main(["results", str(evaluation), *where, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "1 of 2 scans have no source series here" in said.err
+    assert re.search("left out: p00000.*OT", said.err)
 
 
 def test_no_database_of_highdicoms_stays_open(hospital, tmp_path, monkeypatch):
