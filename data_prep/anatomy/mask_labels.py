@@ -4,20 +4,26 @@ If a tool has no label for the spinal canal, posterior elements are separated fr
 (`posterior_wall.py`).
 """
 
-from collections.abc import Mapping, Sequence, Set
+import itertools
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import ndimage
 
+from data_prep.anatomy.mask_checks import is_back_to_front, without_islands
 from data_prep.anatomy.posterior_wall import posterior_elements
 from data_prep.anatomy.segment_names import segments_by_name
-from data_prep.anatomy.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, POSTERIOR, SACRUM, SPIDER_VERTEBRAE
+from data_prep.anatomy.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, POSTERIOR, SACRUM, SPIDER_VERTEBRAE, boxes_of
 from data_prep.read.csv_tables import some
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS
 
 _NAMES = tuple(SPIDER_VERTEBRAE)  # L5 first
+_MAX_PIECES = 4  # of two vertebrae in one slice: their bodies and spinous processes
+# A sacrum is larger than L5 in its middle slice; without S2, it still has no spinous process as far behind as L5's.
+_SACRUM_AREA, _SACRUM_DEPTH = 1.2, 0.7
 _SURPLUS = ("T13", "L6")  # vertebrae that some people have; no level is named after them
 
 
@@ -64,15 +70,31 @@ CONVENTIONS = {
         needed={*range(41, 47)},
     ),
     # github.com/Hendrik-code/spineps, vertebra masks (seg-vert): discs are 100, endplates 200 above their vertebra.
+    # Without its labelling model, SPINEPS numbers vertebrae from the top: see `_disorder`.
     "spineps": Convention(
         vertebrae=_SPINEPS,
         discs={name: 100 + label for name, label in _SPINEPS.items()},
         sacrum=26,
         others={*range(1, 16), 27, *range(101, 116), *range(126, 128), *range(201, 229)},
-        needed={*range(116, 126)},
+        needed={*range(20, 25), *range(116, 126)},  # without discs, these are VerSe's labels, too
     ),
     # github.com/wasserth/TotalSegmentator, task vertebrae_mr, saved with --ml.
     "totalsegmentator": Convention(vertebrae=_upwards(2), sacrum=1, others={*range(11, 26)}, needed={1, 2}),
+}
+
+# Masks that name no vertebrae, or name them otherwise: their labels, and what to give instead.
+_NOT_READ = {
+    "a binary mask": ({1}, "a mask with a label for each vertebra"),
+    "classes of structures, as of nnU-Net": ({1, 2, 3}, "a mask with a label for each vertebra"),
+    "TotalSpineSeg's step 1": ({*range(1, 10)}, "its step2_output"),
+    "TotalSpineSeg's step2_raw": ({*range(1, 15)}, "its step2_output"),
+    "TotalSpineSeg's of 2024": ({*range(18, 42), 92, *range(200, 225)}, "the output of a newer version"),
+    "SPINEPS's seg-spine": ({26, *range(41, 51), *range(60, 63), 100}, "its seg-vert"),
+    "SPINEPS's seg-vert without its labelling model": (
+        {*range(1, 30), *range(101, 130), *range(201, 230)},
+        "a mask made with that model, or --lowest-level to count the vertebrae",
+    ),
+    "TotalSegmentator's for CT": ({*range(25, 51)}, "a mask of its task vertebrae_mr, saved with --ml"),
 }
 
 
@@ -112,22 +134,32 @@ def to_spider(
     """
     present = set(np.flatnonzero(np.bincount(mask.voxels.ravel())).tolist()) - {0}
     shown = some([str(label) for label in sorted(present)], 12) or "none at all"
-    own = _convention_of(names, present, mask.name) if names and convention is None else None
-    if convention is None and own is None:
-        fitting = [name for name, tool in CONVENTIONS.items() if present <= tool.labels and present & tool.needed]
-        if names and fitting == ["totalsegmentator"]:  # by small numbers alone, which segments have anyway
+    tool = _convention_of(names, present, mask.name) if names and convention is None else None
+    if tool is None and convention is not None:
+        tool = CONVENTIONS[convention]
+    if tool is None:
+        fitting = {
+            name: _disorder(mask, tool, present) or _no_sacrum(mask, name, present)
+            for name, tool in CONVENTIONS.items()
+            if present <= tool.labels and present & tool.needed
+        }
+        if names and [*fitting] == ["totalsegmentator"]:  # by small numbers alone, which segments have anyway
             named = some([names[label] for label in sorted(names)])
             raise SpinejaxError(
                 f"{mask.name}: its segments are named {named}, which tells no vertebrae. Name them L5, L4, … and "
                 "sacrum, or name the tool of its labels with --convention."
             )
-        if len(fitting) != 1:
-            found = f"could be of {' or '.join(fitting)}" if fitting else f"fits none of {', '.join(CONVENTIONS)}"
-            raise SpinejaxError(
-                f"{mask.name}: with its labels {shown} it {found}. Name its tool with --convention, or give --corners."
-            )
-        (convention,) = fitting
-    tool = own or CONVENTIONS[convention or ""]
+        possible = [name for name, wrong in fitting.items() if not wrong]
+        if len(possible) == 1:
+            (convention,) = possible
+            tool = CONVENTIONS[convention]
+        elif possible or lowest_level is None or (tool := _counted(mask, present)) is None:
+            raise SpinejaxError(f"{mask.name}: with its labels {shown} it {_unknown(present, fitting)}")
+    elif wrong := _disorder(mask, tool, present):
+        whose = f"{convention}'s" if convention else "what its segments are named"
+        raise SpinejaxError(f"{mask.name}: with its labels {shown} it is not {whose}: {wrong}.")
+    mask, islands = without_islands(mask, whole=frozenset({*tool.canal, tool.sacrum or 0}))
+    present = set(np.unique(mask.voxels).tolist()) - {0}
     known = {name: label for name, label in tool.vertebrae.items() if label in present}
     if len(known) + (tool.sacrum in present) < 2:
         raise SpinejaxError(
@@ -135,11 +167,112 @@ def to_spider(
             f"labels are {shown}. Is it a mask of {convention}? Choose with --convention."
         )
     labels, notes = (mask.voxels, []) if convention == "spider" else _relabel(mask, tool, known)
+    notes += islands + _gaps(mask.name, known)
     if lowest_level is not None:
         labels = _count_from(labels, lowest_level, mask.name)
     if not (labels == CANAL).any():
+        if is_back_to_front(Scan(labels, mask.affine, mask.name)):
+            raise SpinejaxError(f"{mask.name}: its vertebrae have their arches in front: it is flipped back to front.")
         labels = np.where(posterior_elements(labels, mask.spacing_mm), np.uint8(POSTERIOR), labels)
     return Scan(labels, mask.affine, mask.name), notes
+
+
+def _unknown(present: set[int], fitting: Mapping[str, str]) -> str:
+    """What is said of a mask that is not of exactly one tool; `fitting` has tools and why it is not theirs, if so."""
+    possible = [name for name, wrong in fitting.items() if not wrong]
+    if possible:
+        return f"could be of {' or '.join(possible)}. Name its tool with --convention, or give --corners."
+    hints = [f"It is not {name}'s: {wrong}." for name, wrong in fitting.items()]
+    fewest = sorted(_NOT_READ.items(), key=lambda item: len(item[1][0]))
+    hints += [f"Is it {what}? Give {wanted}." for what, (labels, wanted) in fewest if present <= labels][:1]
+    none = f"fits none of {', '.join(CONVENTIONS)}. Name its tool with --convention, or give --corners."
+    return " ".join([none, *hints] if present else [none])
+
+
+def _rows(mask: Scan, labels: Iterable[int]) -> dict[int, float]:
+    """The middle row of each label."""
+    boxes = dict(boxes_of(mask.voxels))
+    return {
+        label: boxes[label][0].start + _middle((mask.voxels[boxes[label]] == label).sum((1, 2))) for label in labels
+    }
+
+
+def _middle(counts: np.ndarray) -> float:
+    return float(np.average(np.arange(len(counts)), weights=counts))
+
+
+def _disorder(mask: Scan, tool: Convention, present: set[int]) -> str:
+    """Why the labels cannot be this tool's by where they are; "" if they can: its vertebrae have to go down."""
+    downwards = [(name, tool.vertebrae[name]) for name in reversed(_NAMES) if tool.vertebrae.get(name) in present]
+    if tool.sacrum in present:
+        downwards.append(("the sacrum", tool.sacrum or 0))
+    rows = _rows(mask, [label for _, label in downwards])
+    below = [
+        f"{upper} ({label}) would be below {lower} ({other})"
+        for (upper, label), (lower, other) in itertools.pairwise(downwards)
+        if rows[label] >= rows[other]
+    ]
+    if len(below) == len(downwards) - 1 and below:
+        return (
+            f"{below[-1]}: it is upside down, or numbered from the other end, as by SPINEPS without its labelling model"
+        )
+    if below:
+        return below[0]
+    if tool is CONVENTIONS["spineps"] and 1 in present and not present & {23, 24, 25}:
+        return (
+            "it begins with 1, C1, and has neither L4 nor L5: SPINEPS without its labelling model counts from the top"
+        )
+    crowd = [label for _, label in downwards if _num_pieces(mask, label) > _MAX_PIECES]
+    return f"label {crowd[0]} is in {_num_pieces(mask, crowd[0])} pieces, a class and no vertebra" if crowd else ""
+
+
+def _num_pieces(mask: Scan, label: int) -> int:
+    """How many pieces of half the size of the largest, or more, a label has in the slice that shows most of it."""
+    part = mask.voxels[dict(boxes_of(mask.voxels))[label]] == label
+    sizes = _piece_sizes(part[:, :, np.argmax(part.sum((0, 1)))])
+    return int(np.sum(sizes >= sizes.max() / 2))
+
+
+def _piece_sizes(plane: np.ndarray) -> np.ndarray:
+    return np.bincount(ndimage.label(plane)[0].ravel(), minlength=2)[1:]
+
+
+def _no_sacrum(mask: Scan, convention: str, present: set[int]) -> str:
+    """Why the lowest label cannot be a sacrum by its size; "" if it can.
+
+    TotalSegmentator's labels are those of masks that only count from the bottom: 1, 2, 3, … In both 1 is the lowest.
+    """
+    if convention != "totalsegmentator" or not {1, 2} <= present:
+        return ""
+    boxes = dict(boxes_of(mask.voxels))
+    (_, columns, slices), (_, columns_above, slices_above) = boxes[1], boxes[2]
+    sacrum, above = (
+        _piece_sizes(mask.voxels[:, :, (where.start + where.stop) // 2] == label).max()
+        for label, where in ((1, slices), (2, slices_above))
+    )
+    as_deep = columns.stop - columns.start >= _SACRUM_DEPTH * (columns_above.stop - columns_above.start)
+    if sacrum >= _SACRUM_AREA * above or not as_deep or (mask.voxels[-1] == 1).any():
+        return ""
+    return (
+        "label 1 is as large as 2 and is a vertebra, so its numbers only count (--lowest-level names the lowest disc)"
+    )
+
+
+def _counted(mask: Scan, present: set[int]) -> Convention | None:
+    """The convention of a mask whose vertebrae are only numbered, from either end, with SPINEPS's discs or without.
+
+    None if its labels, or their order, are others.
+    """
+    vertebrae = sorted(label for label in present if label < 30 and label != 26)
+    if not present <= {*vertebrae, 26, *(100 + label for label in range(30)), *(200 + label for label in range(30))}:
+        return None
+    steps = np.sign(np.diff([*_rows(mask, vertebrae).values()]))
+    if len(vertebrae) < 2 or abs(steps.sum()) < len(steps):
+        return None
+    upwards = vertebrae if steps[0] < 0 else vertebrae[::-1]
+    named = dict(zip(_NAMES, upwards, strict=False))
+    discs = {name: 100 + label for name, label in named.items()}
+    return Convention(vertebrae=named, discs=discs, sacrum=26, others=present, needed=set())
 
 
 def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np.ndarray, list[str]]:
@@ -163,10 +296,15 @@ def _relabel(mask: Scan, tool: Convention, known: Mapping[str, int]) -> tuple[np
         f"{mask.name}: has {name}, so the numbering is doubtful; the levels beside it have no name and are left out."
         for name in surplus
     ]
-    numbers = sorted(SPIDER_VERTEBRAE[name] for name in known if name in SPIDER_VERTEBRAE)
-    if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
-        notes.append(f"{mask.name}: a vertebra is missing between {', '.join(known)}: the numbering is doubtful.")
     return table[mask.voxels], notes
+
+
+def _gaps(name: str, known: Mapping[str, int]) -> list[str]:
+    """A note if a vertebra is missing between others."""
+    numbers = sorted(SPIDER_VERTEBRAE[vertebra] for vertebra in known if vertebra in SPIDER_VERTEBRAE)
+    if not numbers or numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return []
+    return [f"{name}: a vertebra is missing between {', '.join(known)}: the numbering is doubtful."]
 
 
 def _count_from(labels: np.ndarray, lowest_level: str, name: str) -> np.ndarray:

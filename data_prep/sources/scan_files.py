@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
+from data_prep.anatomy.mask_checks import flipped
 from data_prep.anatomy.mask_labels import CONVENTIONS, to_spider
 from data_prep.anatomy.plausibility import doubts_of
 from data_prep.dataset.job import Job, Located
@@ -239,6 +240,10 @@ def _located(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
     mask = Scan(mask.voxels, mask.affine, f"mask of {series.name}")
     require_same_grid(scan, mask)
     mask, doubts = to_spider(mask, cutting.convention, cutting.lowest_level, segment_names_in(vertebrae))
+    if how := flipped(scan, mask):
+        raise SpinejaxError(
+            f"{mask.name}: it fits the image better when it is flipped {how}. Save it with the scan's own orientation."
+        )
     return Located.by_mask(scan, mask, notes=notes + doubts)
 
 

@@ -172,7 +172,7 @@ def test_names_of_segments_are_used_and_their_numbers_are_not():
 
 
 def test_segments_whose_names_tell_nothing_are_asked_about():
-    mask, names = numbered(["L2", "L3", "L4", "L5"])
+    mask, names = numbered(["L5", "L4", "L3", "L2"])
     nothing = {label: f"Segment_{label}" for label in names}
     with pytest.raises(SpinejaxError, match=r"segments are named Segment_1, .*, which tells no vertebrae"):
         to_spider(mask, None, None, nothing)
@@ -185,3 +185,115 @@ def test_two_segments_of_one_name_are_refused():
     mask, names = numbered(["L2", "L3", "L4", "L5"])
     with pytest.raises(SpinejaxError, match="its segments 'L4' and 'vertebra L4' are both taken for the vertebra L4"):
         to_spider(mask, None, None, names | {4: "vertebra L4"})
+
+
+# Masks that only count, and classes ----------------------------------------------------------------------------------
+
+COUNTED = {name: number for number, name in enumerate(("L5", "L4", "L3", "L2"), start=1)}
+
+
+def counted(from_the_top=False, discs=True, endplates=True, begin=1):
+    """SPINEPS's seg-vert without its labelling model: vertebrae in order, discs at 100 and endplates at 200 more."""
+    labels, voxels = SPINE.mask.voxels, np.zeros_like(SPINE.mask.voxels)
+    for number in COUNTED.values():
+        label = begin - 1 + (5 - number if from_the_top else number)
+        voxels[labels == number] = label
+        if discs:
+            voxels[labels == 200 + number] = 100 + label
+        if endplates:
+            below = np.roll(voxels == label, 1, axis=0) & (labels == 200 + number)
+            voxels[below] = 200 + label
+    return Scan(voxels, SPINE.mask.affine, "mask")
+
+
+@pytest.mark.parametrize("from_the_top", [False, True])
+@pytest.mark.parametrize("discs", [False, True])
+def test_numbers_that_only_count_are_refused(from_the_top, discs):
+    with pytest.raises(SpinejaxError, match=r"fits none of .*(only count|labelling model)"):
+        to_spider(counted(from_the_top, discs, endplates=discs), None, None)
+
+
+@pytest.mark.parametrize("from_the_top", [False, True])
+@pytest.mark.parametrize("discs", [False, True])
+@pytest.mark.parametrize("lowest", ["L5-S1", "L3-L4"])
+def test_numbers_that_only_count_are_levels_with_the_lowest(from_the_top, discs, lowest):
+    if not discs and lowest == "L5-S1":
+        lowest = "L4-L5"  # without discs, the lowest is that between the two lowest vertebrae
+    bodies, _ = bodies_from_spider_mask(to_spider(counted(from_the_top, discs), None, lowest)[0])
+    upper, lower = lowest.split("-")
+    assert [body.name for body in bodies][-2:] == [upper, lower]
+    true = SPINE.corners["L5" if discs else "L4"]
+    assert np.nanmax(np.linalg.norm((bodies[-2].corners - true) * 0.8, axis=1)) < 1.5
+
+
+def test_a_long_column_counted_from_the_top_is_not_taken_for_its_last_numbers():
+    """SPINEPS issue 59: without the labelling model, 17 vertebrae are 1 to 17 from the top, whatever the lowest is."""
+    voxels = counted(from_the_top=True, begin=14, endplates=False).voxels
+    for label in range(1, 14):
+        voxels[label, :3] = label
+    with pytest.raises(SpinejaxError, match="without its labelling model counts from the top"):
+        to_spider(Scan(voxels, SPINE.mask.affine, "mask"), None, None)
+
+
+def test_verse_labels_are_read_as_those_of_spineps():
+    mask = mask_of("spineps")
+    verse = Scan(np.where(mask.voxels > 28, 0, mask.voxels), mask.affine, "mask")
+    bodies, _ = bodies_from_spider_mask(to_spider(verse, None, None)[0])
+    assert [body.name for body in bodies] == ["L2", "L3", "L4", "L5", "S1"]
+
+
+def test_whole_spines_of_two_tools_with_the_same_labels_are_told_apart_by_their_order():
+    """Labels 1 to 24: the sacrum to C2 upwards by TotalSegmentator, C1 to L5 downwards by VerSe."""
+    rows = np.repeat(np.arange(26), [16, 16, *[8] * 24])[:, None, None]  # what is 1 is larger
+    voxels = np.where((rows > 0) & (rows < 25), rows, 0) * np.ones((1, 40, 5), int)
+    down, up = (Scan(each.astype(np.uint8), SPINE.mask.affine, "mask") for each in (voxels, voxels[::-1]))
+    assert (to_spider(down, None, None)[0].voxels == 1).any(2).any(1)[24 * 8 + 20]  # L5 is VerSe's 24
+    assert (to_spider(up, None, None)[0].voxels == SACRUM).any()
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"vertebrae": 1}, "Is it a binary mask"),
+        ({"vertebrae": 1, "discs": 2, "canal": 3}, "label 1 is in|Is it classes of structures"),
+        ({"discs": 1, "vertebrae": 2, "canal": 3}, "would be below|is in [0-9]+ pieces"),
+        ({"vertebrae": 6, "discs": 1, "lowest disc": 5, "canal": 8}, "Is it TotalSpineSeg's step 1.*its step2_output"),
+        ({"vertebrae": 49, "discs": 100, "canal": 61, "sacrum": 26}, "Is it SPINEPS's seg-spine.* Give its seg-vert"),
+    ],
+)
+def test_classes_of_structures_are_refused_by_name(classes, message):
+    labels, voxels = SPINE.mask.voxels, np.zeros_like(SPINE.mask.voxels)
+    for name, where in (
+        ("vertebrae", (labels > 0) & (labels < 26)),
+        ("discs", labels > 200),
+        ("canal", labels == 100),
+        ("lowest disc", labels == 201),
+        ("sacrum", mask_of("spineps").voxels == 26),
+    ):
+        voxels[where] = classes.get(name, 0) or voxels[where]
+    with pytest.raises(SpinejaxError, match=message):
+        to_spider(Scan(voxels, SPINE.mask.affine, "mask"), None, None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([18, 19, 20, 21, 92, 200, 201, 202, 203], "Is it TotalSpineSeg's of 2024"),
+        ([25, 26, 27, 28, 29, 30, 31, 32], "Is it TotalSegmentator's for CT.*vertebrae_mr"),
+    ],
+)
+def test_labels_of_other_tools_are_refused_by_name(labels, message):
+    voxels = np.zeros((100, 40, 3), np.uint8)
+    for place, label in enumerate(labels):
+        voxels[90 - 9 * place : 97 - 9 * place] = label
+    with pytest.raises(SpinejaxError, match=message):
+        to_spider(Scan(voxels, SPINE.mask.affine, "mask"), None, None)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_mask_that_is_upside_down_is_refused(convention):
+    mask = mask_of(convention)
+    turned = Scan(np.ascontiguousarray(mask.voxels[::-1]), mask.affine, "mask")
+    for named in (convention, None):
+        with pytest.raises(SpinejaxError, match=r"would be below .*upside down, or numbered from the other end"):
+            to_spider(turned, named, None)
