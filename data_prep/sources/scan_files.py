@@ -252,8 +252,9 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
 
     A mask is named like its scan, with its folder (`P001/t2.mha`) or without; as by SPINEPS
     (`sub-07_mod-T2w_seg-vert_msk.nii.gz` for `sub-07_T2w.nii.gz`); like its scan with a word for mask after an
-    underscore (`0007_t2_seg.mha`, but not `0007_t2_SPACE_seg.mha`, which belongs to another series); or like the folder
-    of the scan. A file that is named like another scan, one of `keys`, belongs to that one.
+    underscore (`0007_t2_seg.mha`, but not `0007_t2_SPACE_seg.mha`, which belongs to another series); or like a folder
+    above the scan, with such a word or without, or in a folder of that name (`P001/seg.mha`). A file that is named like
+    another scan, one of `keys`, belongs to that one.
     """
     name = series.alias or series.key.rpartition("/")[2]
     subject, _, contrast = name.rpartition("_")
@@ -268,13 +269,39 @@ def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) ->
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
         or [path for path in free if MASK_WORDS.search(_word_after(f"{name}_", stem_of(path)))]
-        or [path for path in free if stem_of(path) == canonical(series.files[0].parent.name)]
+        or _of_a_folder_above(series, folder, free)
     )
     if len(named) == 1:
         return named[0]
     if named:
         return f"{some([path.name for path in named])} could all be its mask. Keep one in --masks {folder}."
-    return f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans."
+    return (
+        f"no mask {series.key}.nii.gz or .mha among the {len(files)} in --masks {folder}. Name masks after scans, or "
+        "after the folders above them."
+    )
+
+
+def _of_a_folder_above(series: Series, folder: Path, files: list[Path]) -> list[Path]:
+    """The masks that are named after a folder above a scan, or lie in folders that are named as those of the scan.
+
+    All that a mask's path says below `folder` has to be folders of the scan, in their order, but for words for mask:
+    another patient's `P002/T2.mha` is none of `P001/T2`. Of several masks those that say most are meant, and of names
+    of one folder that of the nearest.
+    """
+    above = [name for parent in series.files[0].absolute().parents if (name := canonical(parent.name))]
+    way = f"/{'/'.join(reversed(above))}/"
+    told = {}
+    for path in files:
+        own = [part for each in path.relative_to(folder).parent.parts if not MASK_WORDS.search(part := canonical(each))]
+        stem = stem_of(path)
+        named = [name for name in above if stem == name or MASK_WORDS.search(_word_after(f"{name}_", stem))]
+        if named:
+            own.append(max(named, key=len))
+        elif not all(MASK_WORDS.search(word) or word in ("mr", "ml", "spine") for word in stem.lower().split("_")):
+            continue
+        if own and (place := way.rfind(f"/{'/'.join(own)}/")) >= 0:
+            told[path] = (len(own), place)
+    return [path for path, what in told.items() if what == max(told.values())]
 
 
 def _with_folders(path: Path) -> str:

@@ -464,6 +464,99 @@ def test_masks_are_found_by_name(tmp_path, name):
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
 
 
+def dicom_tree(root, *folders):
+    """A DICOM series in each of these folders, and no masks: each is of the patient that its first folder is called."""
+    for number, folder in enumerate(folders):
+        scan = Scan(SPINE.scan.voxels + np.float32(number), SPINE.scan.affine, "")
+        put(root / folder, scan, Path(folder).parts[0], f"IM{number}")
+
+
+@pytest.mark.parametrize(
+    ("folders", "masks"),
+    [
+        (["P001/T2", "P002/T2"], ["P001.mha", "P002.mha"]),
+        (["P001/T2", "P002/T2"], ["P001_seg.mha", "P002_vertebrae_mr.mha"]),
+        (["P001/T2", "P002/T2"], ["P001/seg.mha", "P002/seg.mha"]),
+        (["P001/T2", "P002/T2"], ["P001/T2/vertebrae_mr.mha", "P002/T2/mask.mha"]),
+        (["P001/T2", "P002/T2"], ["P001/T2.mha", "P002/T2.mha"]),
+        (["P001/2024/S1/T2", "P002/2023/S1/T2"], ["labels/P001/seg.mha", "labels/P002/seg.mha"]),
+        (["P001/A/T2", "P001/B/T2"], ["P001/A/seg.mha", "P001/B/seg.mha"]),  # two studies of one patient
+        (["P001/A/T2", "P001/B/T2"], ["A.mha", "B.mha"]),
+        (["P001/T2", "P002/T2"], ["P001.mha", "P002.mha", "P003.mha", "P003/seg.mha"]),
+    ],
+)
+def test_masks_are_found_by_the_folders_above_a_scan(tmp_path, folders, masks):
+    dicom_tree(tmp_path / "export", *folders)
+    for mask in masks:
+        (tmp_path / "masks" / mask).parent.mkdir(parents=True, exist_ok=True)
+        write_mha(tmp_path / "masks" / mask, SPINE.mask)
+    assert scans(tmp_path / "export", "--masks", tmp_path / "masks", "--out", tmp_path / "out") == 0
+    assert len(set(DataSet(tmp_path / "out").scan)) == 2
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (["P002.mha"], "no mask"),
+        (["P002/T2.mha"], "no mask"),
+        (["P002/T2/seg.mha", "P002/seg.mha"], "no mask"),
+        (["T2/P002_seg.mha", "T2/P002.mha"], "no mask"),
+        (["P001/a_seg.mha"], "no mask"),
+        (["P001_seg.mha", "P001_mask.mha"], "P001_mask.mha, P001_seg.mha could all be its mask"),
+        (["P001/seg.mha", "P001/mask.mha"], "could all be its mask"),
+    ],
+)
+def test_another_patients_masks_and_ambiguous_ones_are_not_taken(tmp_path, capsys, masks, message):
+    dicom_tree(tmp_path / "export", "P001/T2")
+    for mask in masks:
+        (tmp_path / "masks" / mask).parent.mkdir(parents=True, exist_ok=True)
+        write_mha(tmp_path / "masks" / mask, SPINE.mask)
+    assert scans(tmp_path / "export", "--masks", tmp_path / "masks", "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_mask_for_two_patients_folders_is_refused(tmp_path, capsys):
+    dicom_tree(tmp_path / "export", "P001/T2", "P002/T2")
+    (tmp_path / "masks").mkdir()
+    write_mha(tmp_path / "masks" / "T2.mha", SPINE.mask)
+    assert scans(tmp_path / "export", "--masks", tmp_path / "masks", "--out", tmp_path / "out") == 2
+    assert "could be the mask of 2 patients' scans" in capsys.readouterr().err
+
+
+def test_a_mask_that_is_flipped_against_its_scan_fails(tmp_path, capsys):
+    root = write_set(tmp_path, ("a", "b"))
+    turned = Scan(np.ascontiguousarray(SPINE.mask.voxels[:, ::-1]), SPINE.mask.affine, "")
+    write_mha(root / "masks" / "a_t2.mha", turned)
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "it fits the image better when it is flipped back to front" in printed.err
+    assert "4 discs" in printed.out
+
+
+def test_doubts_of_shapes_are_notes_of_the_run(tmp_path, capsys):
+    root = write_set(tmp_path, ("a",))
+    rows = np.arange(SPINE.mask.voxels.shape[0])[:, None, None] < SPINE.corners["L3"][:2, 0].max() + 5
+    lower = np.where((SPINE.mask.voxels == 3) & rows, 0, SPINE.mask.voxels).astype(np.uint8)
+    write_mha(root / "masks" / "a_t2.mha", Scan(lower, SPINE.mask.affine, ""))
+    assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 0
+    assert "note: a_t2.mha: L2-L3 is doubtful: the middle between its bodies is" in capsys.readouterr().err
+
+
+def test_corners_in_ras_fail_by_that_word(tmp_path, capsys):
+    """Slicer issue 3731: a file that says one coordinate system and has the other's points."""
+    root = write_set(tmp_path, ("a",))
+    mask = read_mha(root / "masks" / "a_t2.mha", np.uint8)
+    bodies = {body.name: to_file(body, mask) for body in bodies_from_spider_mask(mask)[0]}
+    for body in bodies.values():
+        body["corners_mm"] = [point and [-point[0], -point[1], point[2]] for point in body["corners_mm"]]
+    (tmp_path / "corners.json").write_text(json.dumps({"scans": {"a_t2": bodies}}))
+    command = [root / "images", "--corners", tmp_path / "corners.json"]
+    assert scans(*command, "--out", tmp_path / "out") == 2
+    assert "They fit in RAS" in capsys.readouterr().err
+    (tmp_path / "corners.json").write_text(json.dumps({"coordinateSystem": "RAS", "scans": {"a_t2": bodies}}))
+    assert scans(*command, "--out", tmp_path / "out") == 0
+
+
 def test_a_mask_named_as_another_scan_is_that_ones(tmp_path, capsys):
     root = write_set(tmp_path, ("a",))
     shutil.copy(root / "images" / "a_t2.mha", root / "images" / "a.mha")
