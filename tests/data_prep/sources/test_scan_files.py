@@ -235,7 +235,7 @@ def test_file_and_folder_that_may_not_be_read_are_reported_and_the_others_are_wr
         return look(path)
 
     monkeypatch.setattr(os, "scandir", lambda path: refuse(path, scandir))
-    monkeypatch.setattr("data_prep.read.series.is_dicom", lambda path: refuse(path, is_dicom))
+    monkeypatch.setattr("data_prep.read.header_cache.is_dicom", lambda path: refuse(path, is_dicom))
     assert scans(root / "images", "--masks", root / "masks", "--out", tmp_path / "out") == 2
     printed = capsys.readouterr()
     for name in ("locked", "locked.dcm"):
