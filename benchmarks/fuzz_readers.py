@@ -21,16 +21,15 @@ from pathlib import Path
 import numpy as np
 
 MAX_SECONDS, MAX_BYTES = 10, 2 << 30
-FORMATS = (
-    *("mha", "mha.zlib", "nii", "nii.gz"),
-    *("dicom", "rle", "jpeg-ls", "jpeg2000", "jpeg-lossless", "deflate", "enhanced", "bare"),
-)
+DICOM_FORMATS = ("dicom", "rle", "jpeg-ls", "jpeg2000", "jpeg-lossless", "deflate", "enhanced", "bare")
+FORMATS = ("mha", "mha.zlib", "nii", "nii.gz", "nrrd", "nrrd.gz", *DICOM_FORMATS)
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 def seeds(folder: Path) -> dict[str, list[Path]]:
     """The files of one small valid scan in every format."""
     import pydicom
+    import SimpleITK
 
     from data_prep.read.metaimage import write_mha
     from data_prep.read.nifti import write_nifti
@@ -48,10 +47,12 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
     lines = [line for line in header.splitlines() if not line.startswith(b"Compressed")]
     (folder / "p.mha").write_bytes(b"\n".join([*lines, b"ElementDataFile = LOCAL\n"]) + zlib.decompress(data))
     found = {"mha": [folder / "p.mha"], "mha.zlib": [folder / "s.mha"], "nii": [folder / "s.nii"]}
-    found |= {"nii.gz": [folder / "s.nii.gz"]}
+    found |= {"nii.gz": [folder / "s.nii.gz"], "nrrd": [folder / "s.nrrd"], "nrrd.gz": [folder / "p.nrrd"]}
+    for name, compressed in (("nrrd", False), ("nrrd.gz", True)):
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(folder / "s.mha")), str(found[name][0]), compressed)
     syntaxes = {"rle": pydicom.uid.RLELossless, "jpeg-ls": pydicom.uid.JPEGLSLossless}
     syntaxes |= {"jpeg2000": pydicom.uid.JPEG2000Lossless}
-    for name in FORMATS[4:]:
+    for name in DICOM_FORMATS:
         slices = series(folder / name, scan)
         if name in syntaxes:
             for one in slices:
@@ -119,7 +120,7 @@ def run_case(number: int, seed: int, found: dict[str, list[Path]], folder: Path)
         if index == chosen and name == "nii.gz" and rng.random() < 0.5:
             data = gzip.compress(mutate(gzip.decompress(data), rng, 352), 1)
         elif index == chosen:
-            data = mutate(data, rng, 1500 if name in FORMATS[4:] else 400)
+            data = mutate(data, rng, 1500 if name in DICOM_FORMATS else 400)
         (folder / path.name).write_bytes(data)
     try:
         series = find_series([folder], weighting="any")
