@@ -57,7 +57,8 @@ class Job:
         if doubt := implausible_size(found.scan, found.bodies):
             if per_slab > 1:
                 raise SpinejaxError(
-                    f"{doubt} Every {per_slab} slices would be averaged. Correct the header, or give --slices native."
+                    f"{doubt} Every {per_slab} slices would be averaged. Correct the header; or `data_prep scans "
+                    "--slices native` keeps the slices as they are."
                 )
             notes.append(doubt)
         discs = extract_discs(
@@ -73,6 +74,6 @@ class Job:
             slice_mm = found.scan.spacing_mm[2]
             notes.append(
                 f"{self.name}: its slices are {slice_mm:.2f} mm apart; every {per_slab} were averaged into a slab of "
-                f"{per_slab * slice_mm:.1f} mm (--slices native keeps them)."
+                f"{per_slab * slice_mm:.1f} mm."
             )
         return discs, notes

@@ -72,11 +72,11 @@ def _refuse_other_sizes(scan: Scan) -> None:
     if _HEIGHT_MM[0] <= height_mm <= _HEIGHT_MM[1]:
         return
     factor = 10.0 ** round(math.log10(_USUAL_HEIGHT_MM / height_mm))
-    unit = f"Is the unit {_UNITS[factor]}" if factor in _UNITS else "Is the spacing"
+    wrong = f"Is its unit {_UNITS[factor]}" if factor in _UNITS else "Is its spacing wrong"
     raise SpinejaxError(
-        f"{scan.name}: its image is {height_mm:.4g} mm high and {depth_mm:.4g} mm deep, a lumbar scan some "
-        f"{_USUAL_HEIGHT_MM:.0f} mm; with spacing × {factor:g} it would be {factor * height_mm:.0f} mm high. {unit}, "
-        "or its orientation wrong? Correct the header."
+        f"{scan.name}: its image is {height_mm:.4g} mm high and {depth_mm:.4g} mm deep; that of a lumbar spine is some "
+        f"{_USUAL_HEIGHT_MM:.0f} mm high. With spacing × {factor:g} it would be {factor * height_mm:.0f} mm. {wrong}, "
+        "or its orientation? Correct the header."
     )
 
 

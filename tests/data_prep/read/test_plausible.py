@@ -89,7 +89,7 @@ def test_an_empty_image_is_refused(scan, value):
 @pytest.mark.parametrize(("factor", "words"), [(0.1, "× 10 .*cm"), (0.001, "× 1000 .*unit m,"), (1000, "× 0.001 .*µm")])
 def test_other_units_are_asked_about_with_the_factor(scan, factor, words):
     affine = sagittal_affine(np.array([0.8, 0.7, 4.0]) * factor)
-    with pytest.raises(SpinejaxError, match=f"blocks: .*with spacing {words}"):
+    with pytest.raises(SpinejaxError, match=f"blocks: .*With spacing {words}"):
         plausible(Scan(scan.voxels, affine, scan.name))
 
 
