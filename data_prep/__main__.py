@@ -25,6 +25,7 @@ from data_prep.look.grade_table import grade_table
 from data_prep.look.inventory_page import inventory_page
 from data_prep.look.overlay import overlay_sheet
 from data_prep.read import dicomweb
+from data_prep.read.found import Found
 from data_prep.read.header_cache import HeaderCache
 from data_prep.read.inventory import (
     choose,
@@ -34,7 +35,6 @@ from data_prep.read.inventory import (
     refuse_to_replace,
     write_inventory,
 )
-from data_prep.read.series import Found
 from data_prep.read.series_rule import one_of_each_patient
 from data_prep.sources.labels import Labels, read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms

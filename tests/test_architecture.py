@@ -60,7 +60,7 @@ ONLY_IN = {
     "SimpleITK": {"data_prep/read/metaimage.py"},
     "nibabel": {"data_prep/read/nifti.py", "spinejax/report/hotspot_files.py"},
     "pydicom": {
-        "data_prep/read/dicom_headers.py",
+        "data_prep/read/dicom_files.py",
         "data_prep/read/dicom.py",
         "data_prep/phantom/write_dicom.py",
         "data_prep/output/dicom_objects.py",

@@ -19,8 +19,8 @@ from data_prep.anatomy.discs import HEIGHT_MM, WIDTH_MM, extract_discs
 from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.dataset.job import Job
 from data_prep.dataset.workers import workers
+from data_prep.read.found import Found, Series
 from data_prep.read.scan import NotSagittalError, Scan
-from data_prep.read.series import Found, Series
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import make_folder, write_atomically
 from spinejax.files.html import style_and_script, templates, webp

@@ -21,7 +21,7 @@ from pydicom.sr.codedict import codes
 import spinejax
 from data_prep.output.patient_fields import UTF_8, legalise
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc
-from data_prep.read.dicom_headers import refuse_too_large, report_damage
+from data_prep.read.dicom_files import refuse_too_large, report_damage
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.geometry import WINDOW_SHAPE

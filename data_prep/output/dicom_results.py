@@ -26,9 +26,10 @@ from data_prep.output.read_evaluation import (
     read_predictions,
 )
 from data_prep.read.csv_tables import some
-from data_prep.read.dicom_headers import is_dicom
+from data_prep.read.dicom_files import is_dicom
+from data_prep.read.found import Series
 from data_prep.read.scan import Scan
-from data_prep.read.series import Series, find_series
+from data_prep.read.series import find_series
 from data_prep.sources.scan_files import Cutting, scan_jobs
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE, window_affine

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.read.dicom_headers import import_pydicom
+from data_prep.read.dicom_files import import_pydicom
 from data_prep.read.scan import Scan
 from spinejax.files.atomic import write_atomically
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Num
 
-from data_prep.read.dicom_headers import Frame, import_pydicom, read_dataset, report_damage
+from data_prep.read.dicom_files import import_pydicom, read_dataset, report_damage
+from data_prep.read.dicom_headers import Frame
 from data_prep.read.scan import Scan, as_dtype, reorient
 from data_prep.read.stacks import in_order
 from spinejax.errors import NotInstalledError, SpinejaxError

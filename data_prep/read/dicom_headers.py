@@ -1,9 +1,6 @@
 """DICOM headers: a file's series, its contrast, and the position of each of its frames in the patient."""
 
-import contextlib
 import functools
-import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from data_prep.read.contrast import Contrast, contrast_of
+from data_prep.read.dicom_files import read_dataset, report_damage
 from data_prep.read.image_kind import NO_PLACE, why_derived, why_no_scan
 from data_prep.read.names import canonical
 from data_prep.read.scan import MAX_VOXELS
-from data_prep.read.unpacking import unpacked
-from spinejax.errors import SpinejaxError, needs
-
-_META_BYTES = 144  # preamble, magic and the element that holds the length of the file's meta information
-_MAX_FILE_BYTES = 1 << 31
+from spinejax.errors import SpinejaxError
 
 _IMAGES_OF_MR = ("", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")  # truncated, classic, enhanced
 
@@ -121,22 +115,6 @@ class DamagedHeaderError(SpinejaxError):
         return self.args[0]
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's magic bytes, or begins as a data set without them does. Its name does not matter."""
-    with open(path, "rb") as file:
-        start = file.read(132)
-    return start[128:] == b"DICM" or _is_bare(start)
-
-
-def _is_bare(start: bytes) -> bool:
-    """Whether a file begins with a short element of group 2 or 8, as without a preamble (PS3.5, 7.1.2 and 7.1.3)."""
-    group, element = (int.from_bytes(start[place : place + 2], "little") for place in (0, 2))
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    length = int.from_bytes(start[6:8] if explicit else start[4:8], "little")
-    known = group in (2, 8) and element in (0x00, 0x01, 0x02, 0x05, 0x06, 0x08, 0x12, 0x14, 0x16, 0x18)
-    return known and (length <= 256 or start[4:6] == b"OB")
-
-
 def read_header(path: Path) -> DicomFile:
     """Read a DICOM file's header.
 
@@ -176,66 +154,6 @@ def read_header(path: Path) -> DicomFile:
             )
     except SpinejaxError as error:
         raise DamagedHeaderError(str(error), series) from error
-
-
-def read_dataset(path: Path, **options: Any):
-    """Read a DICOM file, with a preamble or without, as pydicom's `dcmread` does with these options.
-
-    Raises:
-        SpinejaxError: the file is damaged or too large, or pydicom is not installed.
-    """
-    pydicom = import_pydicom()
-    refuse_too_large(path, pydicom)
-    with report_damage(path):
-        with open(path, "rb") as file:
-            bare = _is_bare(file.read(132))
-        dataset = pydicom.dcmread(path, force=bare, **options)
-        if bare and "TransferSyntaxUID" not in dataset.file_meta:
-            implicit, _ = dataset.original_encoding
-            syntaxes = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
-            dataset.file_meta.TransferSyntaxUID = syntaxes[bool(implicit)]
-    return dataset
-
-
-def import_pydicom():
-    """Import pydicom. Raises NotInstalledError if it is missing."""
-    with needs("Reading DICOM files needs pydicom", "scans"):
-        import pydicom
-    return pydicom
-
-
-@contextlib.contextmanager
-def report_damage(path: Path) -> Iterator[None]:
-    """Turn any exception that pydicom raises for a damaged file into one message with the file's name.
-
-    pydicom parses lazily and may raise any exception, so all are caught. Its warnings are ignored: they report
-    violations of the standard that do not matter here.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except SpinejaxError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SpinejaxError(f"{path}: damaged, truncated or not a DICOM image ({reason}). Export it again.") from error
-
-
-def refuse_too_large(path: Path, pydicom) -> None:
-    """Raise SpinejaxError if a file is too large, as it is or decompressed (deflate)."""
-    num_bytes = path.stat().st_size
-    with report_damage(path), open(path, "rb") as file:
-        if _is_bare(start := file.read(1024)):
-            if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() in start:
-                raise SpinejaxError(f"{path}: packed as a whole, and without a preamble. Export it again.")
-            return
-        meta = pydicom.filereader.read_file_meta_info(path)
-        if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
-            file.seek(_META_BYTES + int(meta.FileMetaInformationGroupLength))
-            num_bytes += sum(map(len, unpacked(file, _MAX_FILE_BYTES, -zlib.MAX_WBITS)))
-    if num_bytes > _MAX_FILE_BYTES:
-        raise SpinejaxError(f"{path}: more than {_MAX_FILE_BYTES >> 30} GiB once unpacked. Leave it out.")
 
 
 def _frames(dataset, path: Path) -> Iterator[Frame]:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.read.dicom_headers import import_pydicom
+from data_prep.read.dicom_files import import_pydicom
 from spinejax.errors import SpinejaxError, needs
 from spinejax.files.addresses import is_study_address
 

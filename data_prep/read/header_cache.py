@@ -16,7 +16,8 @@ import numpy as np
 
 import spinejax
 from data_prep.read.contrast import Contrast
-from data_prep.read.dicom_headers import DicomFile, Frame, Kind, is_dicom, read_header
+from data_prep.read.dicom_files import is_dicom
+from data_prep.read.dicom_headers import DicomFile, Frame, Kind, read_header
 from data_prep.read.volume_files import is_volume
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_privately

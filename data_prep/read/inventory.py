@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.read.csv_tables import read_table, refuse, some
+from data_prep.read.found import Facts, Found, LeftOut, Series
 from data_prep.read.names import canonical
 from data_prep.read.parts import PLANES
 from data_prep.read.scan import refuse_non_sagittal
-from data_prep.read.series import Facts, Found, LeftOut, Series, with_aliases
+from data_prep.read.series import with_aliases
 from data_prep.read.volume_files import geometry_of
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_privately

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 
-from data_prep.read.series import Found, LeftOut, Series, with_aliases
+from data_prep.read.found import Found, LeftOut, Series
+from data_prep.read.series import with_aliases
 
 
 def one_of_each_patient(found: Found, rule: str) -> Found:

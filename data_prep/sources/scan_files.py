@@ -19,10 +19,10 @@ from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import split_patients
 from data_prep.detector.weights import weights_sum
 from data_prep.read.csv_tables import some
+from data_prep.read.found import Found, Series
 from data_prep.read.names import canonical
 from data_prep.read.plausible import plausible
 from data_prep.read.scan import Scan, require_same_grid
-from data_prep.read.series import Found, Series
 from data_prep.read.volume_files import MASK_WORDS, files_of, read_scan, segment_names_in, stem_of, volume_files
 from data_prep.sources.labels import Labels
 from spinejax.data.shards import SPLITS

@@ -7,8 +7,9 @@ from rich.console import Console
 
 from data_prep.dataset.progress import with_progress
 from data_prep.dataset.workers import workers
+from data_prep.read.found import Found
 from data_prep.read.header_cache import Header, HeaderCache
-from data_prep.read.series import Found, find_series
+from data_prep.read.series import find_series
 
 _FEW = 500  # files that are read sooner than processes start, and without a bar
 

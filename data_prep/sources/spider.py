@@ -20,8 +20,8 @@ from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import PAPER_FRACTIONS, split_patients
 from data_prep.read.csv_tables import read_table, refuse, some
+from data_prep.read.found import Series
 from data_prep.read.names import canonical
-from data_prep.read.series import Series
 from data_prep.read.volume_files import read_volume, stem_of
 from data_prep.sources.labels import Column, labels_of_row
 from data_prep.sources.scan_files import Cutting, job_of

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from data_prep.dataset.build import Outcome
 from data_prep.dataset.job import Job
+from data_prep.read.found import Found
 from data_prep.read.names import canonical
-from data_prep.read.series import Found
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_privately
 from spinejax.files.json_files import as_json

@@ -17,10 +17,10 @@ from data_prep.anatomy.corner_file import bodies_from_corners
 from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask
 from data_prep.dataset.job import Job, Located
 from data_prep.look.corner_page import body_facts, corner_pages, doubt, slices_to_show
+from data_prep.read.found import Found, LeftOut, Series
 from data_prep.read.metaimage import write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import NotSagittalError, Scan
-from data_prep.read.series import Found, LeftOut, Series
 from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine, sagittal_affine
 from tests.data_prep.sources.test_scan_files import write_set

@@ -12,7 +12,8 @@ from pydicom import uid
 from data_prep.read.choice import judge
 from data_prep.read.contrast import weighting_in_text
 from data_prep.read.dicom import read_series
-from data_prep.read.dicom_headers import is_dicom, read_header
+from data_prep.read.dicom_files import is_dicom
+from data_prep.read.dicom_headers import read_header
 from data_prep.read.parts import parts_of, without_copies
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
@@ -250,7 +251,7 @@ def test_file_cut_at_any_length_is_refused(tmp_path, scan):
 
 
 def test_deflate_bomb_is_refused_before_it_is_unpacked(tmp_path, scan, monkeypatch):
-    monkeypatch.setattr("data_prep.read.dicom_headers._MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr("data_prep.read.dicom_files._MAX_FILE_BYTES", 1 << 20)
     one = series(tmp_path / "a", scan)[0]
     one.add_new((0x0009, 0x0010), "LO", "spinejax")
     one.add_new((0x0009, 0x1001), "OB", bytes(3 << 20))

@@ -9,8 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from data_prep.read.found import Facts
 from data_prep.read.scan import Scan
-from data_prep.read.series import Facts, find_series
+from data_prep.read.series import find_series
 from data_prep.read.series_rule import one_of_each_patient
 from spinejax.errors import SpinejaxError
 from tests.block_spine import sagittal_affine

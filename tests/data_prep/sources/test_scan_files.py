@@ -12,7 +12,7 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
 from data_prep.detector.detect import Detection
-from data_prep.read.dicom_headers import is_dicom
+from data_prep.read.dicom_files import is_dicom
 from data_prep.read.metaimage import read_mha, write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
