@@ -95,10 +95,10 @@ class _Reading:
     weighting: Literal["t2", "t1", "any"] = "t2"
     """Contrast of the series to read. Series that are known to have another one are left out."""
     patients_by: str = "auto"
-    """How to tell patients apart. auto: by PatientID, and where it says nothing, by name, by study or by folder, with a
-    note; volume files by the part of their name before the first _ or `.` name: by PatientID or that part of the name,
-    whatever they say (name:2: by the first two parts). folder: by the level of folders that contradicts nothing
-    (folder:1: by the first level below PATHS). study: by StudyInstanceUID."""
+    """How to tell patients apart. "auto": DICOM by PatientID, or where it says nothing by PatientName, study or folder;
+    other files by their name up to the first "_" or "."; contradictions are refused. "name": by these alone, "name:2"
+    by two parts of a file's name. "folder": by the level of folders that fits all else, "folder:1" by the first below
+    PATHS. "study": by StudyInstanceUID."""
     series_rule: Literal["all", "newest", "thickest"] = "all"
     """Which series of a patient to read, if several fit: all, the newest, or the one with the thickest slices."""
     burned_in: bool = False
@@ -218,7 +218,7 @@ def scans(
     """Make a data set of any scans: DICOM, NIfTI, MetaImage or NRRD, single files or whole trees.
 
     Args:
-        labels: Table (CSV) with the columns patient, scan, level and one per task.
+        labels: Table (CSV) with the columns patient, level, one per task, and if you like scan and split.
         tasks: Task table (JSON) of the labels. Default: the paper's six tasks.
         inventory: Table of `inventory`, in which series may have been chosen and patients named. Give the same PATHS.
     """
@@ -291,7 +291,7 @@ def fold(data: _DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
     the rest. Over all folds every patient is in test once. A test split that must stay unseen has to be left out first.
 
     Args:
-        out: Folder of the fold: a small file of the splits, which finds the discs in DATA. If one is moved, move both.
+        out: Folder of the fold: one small file, which shares the data set's discs. If you move one folder, move both.
         fold: Number of the fold, and of all folds: 1/5, 2/5, …
         seed: Seed of the split, the same for all folds.
     """

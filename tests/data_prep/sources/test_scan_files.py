@@ -1,5 +1,6 @@
 """Scans of every format, through the command, to the same discs."""
 
+import itertools
 import json
 import os
 import re
@@ -391,6 +392,26 @@ def test_files_of_one_name_in_two_folders(tmp_path, capsys):
     shutil.move(tmp_path / "flat" / "T2.mha", tmp_path / "flat" / "P1_T2.mha")
     shutil.copy(tmp_path / "masks" / "P2" / "T2.mha", tmp_path / "flat" / "P2_T2.mha")
     assert scans(*command, "--masks", tmp_path / "flat", "--out", tmp_path / "joined") == 0
+
+
+def test_patient_then_series_is_one_patient(tmp_path, capsys):
+    """PATIENT/SERIES/files without PatientIDs: one person's series were two people's in different splits."""
+    root, masks = tmp_path / "export", tmp_path / "masks"
+    masks.mkdir()
+    for number, (patient, name) in enumerate(itertools.product(("PAT0", "PAT1", "PAT2"), ("4711", "4712"))):
+        scan = Scan(SPINE.scan.voxels + np.float32(number), SPINE.scan.affine, "")
+        study = f"1.2.{patient[-1]}"
+        slices = put(root / patient / name, scan, patient, name, PatientID="", PatientName="", StudyInstanceUID=study)
+        write_mha(masks / f"{slices[0].SeriesInstanceUID}.mha", SPINE.mask)
+    for by, number in (("folder", 3), ("auto", 3), ("folder:1", 3)):
+        out = tmp_path / by.replace(":", "")
+        assert scans(root, "--masks", masks, "--out", out, "--patients-by", by, "--series-rule", "all") == 0
+        data = DataSet(out)
+        assert len(set(data.patient)) == number
+        assert len(set(data.scan)) == 6
+    assert "By their StudyInstanceUID they are of 3 people" in capsys.readouterr().err
+    assert scans(root, "--masks", masks, "--out", tmp_path / "none", "--patients-by", "folder:2") == 2
+    assert "StudyInstanceUID '1.2.0' is in the folders PAT0/4711, PAT0/4712" in capsys.readouterr().err
 
 
 def test_contradictions_stop_a_data_set_and_nothing_else(tmp_path, capsys):
