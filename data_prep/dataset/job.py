@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.anatomy.body_size import implausible_size
+from data_prep.anatomy.body_size import implausible_mask, implausible_size
 from data_prep.anatomy.discs import DiscVolume, extract_discs, slices_per_slab
 from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask, body_labels
 from data_prep.read.scan import Scan
@@ -26,7 +26,10 @@ class Located:
     @classmethod
     def by_mask(cls, scan: Scan, mask: Scan, *, notes: Sequence[str] = (), lesions: Scan | None = None) -> "Located":
         """The bodies of a mask in SPIDER's convention. Raises SpinejaxError: see `bodies_from_spider_mask`."""
-        bodies, left_out = bodies_from_spider_mask(mask)
+        try:
+            bodies, left_out = bodies_from_spider_mask(mask)
+        except SpinejaxError as error:
+            raise SpinejaxError(f"{error}{implausible_mask(mask)}") from error
         regions = Scan(body_labels(mask), mask.affine, mask.name)
         return cls(scan, bodies, [*notes, *left_out], regions, lesions)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.anatomy.body_size import USUAL_DEPTH_MM
 from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.detector.candidates import BODY, SACRUM, Candidate, Group, group, see, see_images, slices_to_see
 from data_prep.detector.chain import SAME_PLACE_MM, Column, best_column
@@ -143,7 +144,8 @@ def _refuse_other_sizes(scan: Scan, column: Column) -> None:
     if not _ENDPLATE_MM[0] <= length_mm <= _ENDPLATE_MM[1]:
         raise SpinejaxError(
             f"{scan.name}: endplates of {length_mm:.0f} mm were found, expected {_ENDPLATE_MM[0]:.0f} to "
-            f"{_ENDPLATE_MM[1]:.0f}: not a lumbar spine, or a wrong pixel spacing."
+            f"{_ENDPLATE_MM[1]:.0f}: not a lumbar spine, or a wrong pixel spacing. With spacings × "
+            f"{USUAL_DEPTH_MM / length_mm:.2g} they would be {USUAL_DEPTH_MM:.0f} mm."
         )
 
 
