@@ -224,8 +224,15 @@ def without_name_warnings() -> Iterator[None]:
 
 
 def shortened(text: str, length: int = 64) -> str:
-    """A text that fits into an attribute; what does not is left out of its middle."""
-    return text if len(text) <= length else f"{text[: length // 2]}…{text[len(text) - length + length // 2 + 1 :]}"
+    """A text that fits into an attribute; what does not is left out of its middle.
+
+    DICOM counts characters, but some of its readers and checkers count bytes, so these are counted.
+    """
+    kept, short = len(text), text
+    while len(short.encode()) > length:
+        kept -= 1
+        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
+    return short
 
 
 def save(path: Path, document: pydicom.Dataset) -> None:

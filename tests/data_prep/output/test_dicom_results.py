@@ -25,7 +25,7 @@ from data_prep.anatomy.vertebrae import VertebralBody, bodies_from_spider_mask
 from data_prep.dataset.job import Located
 from data_prep.output import dicom_results
 from data_prep.output.dicom_images import BY_CORNERS, BY_DETECTOR, write_picture, write_segmentation
-from data_prep.output.dicom_objects import read_source, write_map, write_report
+from data_prep.output.dicom_objects import DISCLAIMER, read_source, write_map, write_report
 from data_prep.output.pictures import PlacedDisc, hotspot_picture, hotspot_slices, spine_picture
 from data_prep.output.read_evaluation import DiscMaps, GradedDisc, read_maps, read_predictions
 from data_prep.phantom.write_dicom import write_dicom
@@ -601,6 +601,31 @@ def test_without_a_mask_segments_are_what_lies_between_corners_and_say_so(tmp_pa
     [derived] = found.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence
     [source] = derived.SourceImageSequence
     assert source.ReferencedSOPInstanceUID in {image.SOPInstanceUID for image in images}
+
+
+def test_long_names_of_tasks_and_grades_cut_no_disclaimer(tmp_path):
+    """Short attributes lose the middle of a name; the whole disclaimer is where there is room for it."""
+    series(tmp_path / "classic", Scan(small_scan_voxels(), SMALL_AFFINE, "small"))
+    images = read_source(sorted((tmp_path / "classic").iterdir()), "small")
+    task = Task("degeneration_of_the_" * 4 + "disc", ("none", "moderate to severe, on both sides of the disc (µ)"))
+    disc = GradedDisc("p", "s", "L5-S1", {task.name: {task.grades[0]: 0.25, task.grades[1]: 0.75}})
+    maps = DiscMaps((task,), task.grades[1:], np.ones((1, *WINDOW_SHAPE), np.float32), SMALL_AFFINE)
+    write_report(tmp_path / "report", images, [(disc, maps)], ["step 7"])
+    write_map(tmp_path / "map", images, disc, maps, task, ["step 7"], 1)
+    written = pydicom.dcmread(tmp_path / "map")
+    assert len(written.ContentDescription) <= 64
+    assert written.ContentDescription.startswith("L5-S1 degeneration")
+    assert written.ContentDescription.endswith("on both sides of the disc (µ)")
+    assert written.ImageComments == DISCLAIMER
+    assert DISCLAIMER.endswith("A hotspot shows what moved the network, not proven pathology.")
+    report = pydicom.dcmread(tmp_path / "report")
+    texts: list[str] = []
+    report.walk(lambda dataset, element: texts.append(element.value) if element.keyword == "TextValue" else None)
+    assert DISCLAIMER in texts
+    assert {written.ContentQualification, report.ContentQualification} == {"RESEARCH"}
+    for name in ("map", "report") if DCIODVFY else ():
+        found = subprocess.run([DCIODVFY, tmp_path / name], capture_output=True, text=True, check=False)
+        assert not [line for line in found.stderr.splitlines() if line.startswith("Error")]
 
 
 def test_a_signed_map_says_so_and_shows_what_is_below_nothing(tmp_path):
