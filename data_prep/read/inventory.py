@@ -16,7 +16,7 @@ from data_prep.read.parts import PLANES
 from data_prep.read.scan import refuse_non_sagittal
 from data_prep.read.series import with_aliases
 from data_prep.read.volume_files import geometry_of
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, printable
 from spinejax.files.atomic import write_privately
 
 COLUMNS = (
@@ -39,13 +39,14 @@ class Entry:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Its row of the table, in the order of `COLUMNS`."""
+        """Its row of the table, in the order of `COLUMNS`, without control characters."""
         facts, first = self.facts, self.files[0]
         who = (self.series.patient, self.series.key) if self.series else ("", "")
         spacing = " x ".join(f"{mm:.3g}" for mm in facts.spacing_mm)
         described = (facts.plane, facts.contrast, spacing, str(facts.num_slices or ""), facts.description, facts.date)
         place = (str(len(self.files)), canonical(str(first.parent)), canonical(first.name))
-        return ("no" if self.reason else "yes", *who, *described, *place, self.reason)
+        row = ("no" if self.reason else "yes", *who, *described, *place, self.reason)
+        return tuple(printable(cell).replace("\n", " ").strip() for cell in row)
 
 
 def describe_volumes(found: Found) -> None:
@@ -114,7 +115,7 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
             without a patient; a cell that is neither yes nor no. All are listed.
     """
     known = entries(found)
-    by_key = {one.series.key: one for one in known if one.series}
+    by_key = {one.cells[2]: one for one in known if one.series}
     first_files = Counter(one.cells[-3:-1] for one in known)  # several series may be in one file
     by_file = {one.cells[-3:-1]: one for one in known if first_files[one.cells[-3:-1]] == 1}
     wanted: dict[str, Series] = {}
@@ -140,10 +141,9 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
         elif not row["patient"]:
             faults.append(f"{what}: has no patient")
         else:
-            patient = entry.series.patient
-            if row["patient"] != patient.lstrip("0"):  # a spreadsheet makes 7 of 0007
-                edited |= row["patient"] != patient
-                patient = row["patient"]
+            given, patient = entry.cells[1], entry.series.patient
+            if row["patient"] not in (given, given.lstrip("0")):  # a spreadsheet makes 7 of 0007
+                edited, patient = True, row["patient"]
             wanted[entry.series.key] = replace(entry.series, patient=patient)
             found.notes += _changes(entry, row["files"], changed(entry.files), path)
     refuse(path, faults)

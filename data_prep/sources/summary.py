@@ -10,7 +10,7 @@ from data_prep.dataset.build import Outcome
 from data_prep.dataset.job import Job
 from data_prep.read.found import Found
 from data_prep.read.names import canonical
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, printable
 from spinejax.files.atomic import write_privately
 from spinejax.files.json_files import as_json
 
@@ -34,7 +34,7 @@ class Item:
         text = re.sub(r"^\d+ (of \d+ )?files:? ", "" if self.name else "files that ", text)
         clause = re.split(r"[:;]|\.(?!\S)", re.sub(r" ?\([^()]*\)", "", text))[0]
         words = ("…" if _is_of_one(word) else word for word in clause.split())
-        return re.sub("…( …)+", "…", " ".join(words))[:_WIDTH]
+        return printable(re.sub("…( …)+", "…", " ".join(words)))[:_WIDTH]
 
     @property
     def count(self) -> int:
@@ -71,16 +71,27 @@ class Summary:
         refuse_inside(path, out)
         items = {
             name: [
-                {"name": one.name, "kind": one.kind, "reason": one.reason, "files": _names(one.files)} for one in listed
+                {
+                    "name": printable(one.name),
+                    "kind": one.kind,
+                    "reason": printable(one.reason),
+                    "files": _names(one.files),
+                }
+                for one in listed
             ]
             for name, listed in (("left_out", self.left_out), ("failed", self.failed))
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_privately(path, as_json({"read": self.read} | items | {"notes": self.notes}))
+        write_privately(path, as_json({"read": _printable(self.read)} | items | {"notes": _printable(self.notes)}))
+
+
+def _printable(texts: Sequence[str]) -> list[str]:
+    """Texts that strict readers of JSON take, too: a byte of a name that is not UTF-8 is an escape."""
+    return [printable(text) for text in texts]
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    return [canonical(str(file)) for file in files]
+    return _printable([canonical(str(file)) for file in files])
 
 
 def refuse_inside(path: Path, out: Path) -> None:

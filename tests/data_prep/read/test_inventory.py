@@ -1,6 +1,7 @@
 """The inventory: what it lists, what the user's edits of it change, and headers that are read once."""
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -202,6 +203,21 @@ def test_cells_are_no_formulas(export):
     assert (row["description"][0], row["patient"]) == ("'", "'-1")
     assert scans(export) == 2
     assert len(set(DataSet(export.parent / "out").patient)) == 2
+
+
+@pytest.mark.parametrize("name", ["M\udcfcller", "two\nlines", "esc\x1b[2J"])
+def test_names_that_are_not_utf_8_or_have_control_characters_come_back(tmp_path, capsys, name):
+    root = tmp_path / "export"
+    write_mha_of(root / f"{name}_t2.mha", 1)
+    write_mha_of(tmp_path / "masks" / f"{name}_t2.mha", 1, SPINE.mask)
+    (root / f"{name}.dcm").write_bytes(bytes(128) + b"DICM" + b"junk" * 9)
+    log = tmp_path / "log.json"
+    assert inventory(root, "--html", tmp_path / "page.html") == 0
+    assert len(read(tmp_path / "inventory.csv")) == 2
+    assert not {"\n", "\x1b"} & set("".join("".join(row.values()) for row in read(tmp_path / "inventory.csv")))
+    assert scans(root, "--log", log) == 2
+    assert len(DataSet(tmp_path / "out")) == 4
+    assert json.loads(log.read_text())["failed"][0]["files"][0].encode()  # no lone surrogate
 
 
 # Headers that are kept -----------------------------------------------------------------------------------------------
