@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,12 +154,13 @@ def save_scan(path: Path, result: ScanResult) -> None:
 def load_scan(path: Path) -> ScanResult | None:
     """What `save_scan` wrote; None if there is no such file or it is damaged."""
     try:
-        content = path.read_bytes()
-    except OSError:
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # the latter if it is empty
         return None
     if xxhash.xxh3_64_digest(memoryview(content)[:-_CHECKSUM_BYTES]) != content[-_CHECKSUM_BYTES:]:
         return None
-    place = content.index(b"\n") + 1
+    place = content.find(b"\n") + 1
     about, discs = json.loads(content[:place]), []
     for level, first, stop, names in about["discs"]:
         arrays = {}
