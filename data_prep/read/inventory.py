@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ COLUMNS = (
     *("folder", "file", "reason"),
 )
 _YES, _NO = ("yes", "y", "true", "1", "x"), ("no", "n", "false", "0", "")
+_NUMBER = re.compile(r"\d+([.,]\d+)?(E\+?\d+)?", re.IGNORECASE)
 _FORMULA = "=+-@'"  # a cell that begins so is a formula to spreadsheets, or has our mark
 
 
@@ -142,6 +144,10 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
             faults.append(f"{what}: has no patient")
         else:
             given, patient = entry.cells[1], entry.series.patient
+            if _rounded(given, row["patient"]):
+                faults.append(
+                    f"{what}: patient is {row['patient']}, which a spreadsheet made of {given}: format it as text"
+                )
             if row["patient"] not in (given, given.lstrip("0")):  # a spreadsheet makes 7 of 0007
                 edited, patient = True, row["patient"]
             wanted[entry.series.key] = replace(entry.series, patient=patient)
@@ -159,6 +165,17 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
     found.series = with_aliases(list(wanted.values()))
     if edited:
         found.patient_notes, found.contradictions = [], []
+
+
+def _rounded(number: str, cell: str) -> bool:
+    """Whether a cell is a long number as a spreadsheet saves it: two such numbers, of two patients, may become one."""
+    return (
+        len(number) > 11
+        and number.isdecimal()
+        and cell != number
+        and bool(_NUMBER.fullmatch(cell))
+        and (abs(float(cell.replace(",", ".")) / float(number) - 1) < 1e-4)
+    )
 
 
 def _changes(entry: Entry, num_files: str, changed: list[Path], path: Path) -> list[str]:

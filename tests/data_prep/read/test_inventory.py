@@ -175,6 +175,7 @@ def test_a_series_that_lost_a_file_is_noted(export, capsys):
 
 
 def test_zeros_that_a_spreadsheet_drops_make_no_new_patient(tmp_path):
+    """https://github.com/incf-nidash/PyNIDM/pull/84"""
     root = tmp_path / "export"
     for number in (7, 8):
         write_mha_of(root / f"000{number}_t2.mha", number)
@@ -186,6 +187,22 @@ def test_zeros_that_a_spreadsheet_drops_make_no_new_patient(tmp_path):
     command = ["scans", str(root), "--masks", str(tmp_path / "masks"), "--out", str(again)]
     assert main([*command, "--key", str(tmp_path / "out.key")]) == 0
     assert sorted(DataSet(again).patient) == sorted(DataSet(tmp_path / "out").patient)
+
+
+@pytest.mark.parametrize("cell", ["1.23457E+17", "1,23457E+17", "123456789012346000"])
+def test_two_long_numbers_that_a_spreadsheet_rounds_are_not_one_patient(export, capsys, cell):
+    """https://github.com/DFE-Digital/register-trainee-teachers/pull/3229: ids of 17 digits, as Excel saves them."""
+    for patient, number in (("anna", "123456789012345678"), ("bert", "123456789012345999")):
+        for path in (export / patient).glob("*/*"):
+            one = pydicom.dcmread(path)
+            one.PatientID = number
+            save(one, path)
+    inventory(export)
+    assert scans(export) == 2  # the damaged file; both patients are there
+    assert len(set(DataSet(export.parent / "out").patient)) == 2
+    edit(export.parent / "inventory.csv", lambda row: row.update(patient=cell if row["patient"] else ""), ";")
+    assert scans(export) == 2
+    assert capsys.readouterr().err.count("which a spreadsheet made of 1234567890123") == 2
 
 
 def write_mha_of(path, number, scan=SPINE.scan):

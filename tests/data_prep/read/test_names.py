@@ -35,6 +35,7 @@ def scans(root, *options):
     ("scan", "mask"), [(LATIN_1, LATIN_1), (DECOMPOSED, "Müller"), ("Müller", DECOMPOSED), (LATIN_1, DECOMPOSED)]
 )
 def test_scan_mask_and_labels_match_however_their_names_are_encoded(tmp_path, capsys, scan, mask, ending):
+    """https://github.com/llmsresearch/paperbanana/issues/234: a zip unpacked on macOS has decomposed names."""
     write(tmp_path / "images" / f"{scan}_t2{ending}", SPINE.scan)
     write(tmp_path / "masks" / f"{mask}_t2{ending}", SPINE.mask)
     (tmp_path / "labels.csv").write_text("patient,scan,level,pfirrmann\nMüller,Müller_t2,L5-S1,3\n", encoding="utf-8")
