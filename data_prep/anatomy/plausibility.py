@@ -54,25 +54,27 @@ def doubts_of(
         and (space := _space(upper, lower, spacing_mm)) is not None
     }
     doubts = []
+    body_mm = float(np.median([*heights_mm.values()] or [np.inf]))
     for pair, space in spaces.items():
         others_mm = [other.height_mm for key, other in spaces.items() if key is not pair]
-        typical_mm = float(np.median([*heights_mm.values()] or [np.inf]))
         beside = _beside_its_mask(*pair, space, spacing_mm, regions) if regions else []
-        high = _high(*pair, space, others_mm, typical_mm)
-        doubts += high if space.height_mm > typical_mm else beside or high
+        high = _high(*pair, space, others_mm, body_mm)
+        doubts += high if space.height_mm > body_mm else beside or high
     for name, (front_mm, rear_mm) in walls_mm.items():
         others_mm = [height for key, height in heights_mm.items() if key != name]
-        ratio = heights_mm[name] / np.median(others_mm) if len(others_mm) >= _MIN_OTHERS else 1.0
-        if not _BODY_HEIGHTS[0] <= ratio <= _BODY_HEIGHTS[1]:
-            what = "a fracture, or a part that its mask lacks" if ratio < 1 else "two vertebrae under one name"
+        height_mm = heights_mm[name]
+        typical_mm = float(np.median(others_mm)) if len(others_mm) >= _MIN_OTHERS else height_mm
+        if not _BODY_HEIGHTS[0] * typical_mm <= height_mm <= _BODY_HEIGHTS[1] * typical_mm:
+            low = height_mm < typical_mm
+            what = "a fracture, or a part of it is missing" if low else "two vertebrae under one name"
             doubts.append(
-                f"{name} is doubtful: it is {heights_mm[name]:.0f} mm high, {np.median(others_mm):.0f} mm is typical "
-                f"of this scan: {what}."
+                f"{name} is doubtful: it is {height_mm:.0f} mm high, {typical_mm:.0f} mm is typical of this scan: "
+                f"{what}."
             )
-        elif name != "L5" and not _FRONT_TO_REAR[0] <= front_mm / rear_mm <= _FRONT_TO_REAR[1]:
+        elif name != "L5" and not _FRONT_TO_REAR[0] * rear_mm <= front_mm <= _FRONT_TO_REAR[1] * rear_mm:
             doubts.append(
                 f"{name} is doubtful: it is {front_mm:.0f} mm high in front and {rear_mm:.0f} mm behind: a fracture, "
-                "or a part that its mask lacks."
+                "or a part of it is missing."
             )
     return doubts
 
@@ -104,11 +106,11 @@ def _high(
     if space.height_mm <= _MAX_HEIGHT_TO_WIDTH * space.width_mm and excess <= _MAX_EXCESS_MM:
         return []
     if lower.name == "S1":
-        why = "the mask may lack the upper part of S1, or the lower part of L5"
+        why = "the upper part of S1, or the lower part of L5, may be missing"
     elif space.height_mm > body_mm:
         why = "a vertebra may be missing between them, and all names above be wrong by one"
     else:
-        why = f"the mask may lack the lower part of {upper.name} or the upper part of {lower.name}"
+        why = f"the lower part of {upper.name}, or the upper part of {lower.name}, may be missing"
     usual = f", the others are up to {max(others_mm):.0f} mm" if others_mm else ""
     apart = f"{upper.name} and {lower.name} are {space.height_mm:.0f} mm apart{usual}"
     return [f"{upper.name}-{lower.name} is doubtful: {apart}: {why}."]

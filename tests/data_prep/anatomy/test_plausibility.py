@@ -48,7 +48,7 @@ def test_a_sacrum_without_its_upper_part_is_noted_or_its_disc_left_out(missing_m
     found = doubts_of(bodies, mask.spacing_mm)
     assert len(found) == 1
     assert "L5-S1 is doubtful: L5 and S1 are" in found[0]
-    assert "the mask may lack the upper part of S1" in found[0]
+    assert "the upper part of S1, or the lower part of L5, may be missing" in found[0]
     notes = []
     levels = [disc.level for disc in extract_discs(SPINE.scan, bodies, notes=notes)]
     assert ("L5-S1" in levels) == (missing_mm < 17)

@@ -563,6 +563,16 @@ def test_doubts_of_shapes_are_notes_of_the_run(tmp_path, capsys):
     assert "note: a_t2.mha: L2-L3 is doubtful: the middle between its bodies is" in capsys.readouterr().err
 
 
+def test_doubts_of_shapes_are_notes_of_corner_files_too(tmp_path, capsys):
+    root = write_set(tmp_path, ("a",))
+    mask = read_mha(root / "masks" / "a_t2.mha", np.uint8)
+    bodies = {body.name: to_file(body, mask) for body in bodies_from_spider_mask(mask)[0]}
+    bodies["S1"]["corners_mm"] = [point and [*point[:2], point[2] - 12] for point in bodies["S1"]["corners_mm"]]
+    (tmp_path / "corners.json").write_text(json.dumps({"scans": {"a_t2": bodies}}))
+    assert scans(root / "images", "--corners", tmp_path / "corners.json", "--out", tmp_path / "out") == 0
+    assert re.search("note: a_t2.mha: L5-S1 is doubtful: L5 and S1 are 2[01] mm apart", capsys.readouterr().err)
+
+
 def test_corners_in_ras_fail_by_that_word(tmp_path, capsys):
     """Slicer issue 3731: a file that says one coordinate system and has the other's points."""
     root = write_set(tmp_path, ("a",))
