@@ -112,6 +112,7 @@ def contrast_of(values: Callable[..., Any], image_type: tuple[str, ...], descrip
     saturated = re.search(_FAT_SATURATED, f"{options} {description}".replace("_GEMS", ""), re.IGNORECASE)
     remarks = ("in phase",) * ("in-phase" in dixon)
     remarks += ("fat-saturated",) * bool(saturated or "FAT" in options.split())
+    remarks += ("with contrast agent",) * bool(values("ContrastBolusAgent", "ContrastBolusAgentSequence"))
     by_words = weighting_in_text(description, _SEQUENCES) or weighting_in_text(str(values("ProtocolName") or ""))
     return Contrast(by_header, by_words or "", header, remarks)
 

@@ -37,6 +37,7 @@ _HEADER_TAGS = [
     *("BurnedInAnnotation", *_DATES, *_TIMES),
     *("EchoTime", "RepetitionTime", "InversionTime", "ScanningSequence", "SequenceVariant", "ScanOptions"),
     *("SequenceName", "PulseSequenceName", "EchoPulseSequence", "MRAcquisitionType", "DiffusionBValue"),
+    *("ContrastBolusAgent", "ContrastBolusAgentSequence"),
     *(*_REPEATS, "ImagesInAcquisition", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept"),

@@ -305,6 +305,7 @@ def test_slices_far_apart_are_a_localiser(tmp_path, scan):
         ({"EchoTime": 12, "RepetitionTime": 2000, "SeriesDescription": "SAG T1 +C"}, "t1"),
         ({"EchoTime": 12, "RepetitionTime": 2000}, "pd or t1"),
         ({"EchoTime": 20, "RepetitionTime": 3500}, "pd"),
+        ({"EchoTime": 10, "RepetitionTime": 600, "ContrastBolusAgent": "Gd"}, "t1 with contrast agent"),
         ({"EchoTime": 18, "RepetitionTime": 600, "ScanningSequence": "GR"}, "t2*"),
         ({"EchoTime": 18, "ScanningSequence": "GR", "SeriesDescription": "SAG T2 MEDIC"}, "t2*"),
         ({"EchoTime": 2, "RepetitionTime": 5, "ScanningSequence": "GR", "SequenceVariant": "SS"}, "steady-state"),

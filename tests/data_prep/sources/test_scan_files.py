@@ -809,3 +809,30 @@ def test_repetition_that_is_chosen_in_an_inventory_is_read_with_the_mask_of_its_
     options = ["--masks", tmp_path / "masks", "--inventory", table, "--out", tmp_path / "out"]
     scans(tmp_path / "images", *options)
     assert len(DataSet(tmp_path / "out")) == 4
+
+
+def test_discs_of_an_inverted_and_padded_series_are_those_of_the_original(tmp_path):
+    """MONOCHROME1, with 12 of 16 bits and padding in a margin; the padding moves no median."""
+    for name in ("plain", "odd"):
+        for one in put(tmp_path / name / "x", SPINE.scan, "p1", "t2"):
+            values = one.pixel_array >> 4
+            one.RescaleSlope = float(one.RescaleSlope) * 16
+            one.BitsStored, one.HighBit = 12, 11
+            if name == "odd":
+                values = 4095 - values
+                values[:, :2] = 7
+                one.PhotometricInterpretation = "MONOCHROME1"
+                one.add_new("PixelPaddingValue", "US", 7)
+            one.PixelData = values.astype("<u2").tobytes()
+            save(one)
+    (tmp_path / "masks").mkdir()
+    write_mha(tmp_path / "masks" / f"{one.SeriesInstanceUID}.mha", SPINE.mask)
+    sets = []
+    for name in ("plain", "odd"):
+        options = ["--masks", tmp_path / "masks", "--key", tmp_path / "key", "--out", tmp_path / f"{name}-discs"]
+        assert scans(tmp_path / name, *options) == 0
+        sets.append(DataSet(tmp_path / f"{name}-discs"))
+    plain, odd = sets
+    np.testing.assert_array_equal(odd.affine, plain.affine)
+    for row in range(len(plain)):
+        assert np.abs(odd.volume(row)[40:150, 100:220].astype(int) - plain.volume(row)[40:150, 100:220]).max() <= 16
