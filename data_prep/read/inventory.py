@@ -14,7 +14,7 @@ from data_prep.read.csv_tables import read_table, refuse, some
 from data_prep.read.found import Facts, Found, LeftOut, Series
 from data_prep.read.names import canonical
 from data_prep.read.parts import PLANES
-from data_prep.read.scan import refuse_non_sagittal
+from data_prep.read.scan import NotSagittalError, refuse_non_sagittal
 from data_prep.read.series import with_aliases
 from data_prep.read.volume_files import geometry_of
 from spinejax.errors import SpinejaxError, printable
@@ -53,28 +53,37 @@ class Entry:
 
 def describe_volumes(found: Found) -> None:
     """Add to volume files what their headers say, and leave out those of another plane, as `scans` would."""
-    kept = []
-    for one in found.series:
-        geometry = geometry_of(one.files[0]) if not one.facts.plane else None
-        if geometry is None:
-            kept.append(one)
-            continue
-        shape, affine = geometry
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        reason, slices = "", int(np.argmax(abs(affine[0, :3]) / spacing))
-        try:
-            refuse_non_sagittal(shape, affine, one.name)
-        except SpinejaxError as error:
-            reason, slices = _without(one.name, str(error)), int(np.argmax(spacing))
-        rows, columns = sorted({0, 1, 2} - {slices}, key=lambda axis: -abs(affine[2, axis]) / spacing[axis])
-        plane = PLANES[int(np.argmax(abs(affine[:3, slices])))]
-        spacing_mm = tuple(float(spacing[axis]) for axis in (rows, columns, slices))
-        one = replace(one, facts=replace(one.facts, plane=plane, num_slices=shape[slices], spacing_mm=spacing_mm))
-        if reason:
-            found.left_out.append(LeftOut(one.name, reason, one.files, one.facts, one))
-        else:
-            kept.append(one)
-    found.series = kept
+    described = [_described(one) for one in found.series]
+    for place, one in enumerate(found.left_out):
+        if one.series:
+            series, _ = _described(one.series)
+            found.left_out[place] = replace(one, facts=series.facts, series=series)
+    found.series = [one for one, reason in described if not reason]
+    found.left_out += [LeftOut(one.name, reason, one.files, one.facts, one) for one, reason in described if reason]
+
+
+def _described(one: Series) -> tuple[Series, str]:
+    """A series with what its file's header says, if it is a volume file; and why it is of another plane, or ""."""
+    geometry = None if one.facts.plane else geometry_of(one.files[0])
+    if geometry is None:
+        return one, ""
+    shape, affine = geometry
+    reason, spacing = "", np.linalg.norm(affine[:3, :3], axis=0)
+    try:
+        refuse_non_sagittal(shape, affine, one.name)
+        slices = int(np.argmax(abs(affine[0, :3]) / spacing))
+    except NotSagittalError as error:
+        reason, slices = _without(one.name, str(error)), int(np.argmax(spacing))
+    except SpinejaxError:  # no geometry that can be described: it fails when it is read
+        return one, ""
+    rows, columns = sorted({0, 1, 2} - {slices}, key=lambda axis: -abs(affine[2, axis]) / spacing[axis])
+    facts = replace(
+        one.facts,
+        plane=PLANES[int(np.argmax(abs(affine[:3, slices])))],
+        num_slices=shape[slices],
+        spacing_mm=tuple(float(spacing[axis]) for axis in (rows, columns, slices)),
+    )
+    return replace(one, facts=facts), reason
 
 
 def entries(found: Found) -> list[Entry]:

@@ -89,13 +89,15 @@ def test_volume_files_are_described_by_their_headers(tmp_path, ending):
     write(tmp_path / "export" / f"a_t2{ending}", SPINE.scan)
     write(tmp_path / "export" / f"b_t2{ending}", Scan(SPINE.scan.voxels, axial, ""))
     (tmp_path / "export" / f"c_t2{ending}").write_bytes(b"no scan")
+    write(tmp_path / "export" / f"d_t1{ending}", SPINE.scan)
     assert inventory(tmp_path / "export") == 0
-    first, second, third = read(tmp_path / "inventory.csv")
+    first, second, third, fourth = read(tmp_path / "inventory.csv")
     assert (first["chosen"], first["plane"], first["slices"]) == ("yes", "sagittal", "5")
     assert first["spacing_mm"] == "1.5 x 1.5 x 6"
     assert (second["chosen"], second["plane"], second["slices"]) == ("no", "axial", "5")
     assert "axial" in second["reason"]
     assert (third["chosen"], third["plane"]) == ("yes", "")  # its voxels are not looked at
+    assert (fourth["chosen"], fourth["plane"], fourth["contrast"]) == ("no", "sagittal", "t1")
 
 
 def test_an_edited_inventory_is_not_replaced_unasked(export, capsys):
