@@ -48,7 +48,7 @@ def write_picture(
     Args:
         path: the file.
         images: the source series, from `read_source`.
-        pixels: the picture. It shows no name of the patient.
+        pixels: the picture. It shows no name of the patient, but for one that is in the source's pixels.
         about: what it shows, in a few words.
         provenance: how the grades were made, from `provenance_of`.
         number: instance number of the picture in the series of the scan's pictures, from 1.
@@ -73,7 +73,8 @@ def write_picture(
             transfer_syntax_uid=pydicom.uid.JPEGBaseline8Bit,
         )
         picture.copy_patient_and_study_information(images[0])
-        picture.BurnedInAnnotation = "NO"  # of the patient's identity: there are only levels and grades
+        named = any(image.get("BurnedInAnnotation") == "YES" for image in images)
+        picture.BurnedInAnnotation = "YES" if named else "NO"  # we add levels and grades to the source's pixels
         picture.DerivationDescription = shortened(about, 1024)
         picture.SourceImageSequence = [_reference(image) for image in images]
         ratio = pixels.size / len(picture.PixelData)

@@ -145,10 +145,13 @@ def _return_scan(folder: Path, graded: _Graded, provenance: Sequence[str], retur
             for path in sorted(Path(unfinished).iterdir()):
                 os.replace(path, folder / path.name)
                 counts.files.append(folder / path.name)
-    except OSError:  # a full disk, which is no fault of this scan
-        raise
     except SpinejaxError as error:
         returned.failures[name] = str(error)
+        return
+    except OSError as error:
+        if not error.filename or Path(error.filename).is_relative_to(folder.parent):
+            raise  # a full disk, which is no fault of this scan
+        returned.failures[name] = f"{name}: {error.filename}: {error.strerror}."
         return
     except Exception as error:  # of pydicom and highdicom, which may raise any for what an archive may hold
         reason = " ".join(str(error).split())[:200] or type(error).__name__

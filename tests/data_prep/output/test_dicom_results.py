@@ -269,7 +269,8 @@ def test_odd_fields_of_a_patient_stop_no_report(hospital_without_maps, tmp_path,
 
 def test_sources_without_a_preamble_or_a_slice_thickness_get_their_results_too(hospital_without_maps, tmp_path):
     root, evaluation = hospital_without_maps
-    images = spoil(root, tmp_path, "p00000", SliceThickness=None, StudyInstanceUID="1.02.3")
+    odd = {"SliceThickness": None, "StudyInstanceUID": "1.02.3", "BurnedInAnnotation": "YES"}
+    images = spoil(root, tmp_path, "p00000", **odd)
     for path in (images / "p00001").iterdir():
         path.write_bytes(path.read_bytes()[132:])
     where = ["--source", str(images), "--key", str(root / "discs.key"), "--masks", str(root / "files" / "masks")]
@@ -278,6 +279,9 @@ def test_sources_without_a_preamble_or_a_slice_thickness_get_their_results_too(h
     assert {one.PatientID for one in found} == {"p00000", "p00001"}
     for one in found:
         assert one.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness > 0
+    pictures = [pydicom.dcmread(path) for path in (tmp_path / "out").rglob("spine.dcm")]
+    # A picture has the source's pixels, and so whatever is written in them.
+    assert {one.PatientID: one.BurnedInAnnotation for one in pictures} == {"p00000": "YES", "p00001": "NO"}
 
 
 def test_the_places_of_an_evaluations_own_discs_are_held_against_the_vertebrae(hospital_without_maps, tmp_path, capsys):
@@ -294,14 +298,15 @@ def test_the_places_of_an_evaluations_own_discs_are_held_against_the_vertebrae(h
         assert ("are not those that were graded" in said.err) == (not segmentations)
 
 
+@pytest.mark.parametrize("error", [KeyError("whatever"), FileNotFoundError(2, "whatever", "/a/source/that/was/there")])
 def test_a_study_that_cannot_be_written_is_named_and_the_next_is_written(
-    hospital_without_maps, tmp_path, capsys, monkeypatch
+    hospital_without_maps, tmp_path, capsys, monkeypatch, error
 ):
     root, evaluation = hospital_without_maps
 
     def refuse(path, images, *arguments):
         if images[0].PatientID == "p00000":
-            raise KeyError("whatever a library raises")
+            raise error
         write_segmentation(path, images, *arguments)
 
     monkeypatch.setattr(dicom_results, "write_segmentation", refuse)
@@ -309,7 +314,7 @@ def test_a_study_that_cannot_be_written_is_named_and_the_next_is_written(
     where += ["--masks", str(root / "files" / "masks"), "--out", str(tmp_path / "out")]
     assert main(["results", str(evaluation), *where]) == 2
     said = capsys.readouterr()
-    assert re.search("failed: p00000, series .* cannot be written .*whatever a library raises", said.err)
+    assert re.search("failed: p00000, series .*whatever", said.err)
     assert "1 structured reports" in said.out
     [folder] = (tmp_path / "out").iterdir()  # and nothing of the other
     assert pydicom.dcmread(folder / "grades.dcm").PatientID == "p00001"
