@@ -1,5 +1,7 @@
 """Faults of a mask that its labels do not show: islands far from the spine, and voxels flipped against the scan."""
 
+from collections.abc import Mapping, Set
+
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from scipy import ndimage
@@ -14,19 +16,20 @@ _BEHIND = 0.52  # where a vertebra's centre is from front to back; 0.43 at most,
 _FLIPS = {"upside down": 0, "back to front": 1, "from right to left": 2}
 
 
-def without_islands(mask: Scan, *, whole: frozenset[int] = frozenset()) -> tuple[Scan, list[str]]:
+def without_islands(mask: Scan, *, whole: Set[int] = frozenset(), names: Mapping[int, str]) -> tuple[Scan, list[str]]:
     """A mask without what is far from the spine, and notes on it.
 
     A small piece far from the rest of its label is removed. Where a label has two large ones, either could be meant: it
-    is removed from the mask, unless it is one of `whole`.
+    is removed from the mask, unless it is one of `whole`. `names` are for the notes.
     """
     voxels, notes = mask.voxels, []
     for label, box in boxes_of(mask.voxels):
         part = voxels[box] == label
-        pieces, number = ndimage.label(part, np.ones((3, 3, 3)))
+        counts = part.sum(2)  # distances are in the plane, and pieces, too
+        pieces, number = ndimage.label(counts, np.ones((3, 3)))
         if number < 2:
             continue
-        sizes = np.bincount(pieces.ravel())[1:]
+        sizes = np.bincount(pieces.ravel(), counts.ravel()).astype(int)[1:]
         places = ndimage.find_objects(pieces)
         far = [
             piece
@@ -35,17 +38,18 @@ def without_islands(mask: Scan, *, whole: frozenset[int] = frozenset()) -> tuple
         ]
         if not far:
             continue
+        what = f"label {label}" + (f" ({names[label]})" if label in names else "")
         if voxels is mask.voxels:
             voxels = mask.voxels.copy()
         large = [piece for piece in far if sizes[piece] >= _ISLAND * sizes.max()]
         if not large:
             voxels[box][np.isin(pieces, [piece + 1 for piece in far])] = 0
-            notes.append(f"{sizes[far].sum()} voxels of label {label} far from its others were left out.")
+            notes.append(f"{sizes[far].sum()} voxels of {what} far from its others were left out.")
         elif label in whole:
-            notes.append(f"label {label} is doubtful: it is in two places, more than {_FAR_MM:.0f} mm apart.")
+            notes.append(f"{what} is doubtful: it is in two places, more than {_FAR_MM:.0f} mm apart.")
         else:
             voxels[box][part] = 0
-            notes.append(f"label {label} was left out: it is in two places, more than {_FAR_MM:.0f} mm apart.")
+            notes.append(f"{what} was left out: it is in two places, more than {_FAR_MM:.0f} mm apart.")
     return Scan(voxels, mask.affine, mask.name), [f"{mask.name}: {note}" for note in notes]
 
 
@@ -65,7 +69,7 @@ def flipped(scan: Scan, mask: Scan) -> str:
         return ""
     table = np.zeros(256, np.uint8)
     table[1:CANAL], table[CANAL + 1 : SACRUM + 1], table[CANAL], table[DISC_BELOW + 1 :] = 1, 1, 2, 3
-    kinds, image = table[mask.voxels[::2, ::2]], scan.voxels[::2, ::2]  # a quarter of the pixels is enough
+    kinds, image = table[mask.voxels[::3, ::3]], scan.voxels[::3, ::3]  # a ninth of the pixels is enough
     as_it_is = _explained(image, kinds)
     better = {name: _explained(image, np.flip(kinds, axis)) for name, axis in _FLIPS.items()}
     name = max(better, key=lambda name: better[name])

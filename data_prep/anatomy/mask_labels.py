@@ -5,7 +5,7 @@ If a tool has no label for the spinal canal, posterior elements are separated fr
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -158,7 +158,9 @@ def to_spider(
     elif wrong := _disorder(mask, tool, present):
         whose = f"{convention}'s" if convention else "what its segments are named"
         raise SpinejaxError(f"{mask.name}: with its labels {shown} it is not {whose}: {wrong}.")
-    mask, islands = without_islands(mask, whole=frozenset({*tool.canal, tool.sacrum or 0}))
+    names_of = {label: f"the disc below {name}" for name, label in tool.discs.items()}
+    names_of |= {label: name for name, label in tool.vertebrae.items()}
+    mask, islands = without_islands(mask, whole=frozenset({*tool.canal, tool.sacrum or 0}), names=names_of)
     present = set(np.unique(mask.voxels).tolist()) - {0}
     known = {name: label for name, label in tool.vertebrae.items() if label in present}
     if len(known) + (tool.sacrum in present) < 2:
@@ -189,16 +191,24 @@ def _unknown(present: set[int], fitting: Mapping[str, str]) -> str:
     return " ".join([none, *hints] if present else [none])
 
 
-def _rows(mask: Scan, labels: Iterable[int]) -> dict[int, float]:
-    """The middle row of each label."""
+def _rows_and_pieces(mask: Scan, labels: Sequence[int]) -> tuple[list[float], list[int]]:
+    """The middle row of each label, and its number of pieces in the slice that shows most of it.
+
+    Pieces of less than half the size of the largest do not count.
+    """
     boxes = dict(boxes_of(mask.voxels))
-    return {
-        label: boxes[label][0].start + _middle((mask.voxels[boxes[label]] == label).sum((1, 2))) for label in labels
-    }
+    rows, pieces = [], []
+    for label in labels:
+        part = mask.voxels[boxes[label]] == label
+        counts = part.sum(1)
+        rows.append(boxes[label][0].start + float(np.average(np.arange(len(counts)), weights=counts.sum(1))))
+        sizes = _piece_sizes(part[:, :, np.argmax(counts.sum(0))])
+        pieces.append(int(np.sum(sizes >= sizes.max() / 2)))
+    return rows, pieces
 
 
-def _middle(counts: np.ndarray) -> float:
-    return float(np.average(np.arange(len(counts)), weights=counts))
+def _piece_sizes(plane: np.ndarray) -> np.ndarray:
+    return np.bincount(ndimage.label(plane)[0].ravel(), minlength=2)[1:]
 
 
 def _disorder(mask: Scan, tool: Convention, present: set[int]) -> str:
@@ -206,11 +216,11 @@ def _disorder(mask: Scan, tool: Convention, present: set[int]) -> str:
     downwards = [(name, tool.vertebrae[name]) for name in reversed(_NAMES) if tool.vertebrae.get(name) in present]
     if tool.sacrum in present:
         downwards.append(("the sacrum", tool.sacrum or 0))
-    rows = _rows(mask, [label for _, label in downwards])
+    rows, pieces = _rows_and_pieces(mask, [label for _, label in downwards])
     below = [
         f"{upper} ({label}) would be below {lower} ({other})"
-        for (upper, label), (lower, other) in itertools.pairwise(downwards)
-        if rows[label] >= rows[other]
+        for ((upper, label), row), ((lower, other), next_row) in itertools.pairwise(zip(downwards, rows, strict=True))
+        if row >= next_row
     ]
     if len(below) == len(downwards) - 1 and below:
         return (
@@ -222,19 +232,8 @@ def _disorder(mask: Scan, tool: Convention, present: set[int]) -> str:
         return (
             "it begins with 1, C1, and has neither L4 nor L5: SPINEPS without its labelling model counts from the top"
         )
-    crowd = [label for _, label in downwards if _num_pieces(mask, label) > _MAX_PIECES]
-    return f"label {crowd[0]} is in {_num_pieces(mask, crowd[0])} pieces, a class and no vertebra" if crowd else ""
-
-
-def _num_pieces(mask: Scan, label: int) -> int:
-    """How many pieces of half the size of the largest, or more, a label has in the slice that shows most of it."""
-    part = mask.voxels[dict(boxes_of(mask.voxels))[label]] == label
-    sizes = _piece_sizes(part[:, :, np.argmax(part.sum((0, 1)))])
-    return int(np.sum(sizes >= sizes.max() / 2))
-
-
-def _piece_sizes(plane: np.ndarray) -> np.ndarray:
-    return np.bincount(ndimage.label(plane)[0].ravel(), minlength=2)[1:]
+    crowd = [f"label {label} is in {n}" for (_, label), n in zip(downwards, pieces, strict=True) if n > _MAX_PIECES]
+    return f"{crowd[0]} pieces, a class and no vertebra" if crowd else ""
 
 
 def _no_sacrum(mask: Scan, convention: str, present: set[int]) -> str:
@@ -266,8 +265,12 @@ def _counted(mask: Scan, present: set[int]) -> Convention | None:
     vertebrae = sorted(label for label in present if label < 30 and label != 26)
     if not present <= {*vertebrae, 26, *(100 + label for label in range(30)), *(200 + label for label in range(30))}:
         return None
-    steps = np.sign(np.diff([*_rows(mask, vertebrae).values()]))
+    steps = np.sign(np.diff(_rows_and_pieces(mask, vertebrae)[0]))
     if len(vertebrae) < 2 or abs(steps.sum()) < len(steps):
+        return None
+    # Labels above 200 are SPINEPS's endplates only where its discs are. SPIDER has its discs there.
+    num_discs = sum(100 + label in present for label in vertebrae)
+    if max(present) > 200 and num_discs < len(vertebrae) - 2:
         return None
     upwards = vertebrae if steps[0] < 0 else vertebrae[::-1]
     named = dict(zip(_NAMES, upwards, strict=False))

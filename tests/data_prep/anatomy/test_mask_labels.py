@@ -219,7 +219,7 @@ def test_numbers_that_only_count_are_refused(from_the_top, discs):
 def test_numbers_that_only_count_are_levels_with_the_lowest(from_the_top, discs, lowest):
     if not discs and lowest == "L5-S1":
         lowest = "L4-L5"  # without discs, the lowest is that between the two lowest vertebrae
-    bodies, _ = bodies_from_spider_mask(to_spider(counted(from_the_top, discs), None, lowest)[0])
+    bodies, _ = bodies_from_spider_mask(to_spider(counted(from_the_top, discs, endplates=discs), None, lowest)[0])
     upper, lower = lowest.split("-")
     assert [body.name for body in bodies][-2:] == [upper, lower]
     true = SPINE.corners["L5" if discs else "L4"]
@@ -233,6 +233,15 @@ def test_a_long_column_counted_from_the_top_is_not_taken_for_its_last_numbers():
         voxels[label, :3] = label
     with pytest.raises(SpinejaxError, match="without its labelling model counts from the top"):
         to_spider(Scan(voxels, SPINE.mask.affine, "mask"), None, None)
+
+
+def test_spiders_discs_are_not_taken_for_the_endplates_of_spineps():
+    """Without its canal, SPIDER's mask has 1, 2, … and 201, 202, …, as SPINEPS without its discs would."""
+    spider = Scan(np.where(SPINE.mask.voxels == 100, 0, SPINE.mask.voxels), SPINE.mask.affine, "mask")
+    with pytest.raises(SpinejaxError, match="fits none of"):
+        to_spider(spider, None, "L5-S1")
+    bodies, _ = bodies_from_spider_mask(to_spider(spider, "spider", "L5-S1")[0])
+    assert [body.name for body in bodies] == ["L2", "L3", "L4", "L5", "S1"]
 
 
 def test_verse_labels_are_read_as_those_of_spineps():
