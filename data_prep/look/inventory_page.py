@@ -61,6 +61,6 @@ def thumbnail(entry: Entry) -> str:
 def _small(pixels: Shaped[np.ndarray, "H W"]) -> np.ndarray:
     """A slice in grey, at most 128 pixels high and wide."""
     step = -(-max(pixels.shape) // _LARGEST_PX)
-    pixels = pixels[::step, ::step].astype(np.float32)
+    pixels = np.nan_to_num(pixels[::step, ::step].astype(np.float32))  # a resampled slice has NaN around it
     black, white = np.percentile(pixels, _GREY)
     return np.rint(255 * ((pixels - black) / max(white - black, 1e-9)).clip(0, 1)).astype(np.uint8)
