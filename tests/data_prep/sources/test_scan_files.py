@@ -344,6 +344,7 @@ def test_labels_come_with_their_scans(tmp_path, capsys):
 
 
 def test_ids_that_a_spreadsheet_shortened_are_told(tmp_path, capsys):
+    """https://github.com/incf-nidash/PyNIDM/pull/84: a table's reader strips leading zeros."""
     root = write_set(tmp_path, ("0007", "0008"))
     (tmp_path / "labels.csv").write_text("patient;level;pfirrmann\n7;L5-S1;2\n0008;L5/S1;2\n")
     command = [root / "images", "--masks", root / "masks", "--labels", tmp_path / "labels.csv"]
@@ -371,7 +372,10 @@ def test_splits_of_the_label_table_are_kept(tmp_path, capsys):
 
 
 def test_files_of_one_name_in_two_folders(tmp_path, capsys):
-    """Each is called after as many of its folders as it takes, by masks and labels, too."""
+    """Each is called after as many of its folders as it takes, by masks and labels, too.
+
+    https://github.com/pydicom/deid/issues/161: one of two files of a name took the other's place.
+    """
     for number, patient in enumerate(("P1", "P2")):
         for folder in ("images", "masks"):
             (tmp_path / folder / patient).mkdir(parents=True)
