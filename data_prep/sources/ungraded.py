@@ -14,6 +14,7 @@ from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.look.overlay import overlay_sheet
 from data_prep.read.series import find_series
 from data_prep.sources.scan_files import Cutting, scan_jobs
+from data_prep.sources.summary import summarised
 from spinejax.data.manifest import MANIFEST, read_manifest
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import Task
@@ -44,7 +45,7 @@ def ungraded_discs(
         pseudonyms, console: for patients and scans, and for the progress.
 
     Returns:
-        What is doubtful or was left out, a line each.
+        What is doubtful, was left out or failed, a line each; then a table of how many, by kind of reason.
 
     Raises:
         SpinejaxError: no scan or no disc was found; or `out/discs` holds another data set.
@@ -70,7 +71,9 @@ def ungraded_discs(
     os.replace(made, out / "discs")
     overlay_sheet(jobs, out / "levels.png", num_scans=len(jobs), seed=0)
     left_out = [f"left out: {line}" for line in found.left_out]
-    return [*left_out, *notes, *outcome.notes, *(f"failed: {name}: {reason}" for name, reason in failures.items())]
+    failed = [f"failed: {name}: {reason}" for name, reason in failures.items()]
+    table = summarised(jobs, found, outcome).lines()
+    return [*left_out, *found.notes, *notes, *outcome.notes, *failed, *(" ".join(line.split()) for line in table)]
 
 
 def _refuse_to_replace(discs: Path) -> None:

@@ -4,11 +4,15 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from data_prep.__main__ import main
+from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.read.metaimage import write_mha
 from data_prep.read.scan import Scan
 from data_prep.sources.summary import Item
+from data_prep.sources.ungraded import ungraded_discs
+from spinejax.tasks import PAPER_TASKS
 from tests.data_prep.sources.test_scan_files import SPINE, write_set
 from tests.dicom_files import save, series
 
@@ -92,3 +96,18 @@ def test_a_run_of_phantoms_ends_with_the_table_too(tmp_path, capsys):
     assert main(["phantom", "--patients", "1", "--out", str(tmp_path / "out"), "--log", str(tmp_path / "log")]) == 0
     assert capsys.readouterr().err.splitlines()[-1].split() == ["read", "1", "scans"]
     assert json.loads((tmp_path / "log").read_text())["read"] == ["p00000"]
+
+
+def test_raw_scans_that_are_graded_end_with_the_table_too(tmp_path):
+    spoil(tmp_path)
+    (tmp_path / "out").mkdir()
+    notes = ungraded_discs(
+        [tmp_path / "images"],
+        tmp_path / "out",
+        tasks=PAPER_TASKS,
+        masks=tmp_path / "masks",
+        pseudonyms=Pseudonyms(bytes(32)),
+        console=Console(quiet=True),
+    )
+    assert "read 1 scans" in notes
+    assert notes[-2:] == ["failed 2 no mask … or .mha among the … in --masks …", "failed 1 not a MetaImage header"]
