@@ -87,8 +87,8 @@ def parts_of(frames: Sequence[Frame], name: str) -> tuple[list[Part], list[str]]
         frames: its images that have a place in the patient.
         name: for the notes.
     """
-    groups: dict[str, list[Frame]] = {"": list(frames)}
-    for label in (_kinds, _planes, _sizes, _echoes):
+    groups = {f"/{kind}" if kind else "": group for kind, group in _by(_kinds(frames), frames).items()}
+    for label in (_planes, _sizes, _echoes):
         groups = {
             suffix + (f"/{end}" if end else ""): members
             for suffix, group in groups.items()
@@ -108,7 +108,7 @@ def parts_of(frames: Sequence[Frame], name: str) -> tuple[list[Part], list[str]]
     parts = []
     for suffix, stack in sorted(whole.items()):
         contrast = stack[0].kind.contrast
-        if several_echoes:  # a description cannot speak for each
+        if several_echoes and contrast.contradictory:  # a description cannot speak for each
             contrast = replace(contrast, by_words="")
         parts.append(Part(suffix, tuple(stack), contrast, stack[0].kind.derived or _localiser(stack)))
     if len(parts) > 1:
@@ -198,6 +198,7 @@ def _repetitions(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
     ways: list[tuple[str, list[str]]] = [("stack", [frame.kind.stack for frame in frames])]
     ways += [(name, [dict(frame.kind.repeats).get(name, "") for frame in frames]) for name in names]
     ways += [("", ["-".join(frame.kind.image_type) for frame in frames]), ("place", _places(frames))]
+    ways += [("", ["-or-".join(frame.kind.contrast.names) for frame in frames])]
     for name, values in ways:
         groups = _by(values, frames)
         whole = all(map(_is_stack, groups.values())) and (name == "stack" or not _interleaved(groups))

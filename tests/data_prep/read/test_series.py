@@ -232,15 +232,15 @@ def test_two_images_of_one_instance_are_refused(tmp_path, scan):
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "a picture"),
     ],
 )
-@pytest.mark.parametrize("whole", [True, False], ids=["series", "one image"])
-def test_derived_images_are_left_out_by_name(tmp_path, scan, values, reason, whole):
+@pytest.mark.parametrize("which", ["all", "first", "last"])
+def test_derived_images_are_left_out_by_name(tmp_path, scan, values, reason, which):
     slices = series(tmp_path / "a", scan)
-    if whole:
+    if which == "all":
         change(slices, **values)
         found = find_series([tmp_path], weighting="any")
         assert found.series == []
     else:
-        other([slices[3]], **values)
+        other([slices[3]], "!" if which == "first" else "x", **values)
         found = find_series([tmp_path])
         assert ends(found) == [""]
         assert_same(found.series[0], scan)
