@@ -21,6 +21,7 @@ _WORDS = (
 _COUNTED = "ser(ies)?|se|stud(y|ies)|stu?|ses(sion)?|visit|tp|timepoint|run|acq|image|img|im|scan|vol(ume)?"
 _DATE = r"(19|20)\d\d[\W_]?\d\d[\W_]?\d\d([\W_T]\d{4,6})?|\d\d-\d\d-(19|20)\d\d(-.*)?"  # the second as in TCIA
 NO_PERSONS_FOLDER = re.compile(rf"(({_WORDS}|({_COUNTED})[\W_]?\d*|{_DATE})([\W_]+|$))+", re.IGNORECASE)
+_IMAGES_FOLDER = re.compile(rf"(({_WORDS}|{_COUNTED})([\W_]+|$))+", re.IGNORECASE)  # without a number of its own
 NO_PERSONS_FILE = re.compile(rf"{_WORDS}|{_COUNTED}|{_DATE}", re.IGNORECASE)
 _IMAGE_WORDS_LAST = re.compile(rf"([-\s]+({_WORDS}))+$", re.IGNORECASE)
 
@@ -135,8 +136,16 @@ class Tree:
                 owners = [min(self._at(place, level)) for place in places]
                 numbered = {owner: place for place, owner in enumerate(dict.fromkeys(owners))}
                 possible.setdefault(tuple(map(numbered.__getitem__, owners)), level)
-        named = [level for level in possible.values() if not self._is_of_images(places, level)]
+        named = [level for level in possible.values() if not self._are_called(NO_PERSONS_FOLDER, places, level)]
         levels = named or list(possible.values())
+        if levels and not named and len({min(self._at(place, levels[0])) for place in places}) > 1:
+            doubt = f"Folders that are called after images, not patients: {self._examples(places, levels[0])}."
+            if self._are_called(_IMAGES_FOLDER, places, levels[0]):
+                chosen.contradictions.append(
+                    f"{doubt} Give --patients-by auto, or --patients-by folder:{levels[0]} if each is one patient."
+                )
+            else:
+                chosen.notes.append(f"{doubt} Each is taken for one patient.")
         if len(levels) > 1:
             examples = "; ".join(f"level {level} has {self._examples(places, level)}" for level in levels)
             chosen.contradictions.append(
@@ -156,8 +165,8 @@ class Tree:
             )
         return levels[0] if levels else len(faults) and 1
 
-    def _is_of_images(self, places: Sequence[int], level: int) -> bool:
-        return all(NO_PERSONS_FOLDER.fullmatch(folder[-1]) for place in places for folder in self._at(place, level))
+    def _are_called(self, words: re.Pattern, places: Sequence[int], level: int) -> bool:
+        return all(words.fullmatch(folder[-1]) for place in places for folder in self._at(place, level))
 
     def _examples(self, places: Sequence[int], level: int) -> str:
         folders = sorted({"/".join(folder) for place in places for folder in self._at(place, level)})

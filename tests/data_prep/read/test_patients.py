@@ -391,6 +391,20 @@ def test_more_of_a_name_can_be_the_patient():
     assert groups(rows, "name:2") == ([[0, 1], [2]], [], [])
 
 
+def test_folders_called_after_images_are_no_patients_unless_they_are_named():
+    rows = volumes("SAG_T2/p1.nii", "SAG_T2/p2.nii", "sag t1/p1.nii", "sag t1/p2.nii")
+    _, _, (contradiction,) = groups(rows, "folder")
+    assert contradiction.startswith("Folders that are called after images, not patients: 2 (SAG_T2, sag t1). Give")
+    assert groups(rows) == ([[0, 2], [1, 3]], [], [])
+    assert groups(rows, "folder:1") == ([[0, 1], [2, 3]], [], [])
+    found, (note,), contradictions = groups(volumes("scan1/a.nii", "scan1/b.nii", "scan2/a.nii"), "folder")
+    assert found == [[0, 1], [2]]
+    assert (
+        note == "Folders that are called after images, not patients: 2 (scan1, scan2). Each is taken for one patient."
+    )
+    assert contradictions == []
+
+
 def test_one_folder_for_everybody_is_told():
     found, (note,), contradictions = groups(volumes("images/a_t2.nii", "images/b_t2.nii"), "folder")
     assert found == [[0, 1]]
