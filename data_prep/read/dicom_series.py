@@ -55,8 +55,9 @@ def take_series(
         for file in images
         if file.placeless
     ]
+    of_path = {file.path: file for file in images}
     for part, own, one in zip(parts, names, judged, strict=True):
-        facts = replace(_facts(files[0], part.frames), contrast=str(part.contrast))
+        facts = replace(_facts(of_path[part.frames[0].path], part.frames), contrast=str(part.contrast))
         paths = tuple(dict.fromkeys(frame.path for frame in part.frames))
         read = partial(read_series, part.frames, own, np.float32, (*notes, *more, *one.notes))
         evidence = _evidence(key + part.suffix, files)

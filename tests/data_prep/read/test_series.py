@@ -83,6 +83,14 @@ def test_facts_are_told_of_what_is_read_left_out_and_failed(tmp_path, scan):
     np.testing.assert_allclose(failed.facts.spacing_mm, (0.8, 0.7, 4.0), rtol=1e-3)
 
 
+def test_each_part_has_the_description_of_its_own_images(tmp_path, scan):
+    slices = change(series(tmp_path / "a", scan), SeriesDescription="SAG T2")
+    other([slices[0]], "!", SeriesDescription="ADC")
+    found = find_series([tmp_path])
+    assert [one.facts.description for one in found.series] == ["SAG T2"]
+    assert [one.facts.description for one in found.left_out] == ["ADC"]
+
+
 def test_what_was_left_out_can_be_read_if_it_is_chosen(tmp_path, scan):
     change(series(tmp_path / "a", scan), EchoTime=10, RepetitionTime=500, SeriesDescription="")
     (left_out,) = find_series([tmp_path]).left_out
