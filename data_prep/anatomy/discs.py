@@ -31,7 +31,7 @@ SLICES = {"slabs": f"averaged to about {SLAB_MM:g} mm where less than {THIN_MM:g
 _MIN_MEDIAN = 1e-3  # minimum median, as a fraction of the disc's brightest pixel
 WIDTH_MM = (15, 70)
 HEIGHT_MM = (-3, 35)  # an edge fitted to a collapsed disc may cross its neighbour a little
-_HEIGHT_TO_WIDTH = 0.75  # up to 0.51 in SPIDER; where S1's upper part or a vertebra is missing it is about 1
+_TO_WIDTH = 0.75  # height, and slip, up to 0.51 and 0.3 in SPIDER; where a vertebra or a part of it is missing about 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +178,15 @@ def _disc_to_scan(
     back /= max(np.linalg.norm(back), 1e-9)
     down = np.array([back[1], -back[0]])
     height_mm = (corners[2:].mean(0) - corners[:2].mean(0)) @ down
-    highest_mm = min(HEIGHT_MM[1], _HEIGHT_TO_WIDTH * width_mm)
+    highest_mm = min(HEIGHT_MM[1], _TO_WIDTH * width_mm)
     if not (WIDTH_MM[0] <= width_mm <= WIDTH_MM[1] and HEIGHT_MM[0] <= height_mm <= highest_mm):
         raise SpinejaxError(
             f"{where}: its corners span {width_mm:.1f} mm front to back and {height_mm:.1f} mm top to bottom; expected "
             f"{WIDTH_MM[0]} to {WIDTH_MM[1]} and {HEIGHT_MM[0]} to {highest_mm:.0f}. Correct the mask or the corners."
         )
+    slip_mm = abs((corners[2:].mean(0) - corners[:2].mean(0)) @ back)
+    if slip_mm > _TO_WIDTH * width_mm:
+        raise SpinejaxError(f"{where}: one body is {slip_mm:.0f} mm behind the other. Correct the mask or the corners.")
 
     pixel_mm = 2 * width_mm / WINDOW_SHAPE[1]
     in_plane = np.stack([down, back], axis=1) * pixel_mm / spacing[:, None]

@@ -9,7 +9,7 @@ from scipy import ndimage
 from data_prep.anatomy.vertebrae import CANAL, DISC_BELOW, LAST_VERTEBRA, SACRUM, boxes_of
 from data_prep.read.scan import Scan
 
-_FAR_MM = 30.0  # in the plane, between the boxes of two pieces; a spinous process is up to 20 mm behind its body
+_FAR_MM = 36.0  # in the plane, between the boxes of two pieces; a spinous process is up to 20 mm behind its body
 _ISLAND = 0.2  # a far piece below this part of the largest's size is an island
 _BETTER = 1.25  # factor by which a flipped mask has to explain the image better; 29 SPIDER stacks, flipped, have 0.97
 _BEHIND = 0.52  # where a vertebra's centre is from front to back; 0.43 at most, as a median, in 29 SPIDER stacks

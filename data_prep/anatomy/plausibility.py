@@ -18,6 +18,7 @@ from data_prep.read.scan import Scan
 _MAX_HEIGHT_TO_WIDTH = 0.55  # of the space between two bodies; up to 0.51 in the stacks
 _MAX_EXCESS_MM = 6.0  # over the highest of the other spaces; up to 5.0
 _MIN_OTHERS = 2
+_MAX_SLIP_TO_WIDTH = 0.5  # from front to back, grade III of a slip; up to 0.3 in the stacks
 _MAX_OFF_MM = 3.0  # from the middle between two bodies to that of their disc's mask, along the spine; up to 2.2
 _BODY_HEIGHTS = (0.6, 1.6)  # to the median of the scan's other bodies
 _FRONT_TO_REAR = (0.6, 1.75)  # of a body's walls; L5 is a wedge by nature
@@ -29,6 +30,7 @@ class _Space:
 
     height_mm: float
     width_mm: float
+    slip_mm: float  # of the lower body, backward
     middle_mm: Float[np.ndarray, "2"]
     down: Float[np.ndarray, "2"]
 
@@ -60,6 +62,10 @@ def doubts_of(
         beside = _beside_its_mask(*pair, space, spacing_mm, regions) if regions else []
         high = _high(*pair, space, others_mm, body_mm)
         doubts += high if space.height_mm > body_mm else beside or high
+        if abs(space.slip_mm) > _MAX_SLIP_TO_WIDTH * space.width_mm:
+            upper, lower = (body.name for body in pair)
+            where = "behind" if space.slip_mm > 0 else "in front of"
+            doubts.append(f"{upper}-{lower} is doubtful: {lower} is {abs(space.slip_mm):.0f} mm {where} {upper}.")
     for name, (front_mm, rear_mm) in walls_mm.items():
         others_mm = [height for key, height in heights_mm.items() if key != name]
         height_mm = heights_mm[name]
@@ -94,8 +100,10 @@ def _space(upper: VertebralBody, lower: VertebralBody, spacing_mm: np.ndarray) -
     back = (endplates / lengths[:, None]).sum(0)
     back /= max(np.linalg.norm(back), 1e-9)
     down = np.array([back[1], -back[0]])
-    height = (below.mean(0) - above.mean(0)) @ down
-    return _Space(float(height), float(lengths.mean()), (above.mean(0) + below.mean(0)) / 2, down)
+    way = below.mean(0) - above.mean(0)
+    return _Space(
+        float(way @ down), float(lengths.mean()), float(way @ back), (above.mean(0) + below.mean(0)) / 2, down
+    )
 
 
 def _high(

@@ -54,7 +54,7 @@ def test_a_label_that_is_used_twice_is_left_out():
     mask = mask_of("totalspineseg", spine=SPINE)
     twice = Scan(np.where(mask.voxels == 42, 44, mask.voxels).astype(np.uint8), mask.affine, "mask")
     relabelled, notes = to_spider(twice, None, None)
-    assert any("label 44 (L4) was left out: it is in two places, more than 30 mm apart" in note for note in notes)
+    assert any("label 44 (L4) was left out: it is in two places, more than 36 mm apart" in note for note in notes)
     assert "L4" not in [body.name for body in bodies_from_spider_mask(relabelled)[0]]
 
 

@@ -121,6 +121,20 @@ def test_a_body_far_higher_than_the_others_is_noted():
     assert found == ["L3 is doubtful: it is 48 mm high, 26 mm is typical of this scan: two vertebrae under one name."]
 
 
+@pytest.mark.parametrize(("slip_mm", "noted", "left_out"), [(12, False, False), (20, True, False), (40, True, True)])
+def test_a_body_far_behind_the_others_is_noted_or_its_discs_left_out(slip_mm, noted, left_out):
+    """As where a spinous process is taken for the body: grade II of a slip is up to half of the endplate."""
+    bodies, _ = bodies_from_spider_mask(SPINE.mask)
+    slipped = [
+        VertebralBody(body.name, body.corners + np.array([0, slip_mm / 0.7 * (body.name == "L3")]), body.slices)
+        for body in bodies
+    ]
+    found = doubts_of(slipped, SPINE.mask.spacing_mm)
+    assert any("L3 is" in doubt and "mm behind L2" in doubt for doubt in found) == noted
+    levels = [disc.level for disc in extract_discs(SPINE.scan, slipped, notes=[])]
+    assert ("L2-L3" not in levels) == left_out
+
+
 @pytest.mark.parametrize(("front_mm", "noted"), [(20, False), (12, True)])
 def test_a_wedge_is_noted(front_mm, noted):
     corners = np.array([[0, 0], [0, DEPTH_MM], [BODY_MM, DEPTH_MM], [BODY_MM, 0]], float)
