@@ -173,6 +173,13 @@ def _write_objects(folder: Path, graded: _Graded, provenance: Sequence[str], cou
         _refuse_outside(affine, scan, f"{series.name}, {level}")
     write_report(folder / "grades.dcm", images, [(disc, maps.get(disc.level)) for disc in graded.discs], provenance)
     mapped = [(disc, task) for disc in graded.discs if disc.level in maps for task in maps[disc.level].tasks]
+    several = len(images) > 1 and any(int(image.get("NumberOfFrames") or 1) > 1 for image in images)
+    if several:
+        mapped = []
+        counts.notes.append(
+            f"{series.name}: no maps and no segmentation, because they cannot refer to several multi-frame files: the "
+            f"series has {len(images)}."
+        )
     for counts.maps, (disc, task) in enumerate(mapped, start=1):
         path = folder / f"{disc.level}_{task.name}.dcm"
         write_map(path, images, disc, maps[disc.level], task, provenance, counts.maps)
@@ -185,7 +192,7 @@ def _write_objects(folder: Path, graded: _Graded, provenance: Sequence[str], cou
     bodies = located.bodies if located else []
     for counts.pictures, (stem, about, pixels) in enumerate(_pictures(scan, placed, bodies), start=1):
         write_picture(folder / f"{stem}.dcm", images, pixels, about, provenance, counts.pictures)
-    if located:
+    if located and not several:
         write_segmentation(folder / "vertebrae.dcm", images, series.files, located, graded.origin, provenance)
         counts.segmentations = 1
 

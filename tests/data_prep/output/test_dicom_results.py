@@ -298,6 +298,23 @@ def test_the_places_of_an_evaluations_own_discs_are_held_against_the_vertebrae(h
         assert ("are not those that were graded" in said.err) == (not segmentations)
 
 
+def test_a_series_of_several_multi_frame_files_gets_its_report_and_pictures(hospital_without_maps, tmp_path, capsys):
+    root, evaluation = hospital_without_maps
+    images = shutil.copytree(root / "files" / "images" / "p00000", tmp_path / "images")
+    slices = [pydicom.dcmread(path) for path in sorted(images.iterdir())]
+    for path in images.iterdir():
+        path.unlink()
+    for number, part in enumerate((slices[:7], slices[7:])):
+        whole = enhanced(part)
+        whole.SOPInstanceUID = whole.file_meta.MediaStorageSOPInstanceUID = f"1.2.{number}"
+        save(whole, images / f"{number}")
+    where = ["--source", str(images), "--key", str(root / "discs.key"), "--masks", str(root / "files" / "masks")]
+    assert main(["results", str(evaluation), *where, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "1 structured reports, 0 parametric maps, 1 pictures, 0 segmentations" in said.out
+    assert "no maps and no segmentation, because they cannot refer to several multi-frame files" in said.err
+
+
 @pytest.mark.parametrize("error", [KeyError("whatever"), FileNotFoundError(2, "whatever", "/a/source/that/was/there")])
 def test_a_study_that_cannot_be_written_is_named_and_the_next_is_written(
     hospital_without_maps, tmp_path, capsys, monkeypatch, error
