@@ -63,10 +63,8 @@ def _judge(part: Part, parts: Sequence[Part], name: str, weighting: str) -> Judg
     if weighting != "any" and contrast.names and weighting not in contrast.names:
         return Judgement(left_out=f"{contrast.source()}, {weighting} was asked for" + times)
     if weighting != "any" and contrast.contradictory:
-        return Judgement(
-            left_out=f"{contrast.source()}: is it {weighting}, which was asked for? Choose it in an inventory, or read "
-            "it with --weighting any"
-        )
+        question = f"is it {weighting}, as was asked for? Choose it in an inventory, or read it with --weighting any."
+        return Judgement(failed=f"{name}: {contrast.source()}: {question}")
     try:
         frames, affine = in_order(part.frames, name)
         refuse_non_sagittal((*frames[0].shape, len(frames)), affine, name)

@@ -349,8 +349,8 @@ def test_header_and_description_that_contradict_each_other_are_asked_about(tmp_p
     change(series(tmp_path / "a", scan), **values)
     found = find_series([tmp_path])
     assert found.series == []
-    assert clash in told(found.left_out)
-    assert "--weighting any" in told(found.left_out)
+    assert clash in told(found.failed)  # status 2: this may be all that there is of a patient
+    assert "--weighting any" in told(found.failed)
     assert len(find_series([tmp_path], weighting="any").series) == 1
 
 
