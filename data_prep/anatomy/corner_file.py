@@ -7,8 +7,12 @@ posterior, lower anterior; null where one is not known, as S1's lower ones. So t
 With `"coordinateSystem": "RAS"` beside `"scans"`, as in 3D Slicer's own files, they are in RAS.
 """
 
+import codecs
 import itertools
+import json
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired
 
@@ -20,7 +24,7 @@ from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.read.csv_tables import refuse
 from data_prep.read.names import canonical
 from data_prep.read.scan import Scan
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, printable
 
 _WIDTH_MM = 35.0  # width of a lumbar body without its rounded flanks
 _ENDPLATE_MM = (15.0, 70.0)
@@ -62,13 +66,14 @@ def read_corners(path: Path) -> dict[str, dict[str, MarkedBody]]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SpinejaxError(f"--corners {path}: more than {_MAX_BYTES >> 20} MiB. Is it a corner file?")
-        content = path.read_bytes()
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         if b'"markups"' in content and b'"scans"' not in content:
             raise SpinejaxError(
                 f"--corners {path}: a markups file of 3D Slicer, which does not say whose corners its points are. "
                 'Write them as {"scans": {SCAN: {VERTEBRA: {"corners_mm": …}}}}, as in docs/data.md.'
             )
         marked = _CornerFile.model_validate_json(content, strict=True)
+        json.loads(content, object_pairs_hook=partial(_refuse_repeated, path))
     except OSError as error:
         raise SpinejaxError(f"--corners {path}: cannot be read ({error.strerror}).") from error
     except pydantic.ValidationError as error:
@@ -84,6 +89,13 @@ def read_corners(path: Path) -> dict[str, dict[str, MarkedBody]]:
             one, two, three, four = (point and (-point[0], -point[1], point[2]) for point in body["corners_mm"])
             body["corners_mm"] = one, two, three, four
     return {canonical(name): bodies for name, bodies in marked.scans.items()}
+
+
+def _refuse_repeated(path: Path, pairs: list[tuple[str, object]]) -> None:
+    """A JSON parser takes the last of several entries of one name; a user who pasted two may mean either."""
+    for name, count in Counter(canonical(name) for name, _ in pairs).items():
+        if count > 1:
+            raise SpinejaxError(f"--corners {path}: {printable(name)} occurs {count} times. Remove all but one.")
 
 
 def bodies_from_corners(scan: Scan, bodies: Mapping[str, MarkedBody]) -> list[VertebralBody]:

@@ -11,7 +11,7 @@ import tyro
 from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.commands.printing import PROGRESS, print_failures, print_notes
 from data_prep.commands.reading import DataFolder, Reading
-from data_prep.dataset.build import Settings, build
+from data_prep.dataset.build import NoDataSetError, Settings, build
 from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import load_or_make_key
@@ -19,7 +19,7 @@ from data_prep.read.found import Found
 from data_prep.sources.labels import read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms
 from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
-from data_prep.sources.summary import refuse_inside, summarised
+from data_prep.sources.summary import Summary, check_log, summarised
 from spinejax.data.dataset import DataSet
 from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError, printable
@@ -166,18 +166,22 @@ def _build(
     """Build the data set, report what was done, left out or failed, and return the exit status."""
     found = found or Found()
     if writing.log:
-        refuse_inside(writing.log, writing.out)
+        check_log(writing.log, writing.out)
     if writing.settings.strict and found.failures:
         raise SpinejaxError(next(iter(found.failures.values())))
-    outcome = build(
-        jobs,
-        writing.out,
-        tasks=tasks,
-        masks=masks,
-        preprocessing=PREPROCESSING | preprocessing,
-        settings=writing.settings,
-        console=PROGRESS,
-    )
+    try:
+        outcome = build(
+            jobs,
+            writing.out,
+            tasks=tasks,
+            masks=masks,
+            preprocessing=PREPROCESSING | preprocessing,
+            settings=writing.settings,
+            console=PROGRESS,
+        )
+    except NoDataSetError as error:
+        _summarise(summarised(jobs, found, error.outcome), writing.log)
+        raise
     print_notes([*(f"left out: {line}" for line in found.left_out), *found.notes, *outcome.notes])
     failures = found.failures | outcome.failures
     print_failures(failures)
@@ -191,9 +195,12 @@ def _build(
         print(f"{num_failed} of {num_scans} scans failed; their reasons are above.", file=sys.stderr)
     if found.unreadable:
         print(f"{len(found.unreadable)} files or folders cannot be read; see above.", file=sys.stderr)
-    summary = summarised(jobs, found, outcome)
-    if writing.log:
-        summary.write(writing.log, writing.out)
+    _summarise(summarised(jobs, found, outcome), writing.log)
+    return 2 if failures else 0
+
+
+def _summarise(summary: Summary, log: Path | None) -> None:
     for line in summary.lines():
         print(printable(line), file=sys.stderr)
-    return 2 if failures else 0
+    if log:
+        summary.write(log)

@@ -57,6 +57,14 @@ class Outcome:
     resumed: int = 0  # scans that an interrupted run had finished; they are reported like all others
 
 
+class NoDataSetError(SpinejaxError):
+    """No disc was found, or one that a data set must not have. `outcome` is what was done until then."""
+
+    def __init__(self, message: str, outcome: Outcome):
+        super().__init__(message)
+        self.outcome = outcome
+
+
 def build(
     jobs: Sequence[Job],
     out: Path,
@@ -82,7 +90,7 @@ def build(
 
     Raises:
         SpinejaxError: `out` holds a data set, or another run writes there; an option is out of range; a file cannot be
-            written; no disc was found at all; with `settings.strict`, a scan failed.
+            written; with `settings.strict`, a scan failed. NoDataSetError: no disc was found at all.
     """
     if min(settings.shards, settings.workers) < 1:
         raise SpinejaxError(f"--shards {settings.shards}, --workers {settings.workers}: expected 1 or more of each.")
@@ -116,7 +124,7 @@ def build(
             failures = outcome.failures.items()
             reasons = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in failures]
             reasons += outcome.notes
-            raise SpinejaxError("\n  ".join([f"--out {out}: {fault}", *reasons])) from error
+            raise NoDataSetError("\n  ".join([f"--out {out}: {fault}", *reasons]), outcome) from error
         resuming.publish(unfinished, out)
     return outcome
 

@@ -13,7 +13,7 @@ from data_prep.dataset.splits import split_patients
 from spinejax.data.dataset import DataSet
 from spinejax.data.manifest import MANIFEST, write_manifest
 from spinejax.data.shards import SPLITS, ShardSummary
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, printable
 
 VALIDATION_SHARE = Fraction(1, 8)
 """Share of validation among the patients that are not in the test fold: with five folds 70:10:20."""
@@ -32,11 +32,13 @@ def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, i
         Number of discs per split.
 
     Raises:
-        SpinejaxError: there is no such fold; `out` holds a data set.
+        SpinejaxError: there is no such fold; `out` holds a data set; a folder's name cannot be in a manifest.
     """
     number, num_folds = parse_fold(fold)
     splits = fold_of_patients(labels_by_patient(data), number, num_folds, seed=seed)
     original = Path(os.path.relpath(data.paths[0].parent.resolve(), out.resolve())).as_posix()
+    if "\\" in original or not original.isprintable() or printable(original) != original:
+        raise SpinejaxError(f"{printable(original)}: a fold cannot refer to a folder of this name. Rename the folder.")
     of_fold = {
         "schema_version": data.manifest["schema_version"],
         "original": original if original.startswith(".") else f"./{original}",

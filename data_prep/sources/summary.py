@@ -16,6 +16,7 @@ from spinejax.files.json_files import as_json
 
 _LEFT_OUT = "left out: "  # how a note on a scan without discs begins
 _WIDTH = 90
+_BEGINNING = b'{\n "read": ['  # of a log
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,8 @@ class Summary:
             lines += [f"{what:10}{count:6}  {kind}" for kind, count in counts.most_common()]
         return lines
 
-    def write(self, path: Path, out: Path) -> None:
+    def write(self, path: Path) -> None:
         """Write the log as JSON that only its owner can read: it names source files."""
-        refuse_inside(path, out)
         items = {
             name: [
                 {
@@ -81,7 +81,6 @@ class Summary:
             ]
             for name, listed in (("left_out", self.left_out), ("failed", self.failed))
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_privately(path, as_json({"read": _printable(self.read)} | items | {"notes": _printable(self.notes)}))
 
 
@@ -94,23 +93,37 @@ def _names(files: Sequence[Path]) -> list[str]:
     return _printable([canonical(str(file)) for file in files])
 
 
-def refuse_inside(path: Path, out: Path) -> None:
-    """Raises SpinejaxError if a log, which names source files, would be inside the data set, which may be shared."""
+def check_log(path: Path, out: Path) -> None:
+    """Make a log's folder. Raises SpinejaxError if the log cannot be written there, before anything else is done.
+
+    It must not be in the data set, because it names source files and the data set may be shared; nor replace a file
+    that is no log, such as the key of the pseudonyms.
+    """
     if path.resolve().is_relative_to(out.resolve()):
         raise SpinejaxError(f"--log {path}: lies inside the data set {out}, which may be shared. Put it elsewhere.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            earlier = file.read(len(_BEGINNING)) == _BEGINNING
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SpinejaxError(f"--log {path}: cannot be written ({error.strerror}). Give another file.") from error
+    if not earlier:
+        raise SpinejaxError(f"--log {path}: holds something else than a log. Give another file.")
 
 
 def summarised(jobs: Sequence[Job], found: Found, outcome: Outcome) -> Summary:
     """The summary of a finished run."""
     left_out = [Item(one.name, one.reason, one.files) for one in found.left_out]
-    cut_out = [note.removeprefix(_LEFT_OUT) for note in outcome.notes if note.startswith(_LEFT_OUT)]
+    unclaimed = list(outcome.notes)
     without = {job.name: job for job in jobs if job.name in outcome.failures}
     for job in jobs:
-        reasons = [text for text in cut_out if text.startswith(f"{job.name}: ")]
-        left_out += [Item(job.name, reason, job.sources) for reason in reasons]
+        reasons = [note for note in unclaimed if note.startswith(f"{_LEFT_OUT}{job.name}: ")]
+        left_out += [Item(job.name, reason.removeprefix(_LEFT_OUT), job.sources) for reason in reasons]
+        unclaimed = [note for note in unclaimed if note not in reasons]
         without |= {job.name: job} if reasons else {}
     failed = [Item(one.name, one.reason, one.files) for one in found.failed]
     failed += [Item(name, reason, without[name].sources) for name, reason in outcome.failures.items()]
     read = [job.name for job in jobs if job.name not in without]
-    notes = [*found.notes, *(note for note in outcome.notes if not note.startswith(_LEFT_OUT))]
-    return Summary(read, left_out, failed, notes)
+    return Summary(read, left_out, failed, [*found.notes, *unclaimed])

@@ -170,6 +170,21 @@ def test_one_body_with_swapped_corners_and_names_upside_down_are_refused():
         bodies_from_corners(SPINE.scan, turned)
 
 
+def test_a_name_that_occurs_twice_is_refused(tmp_path):
+    body = '{"corners_mm": [[0, 0, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0]]}'
+    for names in (("Mu\u0308ller", "M\u00fcller"), ("a", "a")):
+        scans = ", ".join(f'"{name}": {{"L4": {body}}}' for name in names)
+        (tmp_path / "corners.json").write_text(f'{{"scans": {{{scans}}}}}', encoding="utf-8")
+        with pytest.raises(SpinejaxError, match="occurs 2 times"):
+            read_corners(tmp_path / "corners.json")
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    body = {"corners_mm": [[0, 0, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0]]}
+    (tmp_path / "corners.json").write_text(json.dumps({"scans": {"a": {"L4": body}}}), encoding="utf-8-sig")
+    assert set(read_corners(tmp_path / "corners.json")) == {"a"}
+
+
 def test_a_markups_file_of_3d_slicer_is_refused_by_that_name(tmp_path):
     """Slicer pull request 4938: control points with labels, and the coordinate system beside them."""
     markups = {

@@ -229,3 +229,10 @@ def test_verify_reads_the_shards_of_a_folds_original(discs, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert any("its sha256 is not the manifest's" in fault for fault in verify(tmp_path / "fold"))
+
+
+def test_a_folder_that_a_manifest_cannot_name_is_refused(discs, tmp_path):
+    shutil.copytree(discs, tmp_path / "a\\b")
+    with pytest.raises(SpinejaxError, match="Rename the folder"):
+        write_fold(DataSet(tmp_path / "a\\b"), tmp_path / "fold", "1/3", seed=0)
+    assert not (tmp_path / "fold").exists()

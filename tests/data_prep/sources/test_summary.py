@@ -7,10 +7,13 @@ import pytest
 from rich.console import Console
 
 from data_prep.__main__ import main
+from data_prep.dataset.build import Outcome
+from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms
+from data_prep.read.found import Found
 from data_prep.read.metaimage import write_mha
 from data_prep.read.scan import Scan
-from data_prep.sources.summary import Item
+from data_prep.sources.summary import Item, summarised
 from data_prep.sources.ungraded import ungraded_discs
 from spinejax.tasks import PAPER_TASKS
 from tests.data_prep.sources.test_scan_files import SPINE, write_set
@@ -90,6 +93,41 @@ def test_the_log_is_never_inside_the_data_set(tmp_path, capsys):
     assert scans(tmp_path, "--log", str(tmp_path / "out" / "log.json")) == 2
     assert "lies inside the data set" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_log_replaces_nothing_but_a_log_and_is_refused_before_the_work(tmp_path, capsys):
+    write_set(tmp_path)
+    key = tmp_path / "out.key"
+    assert scans(tmp_path, "--log", str(key)) == 2  # the key has just been made
+    assert "holds something else than a log" in capsys.readouterr().err
+    assert len(key.read_bytes()) == 32
+    (tmp_path / "file").write_text("no folder")
+    for log in (tmp_path, tmp_path / "file" / "log.json"):
+        assert scans(tmp_path, "--log", str(log)) == 2
+        assert f"--log {log}: cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    log = str(tmp_path / "log.json")
+    assert scans(tmp_path, "--log", log) == scans(tmp_path, "--log", log, "--overwrite") == 0
+
+
+def test_a_run_without_a_disc_has_its_table_and_log(tmp_path, capsys):
+    write_set(tmp_path)
+    for mask in (tmp_path / "masks").iterdir():
+        mask.write_bytes(b"damaged")
+    log = tmp_path / "log.json"
+    assert scans(tmp_path, "--log", str(log)) == 2
+    content = json.loads(log.read_text())
+    assert content["read"] == []
+    assert len(content["failed"]) == sum(1 for _ in (tmp_path / "masks").iterdir())
+    assert "read           0  scans" in capsys.readouterr().err
+
+
+def test_a_level_that_is_left_out_is_in_the_log():
+    job = Job("a.mha", "p", "s", "train", {}, lambda: None)
+    notes = ["left out: a.mha, L3-L4: its corners span 80 mm", "left out: a.mha: its levels are doubtful", "b"]
+    summary = summarised([job], Found(), Outcome(notes=notes))
+    assert [one.reason for one in summary.left_out] == ["a.mha: its levels are doubtful"]
+    assert summary.notes == ["left out: a.mha, L3-L4: its corners span 80 mm", "b"]
 
 
 def test_a_run_of_phantoms_ends_with_the_table_too(tmp_path, capsys):
