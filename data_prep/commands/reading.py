@@ -16,6 +16,7 @@ from data_prep.read.inventory import (
     describe_volumes,
     headers_beside,
 )
+from data_prep.read.series import doubt_again
 from data_prep.read.series_rule import one_of_each_patient
 from data_prep.sources.labels import Labels
 from data_prep.sources.scan_files import Cutting, scan_jobs
@@ -79,7 +80,7 @@ class Reading:
         cache = HeaderCache(inventory and headers_beside(inventory))
         found = self.search(cache, num_workers=num_workers, everyone=inventory is not None)
         if inventory:
-            choose(found, inventory, cache.changed)
+            doubt_again(found, choose(found, inventory, cache.changed), self.paths, self.patients_by)
         jobs, notes = scan_jobs(
             found,
             masks=self.masks,

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -110,16 +111,18 @@ def write_inventory(path: Path, rows: Iterable[Entry]) -> None:
     write_privately(path, "\ufeff" + file.getvalue())  # without the mark, Excel takes UTF-8 for Windows-1252
 
 
-def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Path]]) -> None:
+def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Path]]) -> list[Series]:
     """Replace the choice of series, and the names of patients, by those of an inventory that the user may have edited.
 
-    Series that are not in the inventory are left out, with a note. If the user has named patients, no doubt about them
-    remains.
+    Series that are not in the inventory are left out, with a note.
 
     Args:
         found: the series, found with the inventory's options.
         path: the inventory.
         changed: gives those of some files that have changed since it was written.
+
+    Returns:
+        The chosen series whose patient the user has not named, about whom there may be doubts.
 
     Raises:
         SpinejaxError: the file is missing or has faults: a chosen series that is not there, or cannot be read; one
@@ -132,7 +135,8 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
     wanted: dict[str, Series] = {}
     seen: set[int] = set()
     faults: list[str] = []
-    edited = False
+    named: set[str] = set()
+    people: dict[str, set[str]] = {}  # name of a patient → those who have it now
     for line, row in read_table(path, ("chosen", "patient", "key", "files", "folder", "file")).rows:
         row = {name: cell.removeprefix("'") for name, cell in row.items()}
         entry = by_key.get(row["key"]) or by_file.get((row["folder"], row["file"]))
@@ -153,12 +157,14 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
             faults.append(f"{what}: has no patient")
         else:
             given, patient = entry.cells[1], entry.series.patient
-            if _rounded(given, row["patient"]):
-                faults.append(
-                    f"{what}: patient is {row['patient']}, which a spreadsheet made of {given}: format it as text"
-                )
             if row["patient"] not in (given, given.lstrip("0")):  # a spreadsheet makes 7 of 0007
-                edited, patient = True, row["patient"]
+                if _rounded(given, row["patient"]):
+                    faults.append(
+                        f"{what}: patient is {row['patient']}, which a spreadsheet made of {given}: format it as text"
+                    )
+                patient = row["patient"]
+                named.add(entry.series.key)
+            people.setdefault(patient, set()).add(entry.series.patient)
             wanted[entry.series.key] = replace(entry.series, patient=patient)
             found.notes += _changes(entry, row["files"], changed(entry.files), path)
     refuse(path, faults)
@@ -172,19 +178,23 @@ def choose(found: Found, path: Path, changed: Callable[[Iterable[Path]], list[Pa
         LeftOut(one.name, "not chosen in the inventory", one.files, one.facts, one) for one in not_chosen
     ]
     found.series = with_aliases(list(wanted.values()))
-    if edited:
-        found.patient_notes, found.contradictions = [], []
+    found.notes += [
+        f"{some(sorted(map(repr, several)))} are one patient, {name!r}, by the inventory."
+        for name, several in people.items()
+        if len(several) > 1
+    ]
+    return [one for one in found.series if one.key not in named]
 
 
-def _rounded(number: str, cell: str) -> bool:
-    """Whether a cell is a long number as a spreadsheet saves it: two such numbers, of two patients, may become one."""
-    return (
-        len(number) > 11
-        and number.isdecimal()
-        and cell != number
-        and bool(_NUMBER.fullmatch(cell))
-        and (abs(float(cell.replace(",", ".")) / float(number) - 1) < 1e-4)
-    )
+def _rounded(given: str, cell: str) -> bool:
+    """Whether a cell is a number as a spreadsheet saves it: 1.1 for 1.10, or a long one with fewer digits.
+
+    Two such numbers, of two patients, may become one.
+    """
+    if not (_NUMBER.fullmatch(given) and _NUMBER.fullmatch(cell)):
+        return False
+    old, new = (float(number.replace(",", ".")) for number in (given, cell))
+    return old == new or (len(given) > 11 and math.isclose(old, new, rel_tol=1e-4))
 
 
 def _changes(entry: Entry, num_files: str, changed: list[Path], path: Path) -> list[str]:

@@ -156,16 +156,17 @@ def _with_vertebrae(
     mask_files = [path for path in volume_files(masks) if path.resolve() not in scan_files] if masks else []
     keys = {one.key for one in found}
     masked = {one.key: _mask_of(one, masks, mask_files, keys) for one in found} if masks else {}
-    owners: dict[Path, set[str]] = defaultdict(set)
+    owners: dict[Path, set[tuple[str, str]]] = defaultdict(set)  # patient and examination
     for one in found:
         if isinstance(mask := masked.get(one.key), Path):
-            owners[mask].add(one.patient)
+            study = one.evidence.study if one.evidence else ""
+            owners[mask].add((one.patient, study or str(one.files[0].parent)))
     for one in found:
         vertebrae: Vertebrae = masked.get(one.key)
         if isinstance(vertebrae, Path) and len(owners[vertebrae]) > 1:
             vertebrae = (
-                f"{vertebrae} could be the mask of {len(owners[vertebrae])} patients' scans. Name it, or its folder, "
-                f"after one: {one.key}."
+                f"{vertebrae} could be the mask of {len(owners[vertebrae])} examinations. Name it, or its folder, "
+                f"after one scan: {one.key}."
             )
         elif marked is not None:
             none = f"the corner file has no scan {one.key!r}."
@@ -250,25 +251,30 @@ def _located(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
 def _mask_of(series: Series, folder: Path, files: list[Path], keys: set[str]) -> Path | str:
     """The mask of a series, or why there is none. The first rule below that a file matches decides.
 
-    A mask is named like its scan, with its folder (`P001/t2.mha`) or without; as by SPINEPS
-    (`sub-07_mod-T2w_seg-vert_msk.nii.gz` for `sub-07_T2w.nii.gz`); like its scan with a word for mask after an
-    underscore (`0007_t2_seg.mha`, but not `0007_t2_SPACE_seg.mha`, which belongs to another series); or like a folder
+    A mask is named like its scan, with its folder (`P001/t2.mha`) or without; like its scan with a word for mask after
+    an underscore (`0007_t2_seg.mha`, but not `0007_t2_SPACE_seg.mha`, which belongs to another series); as by SPINEPS
+    (`sub-07_mod-T2w_seg-vert_msk.nii.gz` for `sub-07_T2w.nii.gz`); or like a folder
     above the scan, with such a word or without, or in a folder of that name (`P001/seg.mha`). A file that is named like
     another scan, one of `keys`, belongs to that one.
     """
     name = series.alias or series.key.rpartition("/")[2]
     subject, _, contrast = name.rpartition("_")
     free = [path for path in files if stem_of(path) == name or stem_of(path) not in keys]
+    longer = (key.rpartition("/")[2] for key in keys - {series.key})
+    others = tuple(f"{key}_" for key in longer if len(key) > len(subject))
     of_subject = [
-        path for path in free if subject and stem_of(path).startswith(f"{subject}_") and "seg-vert" in path.name
+        path
+        for path in free
+        if subject and "seg-vert" in path.name and (stem := stem_of(path)).startswith(f"{subject}_")
+        if not stem.startswith(others)
     ]
     named = (
         [path for path in free if "/" in series.key and _with_folders(path).endswith(f"/{series.key}")]
         or [path for path in free if stem_of(path) == series.key.replace("/", "_")]
         or [path for path in free if stem_of(path) == name]
+        or [path for path in free if MASK_WORDS.search(_word_after(f"{name}_", stem_of(path)))]
         or [path for path in of_subject if f"_mod-{contrast}_" in path.name]
         or of_subject
-        or [path for path in free if MASK_WORDS.search(_word_after(f"{name}_", stem_of(path)))]
         or _of_a_folder_above(series, folder, free)
     )
     if len(named) == 1:

@@ -9,14 +9,16 @@ import pydicom
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.commands.reading import Reading
 from data_prep.read import header_cache
 from data_prep.read.header_cache import HeaderCache, header_of
-from data_prep.read.inventory import COLUMNS
+from data_prep.read.inventory import COLUMNS, choose
 from data_prep.read.metaimage import write_mha
 from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
-from data_prep.read.series import find_series
+from data_prep.read.series import doubt_again, find_series
 from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
 from tests.block_spine import block_spine
 from tests.dicom_files import save, series
 
@@ -304,3 +306,66 @@ def test_headers_by_workers_are_the_same(export, monkeypatch, capsys):
     inventory(export, "--overwrite", "--workers", "2")
     assert (export.parent / "inventory.csv").read_bytes() == alone
     assert "16 of 16 files" in capsys.readouterr().err
+
+
+# Doubts about who the patient is -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def doubtful(tmp_path):
+    """Two PatientIDs that each have two names and two dates of birth."""
+    for number, (patient, name, birth) in enumerate(
+        [("A", "Ann", "1950"), ("A", "Bob", "1960"), ("B", "Cid", "1970"), ("B", "Dora", "1980")]
+    ):
+        scan = Scan(SPINE.scan.voxels + np.float32(number), SPINE.scan.affine, "")
+        for image in series(tmp_path / "export" / name, scan, patient=patient, name=f"t2 {name}"):
+            image.PatientName, image.PatientBirthDate = name, f"{birth}0101"
+            image.StudyInstanceUID = f"1.2.{number}"
+            save(image)
+    return tmp_path / "export"
+
+
+def found_by(inventory):
+    reading = Reading(paths=[inventory.parent / "export"])
+    found = reading.search(HeaderCache(None), num_workers=1, everyone=True)
+    doubt_again(found, choose(found, inventory, lambda files: []), reading.paths, reading.patients_by)
+    return found
+
+
+def test_a_name_settles_the_doubts_about_its_own_series_alone(doubtful):
+    def bob(row):
+        row["patient"] = "A2" if row["folder"].endswith("Bob") else row["patient"]
+
+    assert inventory(doubtful) == 0
+    table = doubtful.parent / "inventory.csv"
+    assert [line.partition(":")[0] for line in found_by(table).contradictions] == ["PatientID 'A'", "PatientID 'B'"]
+    edit(table, bob)
+    found = found_by(table)
+    assert [line.partition(":")[0] for line in found.contradictions] == ["PatientID 'B'"]
+    assert sorted(one.patient for one in found.series) == ["A", "A2", "B", "B"]
+
+
+def test_leaving_out_a_series_settles_the_doubts_that_it_gave(doubtful):
+    def without_two(row):
+        row["chosen"] = "no" if row["folder"].endswith(("Bob", "Dora")) else "yes"
+
+    assert inventory(doubtful) == 0
+    edit(doubtful.parent / "inventory.csv", without_two)
+    assert found_by(doubtful.parent / "inventory.csv").contradictions == []
+
+
+def test_patients_that_are_joined_are_noted(doubtful):
+    assert inventory(doubtful) == 0
+    edit(doubtful.parent / "inventory.csv", lambda row: row.update(patient="P"))
+    found = found_by(doubtful.parent / "inventory.csv")
+    assert "'A', 'B' are one patient, 'P', by the inventory." in found.notes
+    assert found.contradictions == []
+
+
+@pytest.mark.parametrize(("given", "cell"), [("1.10", "1.1"), ("1.0", "1"), ("2e3", "2000")])
+def test_a_decimal_that_a_spreadsheet_shortened_is_refused(tmp_path, given, cell):
+    series(tmp_path / "export" / "a", SPINE.scan, patient=given)
+    assert inventory(tmp_path / "export") == 0
+    edit(tmp_path / "inventory.csv", lambda row: row.update(patient=cell))
+    with pytest.raises(SpinejaxError, match=f"{cell}, which a spreadsheet made of {given}"):
+        found_by(tmp_path / "inventory.csv")
