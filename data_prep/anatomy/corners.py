@@ -32,7 +32,7 @@ class DoubtfulError(Exception):
 
 def fit_corners_mm(
     piece: Bool[np.ndarray, "h w"], down_mm: Float[np.ndarray, "2"], spacing: Float[np.ndarray, "2"], kind: str
-) -> tuple[Float[np.ndarray, "4 2"], Float[np.ndarray, "2"]]:
+) -> tuple[Float[np.ndarray, "4 2"], Float[np.ndarray, "2 2"]]:
     """Fit the corners of a piece.
 
     Args:
@@ -43,8 +43,8 @@ def fit_corners_mm(
 
     Returns:
         (row, column) in mm from the centre of the piece's pixel (0, 0): upper anterior, upper posterior, lower
-        posterior, lower anterior; and by how many mm the upper and the lower endplate are sunk below the rims that
-        these corners are of, zero for an ordinary one.
+        posterior, lower anterior; and by how many mm the middles of the upper and the lower endplate are below their
+        rims, and their deepest parts.
 
     Raises:
         DoubtfulError: the piece is too small or too irregular for lines.
@@ -96,7 +96,7 @@ def _quadrilateral(fullness: np.ndarray, axis: np.ndarray, *, kind: str, rims: b
     counted = np.nan_to_num(thickness) > np.nanmedian(thickness) / 2
     columns = _central(counted, _ENDPLATE_PART)
     endplates = [_line(axis[columns], edge[columns]) for edge in (top, bottom)]
-    sunk_mm = np.zeros(2)
+    sunk_mm = np.zeros((2, 2))
     if kind == "body" and rims:
         filled = fullness.sum(0)  # without the space between two spurs
         at_rims = counted & (filled > np.median(filled[counted]) / 2)
@@ -118,18 +118,21 @@ def _quadrilateral(fullness: np.ndarray, axis: np.ndarray, *, kind: str, rims: b
 def _at_rims(
     lines: list[tuple[float, float]], axis: np.ndarray, edges: tuple, counted: np.ndarray
 ) -> tuple[list[tuple[float, float]], np.ndarray]:
-    """The endplates' lines, those of sunken ones replaced by their rims' lines; and by how many mm each is sunk."""
-    rims, depth_mm, bent = list(lines), np.zeros(2), np.zeros(2, bool)
+    """The endplates' lines, those of sunken ones replaced by their rims' lines; and how deep each is, in mm."""
+    rims, depth_mm, deepest_mm, bent = list(lines), np.zeros(2), np.zeros(2), np.zeros(2, bool)
     columns = _central(counted, _ENDPLATE_PART)
     for place, (edge, outward, (slope, level)) in enumerate(zip(edges, (-1, 1), lines, strict=True)):
         known = counted & np.isfinite(edge)
         if (rim := _rims_line(axis[known], edge[known], outward)) is not None:
             x, y = axis[columns], edge[columns]
             rims[place], depth_mm[place] = rim, np.nanmedian(outward * (rim[0] * x + rim[1] - y))
+            deepest_mm[place] = np.nanpercentile(outward * (rim[0] * x + rim[1] - y), 95)
             bent[place] = np.diff(np.nanpercentile(y - slope * x - level, [10, 90]))[0] >= _BENT * depth_mm[place]
     both = (bent & (depth_mm >= _BOTH_SUNK_MM)).all()
     sunk = bent & ((depth_mm >= _SUNK_MM) | both)
-    return [rim if is_sunk else line for line, rim, is_sunk in zip(lines, rims, sunk, strict=True)], depth_mm
+    return [rim if is_sunk else line for line, rim, is_sunk in zip(lines, rims, sunk, strict=True)], np.stack(
+        [depth_mm, deepest_mm]
+    )
 
 
 def _rims_line(x: np.ndarray, y: np.ndarray, outward: int) -> tuple[float, float] | None:

@@ -203,6 +203,7 @@ _MIN_LENGTH_RATIO = 0.6  # to the scan's median endplate length; T9's are about 
 _FLANK_MM = 12.0  # nearly half the width of a small body, 27 mm
 _SACRUM_DEPTHS_MM = (25.0, 18.0, 14.0, 12.0)  # thinner as the upper edge's direction becomes known
 _NEAR_TOP_MM, _LOW = 5.0, 0.3  # a body so near to the image's upper edge, and so low for its length, is cut by it
+_DENT_MM = 2.6  # a dent so much deeper than the scan's others moves the endplate's line at its rims by 2 mm or more
 _DEEP_MM = 2.3  # an endplate so much deeper below its rims than the scan's others is fractured or has osteophytes
 _AREA_RATIO = (0.75, 1.3)  # the four corners' area against the mask's
 
@@ -305,15 +306,21 @@ def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float)
 
 
 def _sunken(sunk_mm: dict[str, np.ndarray]) -> list[str]:
-    """Notes on endplates that are further below their rims than is typical of the scan."""
-    typical_mm = np.median([*sunk_mm.values()]) if sunk_mm else 0.0
-    return [
-        f"{name} is doubtful: the middle of its {which} endplate is {depth:.0f} mm below its rims, {typical_mm:.0f} mm "
-        "is typical of this scan: a fracture, or osteophytes."
-        for name, depths in sunk_mm.items()
-        for which, depth in zip(("upper", "lower"), depths, strict=True)
-        if depth - typical_mm >= _DEEP_MM
-    ]
+    """Notes on endplates that are further below their rims than is typical of the scan: the middle, or some part."""
+    if not sunk_mm:
+        return []
+    typical_mm = np.median([*sunk_mm.values()], axis=(0, 2))
+    notes = []
+    for name, depths_mm in sunk_mm.items():
+        for which, depth in zip(("upper", "lower"), depths_mm.T, strict=True):
+            middle, part = depth - typical_mm >= (_DEEP_MM, _DENT_MM)
+            if middle or part:
+                notes.append(
+                    f"{name} is doubtful: {'the middle' if middle else 'a part'} of its {which} endplate is "
+                    f"{depth[0 if middle else 1]:.0f} mm below its rims, {typical_mm[0 if middle else 1]:.0f} mm is "
+                    "typical of this scan: a fracture, a Schmorl's node, or osteophytes."
+                )
+    return notes
 
 
 def _name(label: int) -> str:
