@@ -155,7 +155,10 @@ def _check(path: Path) -> tuple[tuple[int, ...], bytes]:
         raise SpinejaxError(f"{path}: no such file.")
     with open(path, "rb") as file:
         fields, num_header_bytes = _header_fields(file.read(_MAX_HEADER_BYTES), path)
-    shape = tuple(int(value) for value in _numbers(fields, "DimSize", path))
+    sizes = _numbers(fields, "DimSize", path)
+    if not all(size.is_integer() for size in sizes):  # nor infinite
+        raise SpinejaxError(f"{path}: DimSize is {fields['DimSize']!r}; expected whole numbers.")
+    shape = tuple(map(int, sizes))
     spacing = _numbers(fields, "ElementSpacing" if "ElementSpacing" in fields else "ElementSize", path)
     if len(shape) != 3 or len(spacing) != 3 or fields.get("ElementNumberOfChannels", "1") != "1":
         raise SpinejaxError(f"{path}: DimSize is {fields['DimSize']!r}; expected one 3-D volume of scalars.")

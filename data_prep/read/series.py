@@ -101,8 +101,10 @@ def _name_patients(found: Found, paths: Sequence[Path], patients_by: str, everyo
 
 def doubt_again(found: Found, series: Sequence[Series], paths: Sequence[Path], patients_by: str) -> None:
     """Renew what is doubtful about patients after a choice: it may concern these series alone, which keep theirs."""
-    people = tell_apart([one.evidence or Evidence(path=one.files[0]) for one in series], paths, patients_by)
-    found.patient_notes, found.contradictions = people.notes, people.contradictions
+    found.patient_notes, found.contradictions = [], []
+    if series:
+        people = tell_apart([one.evidence or Evidence(path=one.files[0]) for one in series], paths, patients_by)
+        found.patient_notes, found.contradictions = people.notes, people.contradictions
 
 
 def with_aliases(series: Sequence[Series]) -> list[Series]:

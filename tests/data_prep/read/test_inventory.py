@@ -325,8 +325,8 @@ def doubtful(tmp_path):
     return tmp_path / "export"
 
 
-def found_by(inventory):
-    reading = Reading(paths=[inventory.parent / "export"])
+def found_by(inventory, by="auto"):
+    reading = Reading(paths=[inventory.parent / "export"], patients_by=by)
     found = reading.search(HeaderCache(None), num_workers=1, everyone=True)
     doubt_again(found, choose(found, inventory, lambda files: []), reading.paths, reading.patients_by)
     return found
@@ -369,3 +369,12 @@ def test_a_decimal_that_a_spreadsheet_shortened_is_refused(tmp_path, given, cell
     edit(tmp_path / "inventory.csv", lambda row: row.update(patient=cell))
     with pytest.raises(SpinejaxError, match=f"{cell}, which a spreadsheet made of {given}"):
         found_by(tmp_path / "inventory.csv")
+
+
+@pytest.mark.parametrize("by", ["auto", "folder:1", "study", "name"])
+def test_patients_may_all_be_named(doubtful, by):
+    assert inventory(doubtful, "--patients-by", by) == 0
+    edit(doubtful.parent / "inventory.csv", lambda row: row.update(patient=f"P of {row['key']}"))
+    found = found_by(doubtful.parent / "inventory.csv", by)
+    assert found.contradictions == []
+    assert len({one.patient for one in found.series}) == 4
