@@ -84,6 +84,12 @@ def _refuse_whole(key: str, images: list[DicomFile], damaged: Path | None, name:
     if len(patients) > 1:
         ids = some(sorted(patients.values()))
         raise SpinejaxError(f"{name}: files of {len(patients)} patients ({ids}), expected one. Export it again.")
+    studies = {file.study for file in images if file.study}
+    if len(studies) > 1:  # an anonymiser may give all series one identifier
+        raise SpinejaxError(
+            f"{name}: files of {len(studies)} studies ({some(sorted(studies))}), expected one: they may be of several "
+            "patients. Export it again."
+        )
     if any(file.burned_in for file in images) and not burned:
         raise SpinejaxError(
             f"{name}: BurnedInAnnotation is YES, so names may be in its pixels. Look at them; `data_prep scans "

@@ -636,3 +636,14 @@ def test_series_rule_chooses_one_series_of_each_patient(tmp_path, scan):
     assert "not every series of its patient has a date" in told(
         one_of_each_patient(find_series([tmp_path]), "newest").failed
     )
+
+
+def test_one_series_identifier_in_two_studies_is_refused(tmp_path, scan):
+    """By an anonymiser that writes one SeriesInstanceUID for all: they may be two people."""
+    for number, name in enumerate(("Doe^John", "Roe^Jane")):
+        own = Scan(scan.voxels, scan.affine + np.array([[0, 0, 0, 300.0 * number], *3 * [[0] * 4]]), "scan")
+        uids = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": f"1.2.{number}"}
+        change(series(tmp_path / name, own, patient=name), PatientID="", PatientName=name, **uids)
+    found = find_series([tmp_path])
+    assert found.series == []
+    assert "files of 2 studies (1.2.0, 1.2.1), expected one" in told(found.failed)
