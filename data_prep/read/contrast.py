@@ -15,8 +15,9 @@ _KINDS_OF_T2 = frozenset({"stir", "t2-flair", "t2*", "myelogram", "steady-state"
 # Variable flip angles make the nominal echo times of 3-D sequences longer.
 _MYELOGRAM_MS, _MYELOGRAM_3D_MS = 300, 500
 
+_PLAIN = r"(?<![a-z0-9])(t1|t2|pd(?=(?:w|fs|tse|sag|ax|cor)?(?![a-z])))(?![0-9])"  # no Pdiaz, but PDw and PDfs
 _IN_NAMES = {  # in descriptions and file names
-    "stir": r"(?<![a-z])(stir|tirm)",
+    "stir": r"(?<![a-z])(stir|tirm)(?![a-z])",
     "t2-flair": r"(?<![a-z])(flair|dark[ _-]?fluid)",
     "t2*": r"(?<![a-z0-9])t2[ _-]?(\*|star)",
     "myelogram": r"(?<![a-z])(myelo|myur)",
@@ -152,7 +153,7 @@ def weighting_in_text(words: str, more: dict[str, str] | None = None) -> str | N
 
     `more` are further patterns, by the contrast that they mean.
     """
-    plain = {match.lower() for match in re.findall(r"(?<![a-z0-9])(t1|t2|pd)(?![0-9])", words, re.IGNORECASE)}
+    plain = {match.lower() for match in re.findall(_PLAIN, words, re.IGNORECASE)}
     patterns = [*_IN_NAMES.items(), *(more or {}).items()]
     special = next((name for name, pattern in patterns if re.search(pattern, words, re.IGNORECASE)), None)
     if special and not (special == "t2-flair" and "t1" in plain):  # T1 FLAIR is a T1

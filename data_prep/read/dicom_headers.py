@@ -209,9 +209,12 @@ def _kind(value: Callable[..., Any]) -> Kind:
 
 def _frame(value: Callable[..., Any], path: Path, index: int, shape: tuple[int, int]) -> Frame:
     def numbers(name: str, size: int, default: float | None = None) -> np.ndarray:
-        found = value(name)
-        found = default if found is None else found
-        array = np.atleast_1d(np.asarray(found, float)) if found is not None else np.empty(0)
+        try:
+            found = value(name)
+            found = default if found is None else found
+            array = np.atleast_1d(np.asarray(found, float)) if found is not None else np.empty(0)
+        except ValueError as error:
+            raise SpinejaxError(f"{path}: {name} is no number ({error}). Export it again.") from error
         if array.shape != (size,) or not np.isfinite(array).all():
             raise SpinejaxError(f"{path}: {name} is {found}; expected {size} finite numbers. Export it again.")
         return array
@@ -222,7 +225,10 @@ def _frame(value: Callable[..., Any], path: Path, index: int, shape: tuple[int, 
     spacing_mm = numbers("PixelSpacing", 2)
     if spacing_mm.min() <= 0:
         raise SpinejaxError(f"{path}: PixelSpacing is {spacing_mm} mm; expected positive numbers. Export it again.")
-    thickness = numbers("SpacingBetweenSlices", 1, default=0.0) or numbers("SliceThickness", 1, default=0.0)
+    try:
+        thickness = numbers("SpacingBetweenSlices", 1, default=0.0) or numbers("SliceThickness", 1, default=0.0)
+    except SpinejaxError:  # as "4,0": of several slices, the positions tell
+        thickness = np.zeros(1)
     return Frame(
         path=path,
         index=index,

@@ -24,6 +24,7 @@ from spinejax.errors import SpinejaxError
 PLANES = ("sagittal", "coronal", "axial")  # by the axis, in LPS, along which slices are stacked
 _SAME_ECHO = 1.05  # echo times of one contrast differ by less than this factor, if at all
 _SAME_AXES = 0.02  # directions of one stack differ by less than this; a degree
+_FEWEST_OF_A_SCAN, _CLOSE_MM = 8, 7.0  # of sagittal slices that are no localiser's
 MAX_STRAYS = 2  # images of another plane or kind beside a stack; more are a localiser
 
 
@@ -124,8 +125,14 @@ def _worth_parting(frames: Sequence[Frame]) -> bool:
 
 
 def _localiser(frames: Sequence[Frame]) -> str:
-    """Why images are a localiser: sagittal ones and others, each of any number; or ""."""
+    """Why images are a localiser: sagittal ones and others, each of any number; or "".
+
+    Many sagittal slices close to each other are a scan, to which an archive or an anonymiser has added others.
+    """
     planes = Counter(map(_plane, frames))
+    sagittal = [frame for frame in frames if _plane(frame) == "sagittal"]
+    if len(sagittal) >= _FEWEST_OF_A_SCAN and step_mm(sagittal) < _CLOSE_MM:
+        return ""
     elsewhere = len(frames) - planes["sagittal"]
     if planes["sagittal"] and elsewhere and (elsewhere > MAX_STRAYS or 4 * elsewhere > planes["sagittal"]):
         return f"a localiser in {len(planes)} planes ({', '.join(sorted(planes))})"

@@ -16,14 +16,15 @@ from data_prep.read.volume_files import stem_of
 _WORDS = (
     "t1w?|t2w?|stir|pdw?|flair|dixon|space|tse|fse|gre|fs|fatsat|water|fat|sag(ittal)?|ax(ial)?|tra|cor(onal)?|mri?|ct"
     "|dicom|dcm|nifti|nii|mha|images?(t[rs])?|imgs?|scans?|vol(ume)?s?|anat|raw|data|derivatives|export|files?|original"
-    "|l?spine|lumbar|ls|lws|pre|post|baseline|follow|up"
+    "|l?spine|lumbar|ls|lws|pre|post|baseline|follow[-_ ]?up|follow|up"
 )
 _COUNTED = "ser(ies)?|se|stud(y|ies)|stu?|ses(sion)?|visit|tp|timepoint|run|acq|image|img|im|scan|vol(ume)?"
 _DATE = r"(19|20)\d\d[\W_]?\d\d[\W_]?\d\d([\W_T]\d{4,6})?|\d\d-\d\d-(19|20)\d\d(-.*)?"  # the second as in TCIA
 NO_PERSONS_FOLDER = re.compile(rf"(({_WORDS}|({_COUNTED})[\W_]?\d*|{_DATE})([\W_]+|$))+", re.IGNORECASE)
 _IMAGES_FOLDER = re.compile(rf"(({_WORDS}|{_COUNTED})([\W_]+|$))+", re.IGNORECASE)  # without a number of its own
 NO_PERSONS_FILE = re.compile(rf"{_WORDS}|{_COUNTED}|{_DATE}", re.IGNORECASE)
-_IMAGE_WORDS_LAST = re.compile(rf"([-\s]+({_WORDS}))+$", re.IGNORECASE)
+_TIME = r"(ses(sion)?|visit|tp|timepoint)[\W_]?\d*"
+_IMAGE_WORDS_LAST = re.compile(rf"([-\s]+(({_WORDS})([-\s]\d)?|{_TIME}|{_DATE}|(19|20)\d\d))+$", re.IGNORECASE)
 
 
 @dataclass
@@ -49,8 +50,9 @@ def shortest_suffixes(paths: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def without_image_words(name: str) -> str:
-    """`P001` of `P001-T2` and `P001 STIR sag`."""
-    return _IMAGE_WORDS_LAST.sub("", name)
+    """`P001` of `P001-T2`, `P001 STIR sag`, `P001-visit2` and `P001-20190101`; all of a name that is nothing else."""
+    person = _IMAGE_WORDS_LAST.sub("", name)
+    return name if NO_PERSONS_FILE.fullmatch(person) else person
 
 
 def parts_of(folder: Path) -> tuple[str, ...]:
@@ -95,6 +97,11 @@ class Tree:
         full = [(*self._root_parts, *owner) for owner in owners]
         chosen.patients = dict(zip(places, shortest_suffixes(full), strict=True))
         return chosen
+
+    def tops_of_persons(self, places: Sequence[int]) -> list[str]:
+        """The folders directly below the one that holds all, but those that are called after images, dates or UIDs."""
+        tops = {folder[0] for place in places for folder in self._folders[place] if folder}
+        return sorted(top for top in tops if not (NO_PERSONS_FOLDER.fullmatch(top) or re.fullmatch(r"[\d.]+", top)))
 
     def name_below(self, place: int, chosen: "Level") -> str:
         """A file's path from its patient's folder on, without the suffix."""

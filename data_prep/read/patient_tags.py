@@ -17,7 +17,8 @@ K = TypeVar("K", bound=Hashable)
 # What anonymisers write in place of an identifier.
 _PLACEHOLDER = re.compile(
     r"[\W_0]*|x+|an[oó]n[^\W\d_]*([\W_]*(patient|name|id|user|subject))?|(un|not)[\W_]*known|none|null|nil|nan|n[\W_]*a"
-    r"|no[\W_]*(id|name)|(de[\W_]*id[^\W\d_]*|removed|deleted|hidden|redacted|empty|patient|name|id|test)([\W_]*patient)?",
+    r"|no[\W_]*(id|name)|(de[\W_]*id[^\W\d_]*|removed|deleted|hidden|redacted|empty|patient|name|id|test"
+    r"|pseudonym[^\W\d_]*|dummy|private|confidential|subject)([\W_]*patient)?[\W_]*",
     re.IGNORECASE,
 )
 
@@ -43,7 +44,7 @@ def alike(name: str) -> str:
 
 def says_nothing(identifier: str) -> bool:
     """Whether an identifier is empty, or what anonymisers write."""
-    return bool(_PLACEHOLDER.fullmatch(identifier))
+    return bool(_PLACEHOLDER.fullmatch(identifier.strip(" ^_-.")))
 
 
 def grouped(values: Iterable[T], by: Callable[[T], K]) -> dict[K, list[T]]:
@@ -113,15 +114,15 @@ def by_tags(evidence: Sequence[Evidence], dicom: Sequence[int]) -> Tags:
 
 
 def _note_two_ids(tags: Tags, people: dict[int, "_Person"]) -> None:
-    """One name and date of birth under two PatientIDs may be one person, unless an anonymiser gave all the same."""
-    known = [place for place in tags.patient if people[place].name and people[place].birth]
-    groups = grouped(known, people.__getitem__)
-    for places in groups.values() if len(groups) > 1 else ():
-        if len(ids := sorted({tags.patient[place] for place in places})) > 1:
-            tags.notes.append(
-                f"PatientIDs {some(ids)} have one name and date of birth, and are taken for {len(ids)} people. If they "
-                "are one, write an `inventory`, name the patient in it, and give it with --inventory."
-            )
+    """One name under two PatientIDs may be one person, unless births differ or an anonymiser gave all the same."""
+    groups = grouped((place for place in tags.patient if people[place].name), lambda place: people[place].name)
+    for places in groups.values() if len({people[place] for place in tags.patient}) > 1 else ():
+        for same in grouped(places, lambda place: people[place].birth).values():
+            if len(ids := sorted({tags.patient[place] for place in same})) > 1:
+                tags.notes.append(
+                    f"PatientIDs {some(ids)} have one name, and no two dates of birth, and are taken for {len(ids)} "
+                    "people. If they are one, name the patient in an `inventory`, and give it with --inventory."
+                )
 
 
 def _add_names(tags: Tags, evidence: Sequence[Evidence], places: Sequence[int], people: dict[int, "_Person"]) -> None:

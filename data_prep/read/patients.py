@@ -131,6 +131,16 @@ def _use_tags(people: People, evidence: Sequence[Evidence], dicom: Sequence[int]
             f"{len(dicom)} series of {len(studies)} studies are all of patient {patients.pop()!r}. Give --patients-by "
             "study or folder if they are of several."
         )
+        return
+    for patient, places in grouped(dicom, people.patients.__getitem__).items():
+        if patient not in with_id or re.search(r"\d", patient):  # else it may be a word for a whole study's people
+            continue
+        folders = tree.tops_of_persons(places)
+        if len(folders) > 1 and len({evidence[place].study for place in places}) > 1:
+            people.notes.append(
+                f"Patient {patient!r} has studies in the folders {some(folders)}. Give --patients-by folder or study "
+                "if they are of several people."
+            )
 
 
 def _use_studies(people: People, evidence: Sequence[Evidence], dicom: Sequence[int], tags: Tags) -> None:
@@ -188,11 +198,29 @@ def _use_file_names(
         named = [place for place in volumes if place not in of_nobody]
         _join_alike(people, named, dicom)
         _doubt_namesakes(people, evidence, named)
+        _note_numbered(people, evidence, named)
     patients = {people.patients[place] for place in volumes}
     if len(volumes) > 1 and len(patients) == 1 and not by_tree:  # or files are named after the study
         people.notes.append(
             f"{len(volumes)} scans are all of patient {patients.pop()!r}, by the part of their names before the first "
             "_ or .: give --patients-by folder, or name:2, which takes one part more, if they are of several."
+        )
+
+
+def _note_numbered(people: People, evidence: Sequence[Evidence], places: Sequence[int]) -> None:
+    """Where a patient's name is followed by numbers, as in `SITE_001`, they may be the patients, and it their group."""
+    numbered = []
+    for patient, same in grouped(places, people.patients.__getitem__).items():
+        stems = [stem_of(evidence[place].path) for place in same]
+        rest = [stem.removeprefix(patient)[1:] for stem in stems if re.match(rf"{re.escape(patient)}[_.]", stem)]
+        parts = {re.split(r"[_.]", words)[0] for words in rest}
+        counted = all(re.fullmatch(r"[a-z]*\d+", part, re.IGNORECASE) for part in parts)
+        if len(parts) > 1 and counted and not any(NO_PERSONS_FOLDER.fullmatch(part) for part in parts):
+            numbered.append(f"{len(same)} of {patient!r}")
+    if numbered and len({*people.patients}) > 1:  # else it is said below
+        people.notes.append(
+            f"Scans whose names go on with different numbers are taken for one person's: {some(numbered)}. Give "
+            "--patients-by name:2, which takes one part of the name more, if they are of several."
         )
 
 

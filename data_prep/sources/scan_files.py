@@ -1,7 +1,7 @@
 """A hospital's scans as jobs: series of any format, with or without masks, corners and labels."""
 
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -156,17 +156,13 @@ def _with_vertebrae(
     mask_files = [path for path in volume_files(masks) if path.resolve() not in scan_files] if masks else []
     keys = {one.key for one in found}
     masked = {one.key: _mask_of(one, masks, mask_files, keys) for one in found} if masks else {}
-    owners: dict[Path, set[tuple[str, str]]] = defaultdict(set)  # patient and examination
-    for one in found:
-        if isinstance(mask := masked.get(one.key), Path):
-            study = one.evidence.study if one.evidence else ""
-            owners[mask].add((one.patient, study or str(one.files[0].parent)))
+    owners = Counter(mask for mask in masked.values() if isinstance(mask, Path))
     for one in found:
         vertebrae: Vertebrae = masked.get(one.key)
-        if isinstance(vertebrae, Path) and len(owners[vertebrae]) > 1:
+        if isinstance(vertebrae, Path) and owners[vertebrae] > 1:
             vertebrae = (
-                f"{vertebrae} could be the mask of {len(owners[vertebrae])} examinations. Name it, or its folder, "
-                f"after one scan: {one.key}."
+                f"{vertebrae} could be the mask of {owners[vertebrae]} scans. Name it, or its folder, after one: "
+                f"{one.key}."
             )
         elif marked is not None:
             none = f"the corner file has no scan {one.key!r}."

@@ -315,7 +315,21 @@ def test_weighting(tmp_path, scan, values, weighting):
 
 @pytest.mark.parametrize(
     ("words", "weighting"),
-    [("10_t2", "t2"), ("sub-1_T1w", "t1"), ("t1_t2", None), ("pat123", None), ("t2_stir_sag", "stir"), ("t20", None)],
+    [
+        ("10_t2", "t2"),
+        ("sub-1_T1w", "t1"),
+        ("t1_t2", None),
+        ("pat123", None),
+        ("t2_stir_sag", "stir"),
+        ("t20", None),
+        ("Stirling_T2", "t2"),
+        ("Tirman_t2", "t2"),
+        ("Pdiaz_t2", "t2"),
+        ("Pdiaz", None),
+        ("sag_PDw", "pd"),
+        ("PD_fs", "pd"),
+        ("SAG PDFS", "pd"),
+    ],
 )
 def test_weighting_in_words(words, weighting):
     assert weighting_in_text(words) == weighting

@@ -236,7 +236,9 @@ def test_names_and_other_series_stand_in_for_a_patient_id():
 
 @pytest.mark.parametrize("ids", [("0007", "7"), ("P7", "p7"), ("P7", "P 7"), ("Müller", "MULLER")])
 def test_spellings_of_one_id_are_one_person_with_a_word(ids):
-    found, (note,), contradictions = groups(dicom(("a", ids[0], "", "", "1"), ("b", ids[1], "", "", "2"), ("c", "9")))
+    found, (note, *_), contradictions = groups(
+        dicom(("a", ids[0], "", "", "1"), ("b", ids[1], "", "", "2"), ("c", "9"))
+    )
     assert found == [[0, 1], [2]]
     assert f"PatientIDs {', '.join(sorted(ids))} are taken for one person" in note
     assert contradictions == []
@@ -326,7 +328,7 @@ def test_one_name_and_birth_under_two_ids_is_told():
     assert groups(dicom(*rows)) == ([[0], [1]], [], [])  # an anonymiser gave all one name
     found, (note,), _ = groups(dicom(*rows, ("c", "9", "Jones^Bob", "19600101")))
     assert found == [[0], [1], [2]]
-    assert note.startswith("PatientIDs 7, B7 have one name and date of birth, and are taken for 2 people.")
+    assert note.startswith("PatientIDs 7, B7 have one name, and no two dates of birth, and are taken for 2 people.")
 
 
 def test_one_study_for_everybody_is_told():
@@ -437,3 +439,75 @@ def test_a_series_in_the_folders_of_two_is_named():
 def test_other_ways_are_refused(by):
     with pytest.raises(SpinejaxError, match=r"--patients-by .*: expected auto, name, name:2, folder"):
         tell_apart([], [ROOT], by)
+
+
+# Groups and dates in names -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("AMC_001_T2.nii", "AMC_002_T2.nii", "UMC_001_T2.nii", "UMC_002_T2.nii"),
+        ("control_01.nii", "control_02.nii", "other_01.nii"),
+    ],
+)
+def test_numbers_after_a_groups_name_are_told(names):
+    _, (note,), contradictions = groups(volumes(*names))
+    assert "Give --patients-by name:2" in note
+    assert repr(names[0].partition("_")[0]) in note
+    assert contradictions == []
+
+
+def test_several_images_of_one_patient_need_no_note():
+    rows = volumes("110_t2.mha", "110_t2_SPACE.mha", "7_t1.mha", "7_run1.nii", "7_run2.nii", "sub-01_ses-1.nii")
+    assert groups(rows)[1:] == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("P001-20190101", "P001-20210101"),
+        ("P001-visit1", "P001-visit2"),
+        ("P001-ses1", "P001-ses2"),
+        ("P001-baseline", "P001-followup"),
+        ("P001-T2-1", "P001-T2-2"),
+        ("Doe John 2019", "Doe John 2021"),
+    ],
+)
+def test_examinations_of_one_patient_are_joined_with_a_note(one, other):
+    found, notes, contradictions = groups(volumes(f"{one}.nii", f"{other}.nii", "P2_T2.nii"))
+    assert sorted(map(len, found)) == [1, 2]
+    assert len(notes) == 1
+    assert contradictions == []
+
+
+def test_names_of_nothing_but_an_image_are_not_joined_by_their_dates():
+    found, _, _ = groups(volumes("MR-20190101.nii", "MR-20190102.nii", "P2_T2.nii"))
+    assert len(found) == 3
+
+
+def test_one_id_for_the_people_of_several_folders_is_told():
+    rows = dicom(
+        *((f"P{number}/T2", "RESEARCH", "", "", f"1.{number}") for number in (1, 2, 3)),
+        ("P4/T2", "4711", "", "", "1.4"),
+    )
+    found, (note,), _ = groups(rows)
+    assert found == [[0, 1, 2], [3]]
+    assert note.startswith("Patient 'RESEARCH' has studies in the folders P1, P2, P3.")
+
+
+def test_one_name_under_two_ids_is_told_without_births_too():
+    rows = dicom(
+        ("P1/2019", "111", "Doe^John", "", "1.1"),
+        ("P1/2021", "222", "Doe^John", "", "1.2"),
+        ("P2/2020", "333", "Roe^Jane", "", "1.3"),
+    )
+    found, (note,), _ = groups(rows)
+    assert found == [[0], [1], [2]]
+    assert note.startswith("PatientIDs 111, 222 have one name")
+
+
+@pytest.mark.parametrize("word", ["Pseudonymized", "DUMMY", "ANONYMIZED^^^", "private", "Subject"])
+def test_more_words_of_anonymisers_are_nobody(word):
+    found, _, _ = groups(dicom(("a", word, "", "", "1.1"), ("b", word, "", "", "1.2")))
+    assert found == [[0], [1]]

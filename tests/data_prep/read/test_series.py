@@ -14,7 +14,7 @@ from data_prep.read.scan import Scan
 from data_prep.read.series import find_series
 from data_prep.read.series_rule import one_of_each_patient
 from spinejax.errors import SpinejaxError
-from tests.block_spine import sagittal_affine
+from tests.block_spine import block_spine, sagittal_affine
 from tests.dicom_files import enhanced, group, save, series, small_scan_voxels
 
 OBLIQUE = sagittal_affine((0.8, 0.7, 4.0), (7.0, -5.0))
@@ -647,3 +647,32 @@ def test_one_series_identifier_in_two_studies_is_refused(tmp_path, scan):
     found = find_series([tmp_path])
     assert found.series == []
     assert "files of 2 studies (1.2.0, 1.2.1), expected one" in told(found.failed)
+
+
+def test_a_scan_to_which_an_axial_stack_was_added_is_read(tmp_path):
+    """By an archive, or an anonymiser, that gives all stacks of a study one SeriesInstanceUID."""
+    scan = block_spine(num_slices=12, spacing_mm=(1.5, 1.5, 4.0)).scan
+    sagittal = series(tmp_path / "a", scan)
+    axial = series(tmp_path / "b", scan, patient="axial")
+    change(
+        axial,
+        PatientID=sagittal[0].PatientID,
+        SeriesInstanceUID=sagittal[0].SeriesInstanceUID,
+        StudyInstanceUID=sagittal[0].StudyInstanceUID,
+        ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+        ImagePositionPatient=lambda one: [-80, -80, float(one.ImagePositionPatient[0])],
+    )
+    found = find_series([tmp_path])
+    assert_same(found.series[0], scan)
+    assert "an axial series" in told(found.left_out)
+
+
+@pytest.mark.parametrize("tag", ["SliceThickness", "SpacingBetweenSlices"])
+def test_a_decimal_comma_where_the_positions_tell_is_no_fault(tmp_path, scan, tag):
+    with pydicom.config.disable_value_validation():
+        for path in sorted((tmp_path / "a").iterdir()) if series(tmp_path / "a", scan) else ():
+            one = pydicom.dcmread(path)
+            one.add_new(tag, "LO", "4,0")
+            one[tag].VR = "DS"
+            one.save_as(path, enforce_file_format=True)
+    assert_same(find_series([tmp_path]).series[0], scan)

@@ -392,7 +392,7 @@ def test_files_of_one_name_in_two_folders(tmp_path, capsys):
     shutil.copy(tmp_path / "masks" / "P1" / "T2.mha", tmp_path / "flat" / "T2.mha")
     capsys.readouterr()
     assert scans(*command, "--masks", tmp_path / "flat", "--out", tmp_path / "none") == 2
-    assert "T2.mha could be the mask of 2 examinations. Name it, or its folder, after one" in capsys.readouterr().err
+    assert "T2.mha could be the mask of 2 scans. Name it, or its folder, after one" in capsys.readouterr().err
     shutil.move(tmp_path / "flat" / "T2.mha", tmp_path / "flat" / "P1_T2.mha")
     shutil.copy(tmp_path / "masks" / "P2" / "T2.mha", tmp_path / "flat" / "P2_T2.mha")
     assert scans(*command, "--masks", tmp_path / "flat", "--out", tmp_path / "joined") == 0
@@ -545,18 +545,20 @@ def test_one_mask_for_two_patients_folders_is_refused(tmp_path, capsys):
     (tmp_path / "masks").mkdir()
     write_mha(tmp_path / "masks" / "T2.mha", SPINE.mask)
     assert scans(tmp_path / "export", "--masks", tmp_path / "masks", "--out", tmp_path / "out") == 2
-    assert "could be the mask of 2 examinations" in capsys.readouterr().err
+    assert "could be the mask of 2 scans" in capsys.readouterr().err
 
 
-def test_one_mask_for_two_examinations_of_a_patient_is_refused(tmp_path, capsys):
-    for session in ("ses-1", "ses-2"):
-        (tmp_path / "images" / "sub-01" / session).mkdir(parents=True)
-        write_mha(tmp_path / "images" / "sub-01" / session / "T2w.mha", SPINE.scan)
+@pytest.mark.parametrize("name", ["ses-{}/T2w", "ses-{}_T2w"])
+def test_one_mask_for_two_scans_of_a_patient_is_refused(tmp_path, capsys, name):
+    for session in (1, 2):
+        path = tmp_path / "images" / "sub-01" / f"{name.format(session)}.mha"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mha(path, SPINE.scan)
     (tmp_path / "masks").mkdir()
     write_mha(tmp_path / "masks" / "sub-01_seg.mha", SPINE.mask)
     command = [tmp_path / "images", "--masks", tmp_path / "masks", "--patients-by", "folder:1"]
     assert scans(*command, "--out", tmp_path / "out") == 2
-    assert "could be the mask of 2 examinations" in capsys.readouterr().err
+    assert "could be the mask of 2 scans" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["lumbar_{}", "P1_{}"])
