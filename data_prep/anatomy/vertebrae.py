@@ -90,6 +90,7 @@ def bodies_from_spider_mask(mask: Scan) -> tuple[list[VertebralBody], list[str]]
     bodies = [body for body in bodies if body.name not in short]
     notes = [f"{mask.name}: {name} was left out: {reason}." for name, reason in (reasons | short).items()]
     doubts = _cut_sideways(bodies, voxels.shape[2], float(mask.spacing_mm[2])) + _sunken(sunk_mm)
+    doubts += _without_top(bodies, seen)
     notes += [f"{mask.name}: {doubt}" for doubt in doubts]
     if len(bodies) < 2:
         raise SpinejaxError(
@@ -161,6 +162,11 @@ class _Structure:
     @property
     def centre_mm(self) -> np.ndarray:
         return (self.corner + np.argwhere(self.piece).mean(0)) * self.spacing
+
+    @property
+    def top_mm(self) -> float:
+        """Distance of its highest pixel from the image's upper edge."""
+        return float((self.corner[0] + np.argwhere(self.piece)[0, 0]) * self.spacing[0])
 
     def is_cut_at_top(self) -> bool:
         """Whether the upper edge of the image cuts it. Raises DoubtfulError if another edge does."""
@@ -302,6 +308,22 @@ def _cut_sideways(bodies: list[VertebralBody], num_slices: int, slice_mm: float)
         f"{'first' if body.slices[0] == 0 else 'last'} slices, so its middle may be outside them."
         for body, seen_mm in flanks
         if (body.slices[0] == 0) != (body.slices[1] == num_slices) and seen_mm < _FLANK_MM
+    ]
+
+
+def _without_top(bodies: list[VertebralBody], seen: dict[int, _Structure]) -> list[str]:
+    """Notes on bodies that were fitted as if the image's upper edge cut them, although it is not near."""
+    structures = {_name(label): one for label, one in seen.items() if label < DISC_BELOW and label != SACRUM}
+    tops_mm = {
+        body.name: one.top_mm
+        for body in bodies
+        if np.isnan(body.corners[:2]).all() and (one := structures.get(body.name))
+    }
+    return [
+        f"{name} is doubtful: only its lower edge is known, and the image goes on for {top_mm:.0f} mm above it: a "
+        "fracture, or its mask is not whole."
+        for name, top_mm in tops_mm.items()
+        if top_mm > _NEAR_TOP_MM
     ]
 
 

@@ -158,3 +158,15 @@ def test_a_dent_that_moves_the_corners_is_noted(shape, size_mm, tilt_deg, spacin
 def test_a_wedge_without_a_front_wall_is_left_out_by_name(tilt_deg, spacing_mm):
     _, notes = errors_mm(*spoiled(wedge, BODY_MM - 0.5, tilt_deg, spacing_mm))
     assert any("L3 was left out: " in note for note in notes)
+
+
+def test_a_topmost_wedge_that_is_fitted_as_a_cut_body_is_noted():
+    spine = block_spine(tilt_deg=12.0, spacing_mm=(0.8, 0.7, 4.0), num_bodies=4)
+    corners, spacing = spine.corners["L2"], spine.mask.spacing_mm[:2]
+    back, down = (corners[1] - corners[0]) * spacing / DEPTH_MM, (corners[3] - corners[0]) * spacing / BODY_MM
+    place = (np.stack(np.indices(spine.mask.voxels.shape[:2]), -1) - corners[0]) * spacing
+    lost = place @ down < 23 * (1 - place @ back / DEPTH_MM)
+    voxels = np.where((spine.mask.voxels == 4) & lost[:, :, None], 0, spine.mask.voxels)
+    _, notes = bodies_from_spider_mask(Scan(voxels, spine.mask.affine, "mask"))
+    assert any(note.startswith("mask: L2 is doubtful: only its lower edge is known") for note in notes)
+    assert bodies_from_spider_mask(spine.mask)[1] == []
