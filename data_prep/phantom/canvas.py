@@ -47,13 +47,13 @@ class Canvas:
 
 
 def place_on_canvas(rng: np.random.Generator, bodies: list[Body]) -> tuple[Canvas, list[Body]]:
-    """Make an empty canvas, and move the bodies T11 … S3 onto it, off-centre. Its upper edge always cuts T11."""
+    """Make an empty canvas, and move the bodies onto it, off-centre. Its upper edge always cuts the topmost."""
     slice_mm = float(np.clip(np.exp(rng.normal(np.log(4.0), 0.22)), 2.6, 6.0))
     row_mm = rng.uniform(0.70, 0.88)
     spacing_mm = np.array([slice_mm, row_mm, row_mm * rng.choice([1.0, 1.0, rng.uniform(0.97, 1.03)])])
     num_slices = int(np.clip(round(rng.uniform(56, 68) / slice_mm), 11, 17))
     named = {body.name: body for body in bodies}
-    top = named["T12"].corners[:, 0].min() - rng.uniform(10, 22)
+    top = bodies[1].corners[:, 0].min() - rng.uniform(10, 22)
     bottom = named["S1"].corners[:, 0].max() + rng.uniform(12, 40)
     width_mm = rng.uniform(200, 235)
     left = named["L3"].centre[1] - rng.uniform(0.42, 0.55) * width_mm

@@ -11,12 +11,11 @@ from itertools import pairwise
 import numpy as np
 
 from data_prep.phantom.canvas import Canvas
-from data_prep.phantom.spine import CANAL_HALF_WIDTH_MM, Body, Canal
+from data_prep.phantom.spine import CANAL_HALF_WIDTH_MM, SACRUM, Body, Canal
 from spinejax.tasks import PAPER_TASKS
 
-VERTEBRA_LABELS = {"T12": 6, "L1": 5, "L2": 4, "L3": 3, "L4": 2, "L5": 1}
-DISC_LABELS = {"T12-L1": 206, "L1-L2": 205, "L2-L3": 204, "L3-L4": 203, "L4-L5": 202, "L5-S1": 201}
 CANAL_LABEL = 100
+DISC_BELOW = 200  # the disc below a vertebra has its label plus this
 LESION_BITS = {task.name: np.uint16(1 << k) for k, task in enumerate(PAPER_TASKS)}
 
 # By Pfirrmann grade: nucleus and annulus against marrow, softness of their border, inhomogeneity. Grades 1 and 2 differ
@@ -46,34 +45,45 @@ class Tissue:
     heterogeneity: float
 
 
+def vertebra_labels(bodies: list[Body]) -> dict[str, int]:
+    """SPIDER's labels by name: counted upwards from the sacrum. The topmost body, cut by the image, has none."""
+    mobile = [body.name for body in bodies[1:] if body.name not in SACRUM]
+    return {name: len(mobile) - k for k, name in enumerate(mobile)}
+
+
 def draw(
-    rng: np.random.Generator, canvas: Canvas, bodies: list[Body], grades: dict[str, dict[str, int]], age: float
+    rng: np.random.Generator,
+    canvas: Canvas,
+    bodies: list[Body],
+    grades: dict[str, dict[str, int]],
+    tissue: Tissue,
+    age: float,
 ) -> None:
     """Fill an empty canvas: image, mask and lesions.
 
-    `grades` are level → task name → true grade, for the six discs from T12-L1 down. Age, a standard normal deviate,
-    makes marrow and muscle fatty.
+    `grades` are level → task name → true grade, for the six discs from T12-L1 down and, if they are to differ from the
+    usual, for others. Age, a standard normal deviate, makes marrow and muscle fatty.
     """
-    tissue = _choose_tissue(rng, age)
+    labels = vertebra_labels(bodies)
     canal = Canal.behind(bodies)
     _draw_surroundings(rng, canvas, canal, tissue, age)
     _draw_canal(canvas, canal, bodies[2].centre[0], tissue)
 
-    # T11-T12 has no grade and is drawn like its neighbour; between sacral bodies there are black remnants.
-    remnant = {"pfirrmann": 4, "narrowing": 0}
-    ungraded = {"T11-T12": grades["T12-L1"] | {"narrowing": 0}, "S1-S2": remnant, "S2-S3": remnant}
+    # Discs above T12 have no grade and are drawn like T12-L1; between sacral bodies there are black remnants.
+    thoracic, remnant = grades["T12-L1"] | {"narrowing": 0}, {"pfirrmann": 4, "narrowing": 0}
+    discs = {"T10-T11": thoracic, "T11-T12": thoracic, "S1-S2": remnant, "S2-S3": remnant} | grades
     marrow = tissue.marrow * np.exp(rng.normal(0, 0.06, len(bodies)))
     sides = rng.choice([-1, 1], (len(bodies), 2))  # the half of a body's upper and lower endplate with a lesion
     for upper, lower in pairwise(bodies):
-        _draw_disc(rng, canvas, upper, lower, grades | ungraded, tissue)
+        _draw_disc(rng, canvas, upper, lower, discs, labels, tissue)
     for k, body in enumerate(bodies):
-        _draw_vertebra(rng, canvas, body, marrow[k], sides[k], grades, tissue)
+        _draw_vertebra(rng, canvas, body, marrow[k], sides[k], grades, labels, tissue)
     for k, body in enumerate(bodies):
         _draw_nodes(rng, canvas, body, -sides[k], grades, tissue)
 
 
-def _choose_tissue(rng, age):
-    """Marrow turns to fat with age, and sequences differ in contrast."""
+def choose_tissue(rng: np.random.Generator, age: float) -> Tissue:
+    """A T2 scan's tissues. Marrow turns to fat with age, and sequences differ in contrast."""
     marrow = float(np.clip(0.44 * np.exp(0.07 * age + rng.normal(0, 0.13)), 0.28, 0.6))
     return Tissue(
         csf=rng.uniform(0.95, 1.15),
@@ -135,7 +145,7 @@ def _draw_canal(canvas, canal, conus_y, tissue):
     canvas.mask[box][inside > 0] = CANAL_LABEL
 
 
-def _draw_disc(rng, canvas, upper, lower, grades, tissue):
+def _draw_disc(rng, canvas, upper, lower, grades, labels, tissue):
     """Fill the gap between two bodies: annulus, nucleus by Pfirrmann grade, and sometimes a fissure."""
     level = f"{upper.name}-{lower.name}"
     grade, narrowing = grades[level]["pfirrmann"], grades[level]["narrowing"]
@@ -146,7 +156,8 @@ def _draw_disc(rng, canvas, upper, lower, grades, tissue):
     above, below = upper.frame(y, x, z), lower.frame(y, x, z)
     below_upper, above_lower = -upper.depths(*above)[1], -lower.depths(*below)[0]
     part = np.clip(below_upper / np.maximum(below_upper + above_lower, 0.1), 0, 1)
-    u = above[0] * (1 - part) / upper.half_depth[1] + below[0] * part / lower.half_depth[0]
+    share = 1.0 if upper.slip_mm else part  # of the lower body, in where the disc's front and back are
+    u = above[0] * (1 - share) / upper.half_depth[1] + below[0] * share / lower.half_depth[0]
     w = (z - (upper.centre[2] + lower.centre[2]) / 2) / ((upper.half_width + lower.half_width) / 2)
     radius = (np.abs(u) ** 2.5 + np.abs(w) ** 2.5) ** 0.4
     bulge = 1.0 + 0.02 * narrowing + rng.uniform(-0.02, 0.03)
@@ -170,14 +181,14 @@ def _draw_disc(rng, canvas, upper, lower, grades, tissue):
         value = value + 0.9 * np.exp(-spot)
     canvas.paint(box, canvas.cover(inside + 1.0), tissue.dark)
     canvas.paint(box, canvas.cover(inside), signal * np.maximum(value, 0.08))
-    if level in DISC_LABELS:
-        canvas.mask[box][inside > 0] = DISC_LABELS[level]
+    if upper.name in labels:
+        canvas.mask[box][inside > 0] = DISC_BELOW + labels[upper.name]
 
 
-def _draw_vertebra(rng, canvas, body, marrow, sides, grades, tissue):
+def _draw_vertebra(rng, canvas, body, marrow, sides, grades, labels, tissue):
     """One vertebra: marrow with veins and lesions, dark rim, arch and spinous process."""
-    has_arch = body.name not in ("S1", "S2", "S3")
-    box, u, v, w = _around(canvas, body, reach=(14.0, 52.0) if has_arch else (0.0, 0.0))
+    has_arch = body.name not in SACRUM
+    box, u, v, w = around(canvas, body, reach=(14.0, 52.0) if has_arch else (0.0, 0.0))
     under_upper, over_lower, under_wall = body.depths(u, v, w)
     inside = np.minimum(np.minimum(under_upper, over_lower), under_wall)
     coarse, fine, _ = canvas.textures
@@ -208,12 +219,12 @@ def _draw_vertebra(rng, canvas, body, marrow, sides, grades, tissue):
         canvas.paint(box, canvas.cover(arch - 0.9) * (inside < 0), marrow_of_arch)
     else:
         canvas.mask[box][inside > 0] = 0  # the sacrum: bone without a label, and no longer canal
-    if body.name in VERTEBRA_LABELS:
+    if body.name in labels:
         behind = (arch > 0) & (canvas.mask[box] <= CANAL_LABEL)  # discs replace an arch
-        canvas.mask[box][(inside > 0) | behind] = VERTEBRA_LABELS[body.name]
+        canvas.mask[box][(inside > 0) | behind] = labels[body.name]
 
 
-def _around(canvas, body, reach=(0.0, 0.0)):
+def around(canvas: Canvas, body: Body, reach: tuple[float, float] = (0.0, 0.0)):
     """A box around a body, and in it the body's own coordinates u, v, w.
 
     `reach` widens the box by mm to the feet and to the back, for the arch.
@@ -286,7 +297,7 @@ def _draw_nodes(rng, canvas, body, sides, grades, tissue):
     lesions = _lesions(body, grades, "endplate")
     if not lesions:
         return
-    box, u, v, w = _around(canvas, body)
+    box, u, v, w = around(canvas, body)
     under_upper, over_lower, under_wall = body.depths(u, v, w)
     inside = np.minimum(np.minimum(under_upper, over_lower), under_wall)
     marrow_bits = LESION_BITS["upper_marrow"] | LESION_BITS["lower_marrow"]

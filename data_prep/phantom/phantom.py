@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr
 
-from data_prep.phantom.canvas import acquire, place_in_patient, place_on_canvas
-from data_prep.phantom.drawing import draw
-from data_prep.phantom.spine import BODIES, stack_spine
+from data_prep.phantom.canvas import Canvas, acquire, place_in_patient, place_on_canvas
+from data_prep.phantom.drawing import choose_tissue, draw
+from data_prep.phantom.spine import BODIES, Body, stack_spine
 from data_prep.read.scan import Scan
 from spinejax.paper import NUM_DISCS, TABLE_1
 from spinejax.tasks import LEVELS, PAPER_TASKS, UNLABELLED
@@ -52,14 +52,22 @@ def phantom(seed: int, patient: int) -> Phantom:
     rng, age, grades, labels = _first_draws(seed, patient)
     narrowing = np.array([disc["narrowing"] for disc in grades.values()])
     canvas, bodies = place_on_canvas(rng, stack_spine(rng, narrowing))
-    draw(rng, canvas, bodies, grades, age)
+    draw(rng, canvas, bodies, grades, choose_tissue(rng, age), age)
+    return scanned(
+        rng, canvas, [body for body in bodies if body.name in BODIES], labels, f"phantom-{seed}-{patient:05d}"
+    )
+
+
+def scanned(
+    rng: np.random.Generator, canvas: Canvas, named: list[Body], labels: dict[str, dict[str, int]], name: str
+) -> Phantom:
+    """A drawn canvas as a scan of this name, with the truth of the named bodies and these grades."""
     affine = place_in_patient(rng, canvas)
 
     def as_scan(voxels):
-        return Scan(np.ascontiguousarray(voxels.transpose(1, 2, 0)), affine, f"phantom-{seed}-{patient:05d}")
+        return Scan(np.ascontiguousarray(voxels.transpose(1, 2, 0)), affine, name)
 
     slice_mm, *pixel_mm = canvas.spacing_mm
-    named = [body for body in bodies if body.name in BODIES]
     return Phantom(
         scan=as_scan(acquire(rng, canvas)),
         mask=as_scan(canvas.mask),
@@ -79,10 +87,11 @@ def _first_draws(seed, patient):
     """The patient's generator, and its first draws: age, true grades, labels."""
     rng = np.random.default_rng([seed, patient])
     age, grades = sample_grades(rng)
-    return rng, age, _by_level(grades), _by_level(hide_some(rng, grades))
+    return rng, age, by_level(grades), by_level(hide_some(rng, grades))
 
 
-def _by_level(grades):
+def by_level(grades: Int[np.ndarray, "6 6"]) -> dict[str, dict[str, int]]:
+    """Level → task name → grade, from rows of grades."""
     names = [task.name for task in PAPER_TASKS]
     return {level: dict(zip(names, row.tolist(), strict=True)) for level, row in zip(DRAWN_LEVELS, grades, strict=True)}
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from scipy.interpolate import PchipInterpolator
 
 BODIES = ("T12", "L1", "L2", "L3", "L4", "L5", "S1")  # next to a graded disc; a phantom's truth has their corners
+SACRUM = ("S1", "S2", "S3")
 CANAL_HALF_WIDTH_MM = 11.0  # half the width of the dural sac from side to side
 
 # Sizes of an average adult. Tuples run from the top down: bodies T11 … S1, discs T11-T12 … L5-S1.
@@ -22,7 +23,8 @@ _DISC_WEDGE_DEG = (1.0, 2.0, 3.0, 5.0, 6.0, 9.0, 11.0)
 _HEIGHT_BY_NARROWING = (1.0, 0.76, 0.55, 0.34)
 _CONCAVITY_MM = 0.9
 _WAIST_MM = 1.7
-_CANAL_HALF_DEPTH_MM = (7.5,) * 7 + (6.375, 3.75, 2.25)  # T11 … S3: the sac tapers in the sacrum
+_CANAL_HALF_DEPTH_MM = 7.5
+_SACRAL_HALF_DEPTH_MM = {"S1": 6.375, "S2": 3.75, "S3": 2.25}  # the sac tapers in the sacrum
 _CANAL_BEHIND_BODY_MM = 8.6 - 7.5  # from the posterior wall to the front of the canal
 
 
@@ -41,6 +43,8 @@ class Body:
     half_depth: tuple[float, float]  # half the length of the upper and of the lower endplate
     half_width: float
     shear: tuple[float, float] = (0.0, 0.0)  # shift of (y, x) per mm of z
+    sunk_mm: float = 0.0  # depth of both endplates' middles below those of a healthy body
+    slip_mm: float = 0.0  # forward on the body below, beyond a healthy spine's; the disc then stays on that body
 
     @property
     def axes(self):
@@ -85,8 +89,9 @@ class Body:
         half_height = self.half_height - self.slope * u
         half_depth = np.mean(self.half_depth)
         dome = np.clip(1 - (u / half_depth) ** 2, 0, 1) * np.clip(1 - (w / self.half_width) ** 2, 0, 1)
-        under_upper = v + half_height - _CONCAVITY_MM * dome
-        over_lower = half_height - v - _CONCAVITY_MM * dome
+        hollow = (_CONCAVITY_MM + self.sunk_mm) * dome
+        under_upper = v + half_height - hollow
+        over_lower = half_height - v - hollow
         part = np.clip(0.5 + v / (2 * half_height), 0, 1)
         wall = self.half_depth[0] * (1 - part) + self.half_depth[1] * part - 4 * _WAIST_MM * part * (1 - part)
         radius = ((np.abs(u) / wall) ** 2.5 + (np.abs(w) / self.half_width) ** 2.5) ** 0.4
@@ -124,7 +129,7 @@ def stack_spine(rng: np.random.Generator, narrowing: Int[np.ndarray, "6"]) -> li
             lower_end = body.top + slip - disc_height[k - 1] * np.array([np.cos(between), np.sin(between)])
     bodies = stacked + _lower_sacrum(stacked[-1], size)
     turn_deg = rng.normal(0, 4.0) - np.mean([body.angle_deg for body in bodies[2:6]])
-    return _bend_sideways(rng, [_turned(body, np.clip(turn_deg, -60, 60)) for body in bodies])
+    return _bend_sideways(rng, [turned(body, np.clip(turn_deg, -60, 60)) for body in bodies])
 
 
 def _lower_sacrum(s1, size):
@@ -146,7 +151,7 @@ def _lower_sacrum(s1, size):
     return bodies[1:]
 
 
-def _turned(body, angle_deg):
+def turned(body: Body, angle_deg: float) -> Body:
     """Rotate a body about the origin of the sagittal plane."""
     sin, cos = np.sin(np.deg2rad(angle_deg)), np.cos(np.deg2rad(angle_deg))
     y, x, z = body.centre
@@ -171,20 +176,21 @@ def _bend_sideways(rng, bodies):
 class Canal:
     """The canal as smooth functions of y: its middle (x, z) and its half depth."""
 
-    y: Float[np.ndarray, "10"]  # where it passes behind each body, from the top down
+    y: Float[np.ndarray, "N"]  # where it passes behind each body, from the top down
     course: PchipInterpolator
 
     @classmethod
     def behind(cls, bodies: list[Body]) -> "Canal":
-        """The canal behind the bodies T11 … S3."""
+        """The canal behind the bodies, from the top down to S3."""
+        half_depths = [_SACRAL_HALF_DEPTH_MM.get(body.name, _CANAL_HALF_DEPTH_MM) for body in bodies]
         points = []
-        for body, half_depth in zip(bodies, _CANAL_HALF_DEPTH_MM, strict=True):
+        for body, half_depth in zip(bodies, half_depths, strict=True):
             behind = np.mean(body.half_depth) - _WAIST_MM + _CANAL_BEHIND_BODY_MM + half_depth
             points.append(body.centre[:2] + behind * body.axes[0])
         y, x = np.array(points).T
         y = np.maximum.accumulate(y + np.arange(len(y)) * 1e-3)  # the interpolator needs increasing y
         z = [body.centre[2] for body in bodies]
-        return cls(y, PchipInterpolator(y, np.column_stack([x, _CANAL_HALF_DEPTH_MM, z])))
+        return cls(y, PchipInterpolator(y, np.column_stack([x, half_depths, z])))
 
     def along(self, y):
         """Its x, half depth and z at y, and the cosine of its angle to the y axis. It is straight beyond its ends."""
