@@ -15,10 +15,14 @@ _ABOVE_L5 = ("L4", "L3", "L2", "L1", "T12", "T11", "T10")
 
 
 def bent(bodies: list[Body], aside_mm: float, period_mm: float, phase: float) -> list[Body]:
-    """Scoliosis: a sine wave sideways, at most `aside_mm` from the straight line, added to the spine's own bend."""
+    """Scoliosis: a sine wave sideways, `aside_mm` to the left and to the right, added to the spine's own bend.
+
+    It is centred, so that the canal, which tells bodies from arches, does not leave the stack of slices.
+    """
     at = np.array([2 * np.pi * body.centre[0] / period_mm + phase for body in bodies])
-    amplitude = aside_mm / np.abs(np.sin(at)).max()
-    aside, lean = amplitude * np.sin(at), amplitude * np.cos(at) * 2 * np.pi / period_mm
+    wave = np.sin(at) - (np.sin(at).max() + np.sin(at).min()) / 2
+    amplitude = aside_mm / wave.max()
+    aside, lean = amplitude * wave, amplitude * np.cos(at) * 2 * np.pi / period_mm
     return [
         replace(
             body,

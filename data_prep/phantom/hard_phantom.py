@@ -120,7 +120,7 @@ def _deformed(rng, bodies, changes):
             bodies = deformities.wedged(bodies, name, rng.uniform(0.25, 0.6))
     bodies = deformities.upright(bodies, posture_deg)
     if "scoliosis" in changes:
-        aside_mm = rng.choice([-1, 1]) * rng.uniform(8, 25)
+        aside_mm = rng.uniform(8, 25)
         bodies = deformities.bent(bodies, aside_mm, rng.uniform(280, 450), rng.uniform(0, 2 * np.pi))
     return bodies
 
