@@ -103,7 +103,7 @@ def spider(
         subset=subset,
     )
     preprocessing = {"source": "SPIDER", "series": " ".join(series), "slices": SLICES[slices], "seed": writing.seed}
-    return _build(jobs, writing, SPIDER_TASKS, ("region",), preprocessing, Found(notes=notes))
+    return _build(jobs, writing, SPIDER_TASKS, ("region",), preprocessing, Found(notes=notes), compare_labels=True)
 
 
 def scans(
@@ -138,7 +138,8 @@ def scans(
     preprocessing = {"source": "scans", "normalise": reading.cutting.normalise, "seed": writing.seed}
     preprocessing["slices"] = SLICES[reading.cutting.slices]
     masks = ("region",) if reading.masks else ()
-    return _build(jobs, writing, table.tasks if table else known, masks, preprocessing, found)
+    known = table.tasks if table else known
+    return _build(jobs, writing, known, masks, preprocessing, found, compare_labels=True)
 
 
 def fold(data: DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
@@ -162,6 +163,8 @@ def _build(
     masks: Sequence[str],
     preprocessing: dict,
     found: Found | None = None,
+    *,
+    compare_labels: bool = False,
 ) -> int:
     """Build the data set, report what was done, left out or failed, and return the exit status."""
     found = found or Found()
@@ -176,6 +179,7 @@ def _build(
             tasks=tasks,
             masks=masks,
             preprocessing=PREPROCESSING | preprocessing,
+            compare_labels=compare_labels,
             settings=writing.settings,
             console=PROGRESS,
         )

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 from rich.console import Console
 
 import spinejax
 from data_prep.dataset import resuming
 from data_prep.dataset.job import Job
+from data_prep.dataset.label_levels import LabelledScan, appearance, compare
 from data_prep.dataset.progress import with_progress
 from data_prep.dataset.resuming import ScanResult
 from data_prep.dataset.workers import workers
@@ -72,6 +74,7 @@ def build(
     tasks: Sequence[Task],
     masks: Sequence[str] = (),
     preprocessing: dict,
+    compare_labels: bool = False,
     settings: Settings = Settings(),
     console: Console,
 ) -> Outcome:
@@ -83,6 +86,7 @@ def build(
         tasks: the task table.
         masks: which of "region" and "lesion" the discs have.
         preprocessing: JSON values for the manifest.
+        compare_labels: note scans whose labels would fit their discs better one level higher or lower.
         settings, console: how to build it, and where to show the progress.
 
     Returns:
@@ -103,10 +107,11 @@ def build(
         unfinished = resuming.begin(out, overwrite=settings.overwrite)
         in_order = list(itertools.chain.from_iterable(shards))
         finished = run(partial(_finish, folder=unfinished, strict=settings.strict), in_order)
-        outcome, cut = Outcome(), []
+        outcome, cut, labelled = Outcome(), [], []
         progress = with_progress(finished, len(in_order), "scans", console)
-        for job, (file, result, resumed) in zip(in_order, progress, strict=True):
+        for job, (file, result, resumed, looks) in zip(in_order, progress, strict=True):
             cut.append((job, file))
+            labelled.append(LabelledScan(job.name, job.patient, job.labels, looks))
             outcome.notes += result.notes
             outcome.resumed += resumed
             if result.failure is not None:
@@ -126,6 +131,8 @@ def build(
             reasons += outcome.notes
             raise NoDataSetError("\n  ".join([f"--out {out}: {fault}", *reasons]), outcome) from error
         resuming.publish(unfinished, out)
+    if compare_labels:
+        outcome.notes += compare(labelled, tasks)
     return outcome
 
 
@@ -140,11 +147,14 @@ def _deal(jobs: Sequence[Job], num_shards: int) -> list[list[Job]]:
 # One scan ------------------------------------------------------------------------------------------------------------
 
 
-def _finish(job: Job, *, folder: Path, strict: bool) -> tuple[Path | None, ScanResult, bool]:
+def _finish(
+    job: Job, *, folder: Path, strict: bool
+) -> tuple[Path | None, ScanResult, bool, dict[str, Float32[np.ndarray, "F"]]]:
     """Cut a scan and write its discs to a file, unless an earlier run did.
 
     Returns:
-        The file, None if the scan must be tried again; the result without discs; whether an earlier run had it.
+        The file, None if the scan must be tried again; the result without discs; whether an earlier run had it; and
+        level → the appearance of each disc, if the scan has labels.
     """
     how = (job.name, job.recipe, job.per_disc, job.refuse_doubtful)
     name = resuming.digest(spinejax.__version__, how, *map(str, job.sources), *job.sources)
@@ -162,7 +172,8 @@ def _finish(job: Job, *, folder: Path, strict: bool) -> tuple[Path | None, ScanR
     not_found = sorted(set(job.labels) - {disc.level for disc in result.discs})
     if not_found and result.discs:
         notes.append(f"{job.name}: graded, but not found in the scan: {', '.join(not_found)}.")
-    return file if final else None, ScanResult((), notes, result.failure), resumed
+    looks = {disc.level: appearance(disc) for disc in result.discs} if job.labels else {}
+    return file if final else None, ScanResult((), notes, result.failure), resumed, looks
 
 
 def _cut(job: Job) -> tuple[ScanResult, bool]:

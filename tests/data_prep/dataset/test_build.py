@@ -84,6 +84,55 @@ def test_discs_carry_their_labels(tmp_path):
     assert "scan0: graded, but not found in the scan: L1-L2." in outcome.notes
 
 
+def graded_disc(level, grade, noise):
+    """A disc volume that is as bright as its grade is low."""
+    volume = np.full(VOLUME_SHAPE, 100 * (60 - 10 * grade) + noise, np.uint16)
+    return DiscVolume(level, volume, np.eye(4), (0, 15))
+
+
+def graded_scan(seed, moved=0):
+    """Discs of five levels, whose grades are those of the scan, or of the next level below."""
+    levels = ("L1-L2", "L2-L3", "L3-L4", "L4-L5", "L5-S1")
+    grades = np.random.default_rng(seed).permutation(5)
+    labels = {level: {"pfirrmann": int(grades[place - moved])} for place, level in enumerate(levels) if place >= moved}
+    discs = [graded_disc(level, grade, seed) for level, grade in zip(levels, grades, strict=True)]
+    return Cut(f"scan{seed}", f"p{seed}", f"s{seed}", "train", labels, partial(given, discs))
+
+
+def given(discs):
+    return discs, []
+
+
+@pytest.fixture
+def graded_scans(monkeypatch):
+    """Twelve, of which one has its labels one level too low."""
+    monkeypatch.setattr("data_prep.dataset.label_levels._MIN_PATIENTS", 12)
+    monkeypatch.setattr("data_prep.dataset.label_levels._MIN_DISCS", 59)
+    return [graded_scan(seed, moved=int(seed == 4)) for seed in range(12)]
+
+
+def test_labels_are_compared_only_where_asked_and_change_no_byte(graded_scans, tmp_path):
+    plain = run(graded_scans, tmp_path / "plain", shards=2)
+    compared = run(graded_scans[::-1], tmp_path / "compared", shards=2, workers=2, compare_labels=True)
+    assert contents(tmp_path / "plain") == contents(tmp_path / "compared")
+    assert plain.notes == []
+    assert [note.partition(":")[0] for note in compared.notes[:-1]] == ["scan4"]
+    assert "one level too low" in compared.notes[0]
+    assert compared.notes[-1].startswith("the labels of 12 scans were compared")
+    # The notes name scans. No file of the data set does.
+    assert not any(b"scan4" in content for content in contents(tmp_path / "compared").values())
+
+
+def test_an_interrupted_run_compares_all_labels(graded_scans, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.dataset.build._assemble", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(graded_scans, tmp_path / "set", compare_labels=True)
+    resumed = run(graded_scans, tmp_path / "set", compare_labels=True)
+    assert resumed.resumed == 12
+    assert [note.partition(":")[0] for note in resumed.notes[:-1]] == ["scan4"]
+
+
 def test_among_scans_with_masks_one_without_has_empty_ones(tmp_path):
     outcome = run(some_jobs(range(3)), tmp_path, masks=("region",))
     assert outcome.failures == {}

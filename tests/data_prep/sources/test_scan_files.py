@@ -90,6 +90,21 @@ def test_phantoms_in_spiders_layout_are_read_as_spider(phantoms, tmp_path):
         assert data.labels[match(straight, row, data), 0] == straight.labels[row, 0]
 
 
+def test_labels_are_compared_with_discs_where_people_gave_them(phantoms, tmp_path, capsys):
+    """One scan is too few, which is noted. A phantom's labels are those that it was drawn by."""
+    labels, masks = phantoms / "nifti" / "labels.csv", phantoms / "nifti" / "masks"
+    told = []
+    for command in (
+        ["spider", str(phantoms / "mha")],
+        ["scans", str(phantoms / "nifti" / "images"), "--masks", str(masks), "--labels", str(labels)],
+        ["scans", str(phantoms / "nifti" / "images"), "--masks", str(masks)],
+        ["phantom", "--patients", "1", "--seed", "4"],
+    ):
+        assert main([*command, "--out", str(tmp_path / f"out{len(told)}")]) == 0
+        told.append("labels were not compared with what their discs look like: " in capsys.readouterr().err)
+    assert told == [True, True, False, False]
+
+
 def test_phantoms_are_not_written_over_files(phantoms, capsys):
     arguments = ["phantom", "--as", "scans", "--out", str(phantoms / "mha"), "--patients", "1"]
     assert main(arguments) == 2
