@@ -60,7 +60,8 @@ def appearance(disc: DiscVolume) -> Float32[np.ndarray, "56"]:
     """The mean intensities of patches around a disc's centre, over its three middle slices; its bodies have 0.5."""
     height, width = np.multiply(_PATCHES, _PATCH_PX)
     row, column = (VOLUME_SHAPE[0] - height) // 2, (VOLUME_SHAPE[1] - width) // 2
-    first, stop = max(disc.slices[0], _SLICES[0]), min(disc.slices[1], _SLICES[1])
+    first = min(max(disc.slices[0], _SLICES[0]), _SLICES[1] - 1)
+    stop = max(min(disc.slices[1], _SLICES[1]), first + 1)  # one slice at least, black if the disc has none of them
     box = disc.volume[row : row + height, column : column + width, first:stop]
     patches = box.reshape(_PATCHES[0], _PATCH_PX[0], _PATCHES[1], _PATCH_PX[1], stop - first)
     return patches.mean((1, 3, 4), dtype=np.float32).ravel() / INTENSITY_ONE

@@ -209,11 +209,14 @@ def test_appearance_is_the_mean_of_patches_around_the_centre():
     np.testing.assert_allclose(one, [1, *[0] * 55])
 
 
-def test_appearance_of_a_single_slice_is_not_diluted_by_empty_ones():
+@pytest.mark.parametrize(
+    ("slices", "expected"), [((7, 8), 0.5), ((0, 8), 0.25), ((7, 15), 0.25), ((9, 12), 0), ((2, 5), 0)]
+)
+def test_appearance_is_not_diluted_by_slices_that_a_disc_has_not(slices, expected):
     volume = np.zeros(VOLUME_SHAPE, np.uint16)
     volume[:, :, 7] = INTENSITY_ONE // 2
-    one = appearance(DiscVolume("L4-L5", volume, np.eye(4), (7, 8)))
-    np.testing.assert_allclose(one, 0.5, atol=1e-4)
+    one = appearance(DiscVolume("L4-L5", volume, np.eye(4), slices))
+    np.testing.assert_allclose(one, expected, atol=1e-4)
 
 
 def test_a_shift_in_phantoms_is_found():
