@@ -35,8 +35,8 @@ ROOMS = {
         "read",
         "anatomy",
         "phantom",
-        "detector",
         "dataset",
+        "detector",
         "look",
         "sources",
         "output",
@@ -48,8 +48,8 @@ ROOMS = {
 # What data_prep may use of spinejax: the data set's format, never the network.
 SHARED = {"errors", "tasks", "paper", "geometry", "files", "data"}
 
-# Training the detector first sets JAX up for this machine, as train.py does; detecting checks that there is a device.
-ALSO_SHARED = {"data_prep/commands/detector.py": {"parallel"}, "data_prep/sources/scan_files.py": {"parallel"}}
+# Training the detectors sets JAX up in each process, as train.py does; detecting checks that there is a device.
+ALSO_SHARED = {"data_prep/detector/training/run.py": {"parallel"}, "data_prep/sources/scan_files.py": {"parallel"}}
 
 # `evaluate.py --scan` cuts discs out of raw scans first.
 USES_DATA_PREP = {"spinejax/commands/evaluate.py"}
@@ -86,7 +86,7 @@ ONLY_IN = {
     "jinja2": {"spinejax/files/html.py"},
     "PIL": {"spinejax/files/html.py"},
     "distributed": {"data_prep/dataset/workers.py"},
-    "sklearn": set(),
+    "sklearn": {"data_prep/detector/training/calibration.py"},
 }
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
@@ -137,6 +137,11 @@ def test_files_of_one_folder_import_each_other_in_no_circle(package):
             module = ".".join(path.with_suffix("").parts)
             graph[module] = {name for name in imports(path) if name.startswith(package)} - {module}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent == Path("data_prep/detector")], ids=str)
+def test_detecting_needs_nothing_of_its_training(path):
+    assert not any(name.startswith("data_prep.detector.training") for name in imports(path))
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] == "data_prep"], ids=str)

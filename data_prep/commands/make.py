@@ -15,6 +15,7 @@ from data_prep.dataset.build import NoDataSetError, Settings, build
 from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import load_or_make_key
+from data_prep.detector.doubt import MAX_DOUBT
 from data_prep.read.found import Found
 from data_prep.sources.labels import read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms
@@ -80,6 +81,7 @@ def spider(
     series: tuple[str, ...] = ("t2",),
     slices: Literal["slabs", "native"] = "slabs",
     detect_missing: bool = False,
+    max_doubt: float = MAX_DOUBT,
     subset: Literal["all", "training", "validation"] = "all",
 ) -> int:
     """Make a data set of SPIDER's scans, masks and gradings. Its validation patients become the test split.
@@ -90,6 +92,7 @@ def spider(
         slices: Average slices less than 2.5 mm apart into slabs of about 4 mm, or keep them as they are.
         detect_missing: Detect the vertebrae of scans without a mask, instead of refusing. Scans of doubtful levels are
             left out.
+        max_doubt: Greatest probability of wrong levels that is accepted of detected vertebrae.
         subset: Official subset of SPIDER whose patients are used.
     """
     jobs, notes = spider_jobs(
@@ -100,6 +103,7 @@ def spider(
         pseudonyms=load_or_make_key(writing.key, writing.out),
         detect_missing=detect_missing,
         keep_doubtful=writing.keep_doubtful,
+        max_doubt=max_doubt,
         subset=subset,
     )
     preprocessing = {"source": "SPIDER", "series": " ".join(series), "slices": SLICES[slices], "seed": writing.seed}

@@ -22,6 +22,7 @@ class Located:
     lesions: Scan | None = None  # a bit per task where its evidence is, if that is known
     confidence: Mapping[str, float] | None = None  # of each body by name, if it was detected
     doubtful_levels: bool = False  # all names may be off by one
+    corner_mm: Mapping[str, float] | None = None  # of each body that was detected, half of what its corners may be off
 
     @classmethod
     def by_mask(cls, scan: Scan, mask: Scan, *, notes: Sequence[str] = (), lesions: Scan | None = None) -> "Located":

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import ndimage
 
-from data_prep.detector.grid import CELL_MM, CELL_PX, OFFSET_MM, normalise, resample
+from data_prep.detector.grid import CELL_MM, CELL_PX, OFFSET_MM, with_neighbours
 from data_prep.detector.network import BodyNet
 from data_prep.read.scan import Scan
 
@@ -36,6 +36,7 @@ class Candidate:
     score: float  # in (0, 1)
     centre: Float[np.ndarray, "2"]
     corners: Float[np.ndarray, "4 2"]  # as `VertebralBody.corners`; the sacrum's lower two have no meaning
+    spread_mm: float = 0.0  # between the two estimates of its corners, on average
 
 
 @dataclass(eq=False)
@@ -62,6 +63,13 @@ class Group:
         """In mm: the median over the central slices, so that an error in one slice does not count."""
         return np.median([one.corners for one in self._central()], axis=0)
 
+    @property
+    def spread_mm(self) -> float:
+        """How much the estimates of its corners differ: within a slice, and between the central slices."""
+        central = self._central()
+        between = np.std([one.corners for one in central], axis=0)
+        return float(np.mean([one.spread_mm for one in central]) + np.linalg.norm(between, axis=-1).mean())
+
     def run(self) -> list[int]:
         """The slices around the best one in which the score does not fall below half of the best."""
         order = sorted(self.members)
@@ -75,23 +83,25 @@ class Group:
         return [self.members[index] for index in run[third : len(run) - third]]
 
 
-def see(variables: dict[str, Any], scan: Scan, indices: Sequence[int]) -> list[list[Candidate]]:
-    """The candidates in each of some slices of a scan. `variables` are those of `BodyNet`."""
-    spacing = scan.spacing_mm[:2]
-    return see_images(variables, [normalise(resample(scan.voxels[:, :, index], spacing)) for index in indices])
+def see(members: Sequence[dict[str, Any]], scan: Scan, indices: Sequence[int]) -> list[list[Candidate]]:
+    """The candidates in each of some slices of a scan. `members` are the variables of one `BodyNet` or more."""
+    return see_images(members, with_neighbours(scan, indices))
 
 
-def see_images(variables: dict[str, Any], images: Sequence[Float[np.ndarray, "H W"]]) -> list[list[Candidate]]:
-    """The candidates in each of some normalised images of one size, at `PIXEL_MM`."""
-    longest = max(images[0].shape)
-    side = next((bucket for bucket in BUCKETS_PX if bucket >= longest), BUCKETS_PX[-1])
-    shape = np.minimum(images[0].shape, side)
-    padded = np.zeros((-(-len(images) // SLICES_AT_ONCE) * SLICES_AT_ONCE, side, side), np.float32)
+def see_images(
+    members: Sequence[dict[str, Any]], images: Sequence[Float[np.ndarray, "H W 3"]]
+) -> list[list[Candidate]]:
+    """The candidates in each of some images of one size, as `grid.with_neighbours` gives them."""
+    shape = np.array(images[0].shape[:2])
+    side = next((bucket for bucket in BUCKETS_PX if bucket >= shape.max()), BUCKETS_PX[-1])
+    shape = np.minimum(shape, side)
+    padded = np.zeros((-(-len(images) // SLICES_AT_ONCE) * SLICES_AT_ONCE, side, side, 3), np.float32)
     for place, image in enumerate(images):
         padded[place, : shape[0], : shape[1]] = image[:side, :side]
     found = []
     for start in range(0, len(padded), SLICES_AT_ONCE):
-        maps = jax.device_get(_apply(variables, padded[start : start + SLICES_AT_ONCE]))
+        seen = [jax.device_get(_apply(each, padded[start : start + SLICES_AT_ONCE])) for each in members]
+        maps = [np.mean(of_members, axis=0) for of_members in zip(*seen, strict=True)]
         found += [_peaks(heat, far, near, shape) for heat, far, near in zip(*maps, strict=True)]
     return found[: len(images)]
 
@@ -120,8 +130,10 @@ def _peaks(heat: np.ndarray, far: np.ndarray, near: np.ndarray, shape: np.ndarra
             weights = warm[box] / warm[box].sum()
             centre = np.tensordot(weights, cells_mm[box], 2)
             votes = cells_mm[box][:, :, None] + OFFSET_MM * far[box]
-            corners = _refined(np.tensordot(weights, votes, 2), near_mm)
-            found.append(Candidate(kind, float(warm[row, column]), centre, corners))
+            first = np.tensordot(weights, votes, 2)
+            corners = _refined(first, near_mm)
+            spread_mm = 2 * float(np.linalg.norm(corners - first, axis=1).mean())
+            found.append(Candidate(kind, float(warm[row, column]), centre, corners, spread_mm))
     return found
 
 

@@ -4,7 +4,7 @@ Every two neighbours have a cost: for an unlikely disc height, an unlikely bend,
 without a candidate may be skipped, at a cost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,36 +91,67 @@ def best_column(groups: Sequence[Group]) -> Column | None:
 
     A body placed on a likely sacrum is penalised; the reverse is not, because S1 often looks like a vertebra.
     """
-    shapes = {id(group): _shape(group) for group in groups}
-    usable = [group for group in groups if _possible(shapes[id(group)])]
-    usable.sort(key=lambda group: (group.kind != SACRUM, -group.centre[0]))  # from the sacrum up
+    return max(columns(groups), key=lambda column: column.score, default=None)
+
+
+def margin(column: Column, others: Sequence[Column]) -> float:
+    """How much better a column is than the best of those that count one of its bodies as another vertebra."""
+    numbers = _numbers(column)
+    rivals = [other.score for other in others if any(numbers.get(g, at) != at for g, at in _numbers(other).items())]
+    return column.score - max(rivals, default=-np.inf)
+
+
+def _numbers(column: Column) -> dict[Group, int]:
+    """Each body of a column → its number from the sacrum up, by which it is named."""
+    first = 0 if column.sacrum is not None else 1
+    return {group: number for number, group in enumerate(column.groups, first) if group is not None}
+
+
+def columns(groups: Sequence[Group]) -> list[Column]:
+    """For each group at which the count could begin, the best column from it up."""
+    shapes = {group: _shape(group) for group in groups}
+    centres = {group: group.centre for group in groups if _possible(shapes[group])}
+    usable = sorted(centres, key=lambda group: (group.kind != SACRUM, -centres[group][0]))  # from the sacrum up
+    sacra = [group for group in usable if group.kind == SACRUM]
+    gains = {group: _gain(group) for group in usable}
+    for group in usable[len(sacra) :]:
+        on_it = (gains[one] for one in sacra if np.linalg.norm(centres[one] - centres[group]) < SAME_PLACE_MM)
+        gains[group] -= max(on_it, default=0.0)
+    links = {
+        (below, above, missing): cost
+        for below in usable
+        for above in usable
+        if above.kind != SACRUM and centres[below][0] > centres[above][0]
+        for missing in (False, True)
+        if (cost := _link_cost(shapes[below], shapes[above], missing=missing)) < _MAX_COST
+    }
+    return [_best_from(start, usable, gains, links) for start in usable]
+
+
+def _best_from(
+    start: Group,
+    usable: Sequence[Group],
+    gains: Mapping[Group, float],
+    links: Mapping[tuple[Group, Group, bool], float],
+) -> Column:
     best: list[tuple[float, tuple[Group | None, ...]]] = []
     for group in usable:
-        gain = _gain(group)
-        if group.kind != SACRUM:
-            gain -= max((_gain(sacrum) for sacrum in usable if _is_same_thing(sacrum, group)), default=0.0)
-        options: list[tuple[float, tuple[Group | None, ...]]] = [(gain, (group,))]
+        gain = gains[group]
+        options: list[tuple[float, tuple[Group | None, ...]]] = [(gain, (group,))] if group is start else []
         for score, chain in best if group.kind != SACRUM else ():
             below = chain[-1]
-            if below is None or below.centre[0] <= group.centre[0]:
-                continue
+            assert below is not None  # noqa: S101
             for missing in (False, True):
-                cost = _link_cost(shapes[id(below)], shapes[id(group)], missing=missing)
-                if cost < _MAX_COST:
+                if (cost := links.get((below, group, missing))) is not None:
                     options.append((score + gain - cost, (*chain, *([None] if missing else []), group)))
-        best.append(max(options, key=lambda option: option[0]))
-    if not best:
-        return None
+        if options:
+            best.append(max(options, key=lambda option: option[0]))
     score, chain = max(best, key=lambda option: option[0])
     return Column(chain, score)
 
 
 def _possible(shape: _Shape) -> bool:
     return shape.length > _MIN_BODY_MM[0] and (shape.is_sacrum or shape.height > _MIN_BODY_MM[1])
-
-
-def _is_same_thing(sacrum: Group, body: Group) -> bool:
-    return sacrum.kind == SACRUM and float(np.linalg.norm(sacrum.centre - body.centre)) < SAME_PLACE_MM
 
 
 def _gain(group: Group) -> float:

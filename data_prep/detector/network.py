@@ -1,4 +1,4 @@
-"""The network: a small U-Net over one slice.
+"""The network: a small U-Net over one slice and its two neighbours.
 
 Each cell predicts whether a body's centre is near, and where that body's corners are. Cells near a corner also predict
 its exact position. Centres and their offsets to corners follow refs. 5 and 7 of the paper, which detect bodies slice by
@@ -26,12 +26,13 @@ class BodyNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "N H W"], *, train: bool
+        self, images: Float[Array, "N H W 3"], *, train: bool
     ) -> tuple[Float[Array, "N h w 2"], Float[Array, "N h w 4 2"], Float[Array, "N h w 4 2"]]:
         """Find bodies in slices.
 
         Args:
-            images: normalised, `PIXEL_MM` per pixel; H and W are multiples of 16.
+            images: normalised, `PIXEL_MM` per pixel; H and W are multiples of 16. The slice is in the middle channel,
+                its neighbours are in the others; one that is missing is zero.
             train: use and update the batch's statistics, instead of the stored ones.
 
         Returns:
@@ -46,9 +47,9 @@ class BodyNet(nn.Module):
             return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.97)(x))
 
         # The pixels of a cell become its channels, so the coarser grid loses nothing.
-        n, height, width = images.shape
-        cells = images.reshape(n, height // CELL_PX, CELL_PX, width // CELL_PX, CELL_PX).swapaxes(2, 3)
-        x = layer(cells.reshape(*cells.shape[:3], CELL_PX**2), self.widths[0])
+        n, height, width, slices = images.shape
+        cells = images.reshape(n, height // CELL_PX, CELL_PX, width // CELL_PX, CELL_PX, slices).swapaxes(2, 3)
+        x = layer(cells.reshape(*cells.shape[:3], CELL_PX**2 * slices), self.widths[0])
         x = layer(x, self.widths[0])
         skips = [x]
         for features in self.widths[1:]:

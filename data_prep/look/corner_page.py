@@ -172,10 +172,11 @@ def _look(job: Job, series: Series, file: Path) -> dict:
     """The facts of one scan; its pictures go to a file, one a line, as base64."""
     scan, bodies, notes, failure, doubtful = None, [], [], "", False
     confidence: Mapping[str, float] = {}
+    corner_mm: Mapping[str, float] = {}
     try:
         located = job.locate()
         scan, bodies, confidence = located.scan, located.bodies, located.confidence or {}
-        notes, doubtful = list(located.notes), located.doubtful_levels
+        notes, doubtful, corner_mm = list(located.notes), located.doubtful_levels, located.corner_mm or {}
         extract_discs(scan, bodies, notes=notes)
     except NotSagittalError as error:
         return {"leftOut": str(error)}
@@ -198,7 +199,7 @@ def _look(job: Job, series: Series, file: Path) -> dict:
         "shape": scan.voxels.shape,
         "slices": slices,
         "middle": slices.index(middle),
-        "bodies": [body_facts(body, scan, confidence.get(body.name)) for body in bodies],
+        "bodies": [body_facts(body, scan, confidence.get(body.name), corner_mm.get(body.name)) for body in bodies],
     }
 
 
@@ -210,7 +211,7 @@ def _read(series: Series) -> Scan | None:
         return None
 
 
-def body_facts(body: VertebralBody, scan: Scan, confidence: float | None) -> dict:
+def body_facts(body: VertebralBody, scan: Scan, confidence: float | None, corner_mm: float | None = None) -> dict:
     """A body with its corners as (row, column, slice) and the width that gives its slices again from a corner file."""
     low, high = _WIDTH_LIMITS_MM
     corners = [
@@ -222,6 +223,7 @@ def body_facts(body: VertebralBody, scan: Scan, confidence: float | None) -> dic
         "corners": corners,
         "widthMm": round(min(max(width_mm, low), high), 3),
         "confidence": confidence,
+        "cornerMm": corner_mm,
     }
 
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_prep.anatomy.discs import extract_discs, window_in_scan
 from data_prep.dataset.job import Job, Located
+from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 
@@ -32,31 +34,48 @@ def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) 
             f"--scans {num_scans}, --out {out}: expected one scan or more, and a name in .png or .html, or a folder."
         )
     chosen = [jobs[index] for index in sorted(np.random.default_rng(seed).permutation(len(jobs))[:num_scans])]
-    rows = -(-len(chosen) // _COLUMNS)
-    figure = Figure(figsize=(3 * _COLUMNS, 3.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
+    figure, axes = blank_sheet(len(chosen))
     notes = []
     for number, (ax, job) in enumerate(zip(axes, chosen, strict=False), start=1):
         ax.set_title(str(number), fontsize=8)
         try:
             found = job.locate()
-            _draw(ax, found)
+            draw_scan(ax, found)
             doubts = f": {' '.join(found.notes)}" if found.confidence else ""  # of masks, `scans` prints the notes
             notes.append(f"{number}: {job.name}{doubts}")
         except SpinejaxError as error:
             notes.append(f"{number}: {error}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, lambda path: figure.savefig(path, dpi=110, format="png"))
+    save_sheet(figure, out)
     return notes
 
 
-def _draw(ax, found: Located) -> None:
-    scan = found.scan
-    image = scan.voxels[:, :, int(np.median([body.mid_slice for body in found.bodies]))]
+def blank_sheet(num_scans: int) -> tuple[Figure, Sequence[Axes]]:
+    """A page, and the places on it: at least as many as there are scans."""
+    rows = -(-num_scans // _COLUMNS)
+    figure = Figure(figsize=(3 * _COLUMNS, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for ax in axes:
+        ax.set_axis_off()
+    return figure, list(axes)
+
+
+def save_sheet(figure: Figure, out: Path) -> None:
+    """Write a page as PNG."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda path: figure.savefig(path, dpi=110, format="png"))
+
+
+def draw_slice(ax: Axes, scan: Scan, index: int) -> None:
+    """Draw one slice of a scan."""
+    image = scan.voxels[:, :, index]
     rows_mm, columns_mm = scan.spacing_mm[:2]
     ax.imshow(image, cmap="gray", vmin=0, vmax=np.percentile(image, 99.5), aspect=rows_mm / columns_mm)
+
+
+def draw_scan(ax: Axes, found: Located) -> None:
+    """Draw the slice in the middle of a scan's bodies, with their corners and the windows of their discs."""
+    scan = found.scan
+    draw_slice(ax, scan, int(np.median([body.mid_slice for body in found.bodies])))
     confidence = found.confidence or {}
     for body, colour in zip(found.bodies, itertools.cycle(_COLOURS), strict=False):
         known = body.corners[np.isfinite(body.corners).all(1)]

@@ -17,6 +17,7 @@ from data_prep.anatomy.plausibility import doubts_of
 from data_prep.dataset.job import Job, Located
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import split_patients
+from data_prep.detector.doubt import MAX_DOUBT
 from data_prep.detector.weights import weights_sum
 from data_prep.read.csv_tables import some
 from data_prep.read.found import Found, Series
@@ -47,8 +48,13 @@ class Cutting:
     """Scale each slice by the median of its vertebral bodies, as in the paper, or a disc by one median."""
     slices: Literal["slabs", "native"] = "slabs"
     """Average slices less than 2.5 mm apart into slabs of about 4 mm, or keep them as they are."""
+    max_doubt: float = MAX_DOUBT
+    """Greatest probability of wrong levels that is accepted of detected vertebrae. Above it a scan is noted as
+    doubtful, and left out if it has labels."""
 
     def __post_init__(self):
+        if not 0 <= self.max_doubt <= 1:
+            raise SpinejaxError(f"--max-doubt {self.max_doubt}: expected a probability, from 0 to 1.")
         for option, value, known in (
             ("--convention", self.convention, tuple(CONVENTIONS)),
             ("--lowest-level", self.lowest_level, LEVELS),
@@ -179,6 +185,7 @@ def job_of(
     split: str,
     pseudonyms: Pseudonyms,
     refuse_doubtful: bool,
+    member: int | None = None,
 ) -> Job:
     """The job of one series. The arguments are those of `locate` and `Job`."""
     mask = files_of(vertebrae) if isinstance(vertebrae, Path) else ()
@@ -188,29 +195,29 @@ def job_of(
         scan=pseudonyms.scan(series.key),
         split=split,
         labels=labels,
-        locate=partial(locate, series, vertebrae, cutting),
+        locate=partial(locate, series, vertebrae, cutting, member),
         sources=(*series.files, *mask),
-        recipe=f"{cutting} {'mask' if mask else json.dumps(vertebrae, sort_keys=True)} {weights_sum()}",
+        recipe=f"{cutting} {'mask' if mask else json.dumps(vertebrae, sort_keys=True)} {weights_sum()} {member}",
         per_disc=cutting.normalise == "disc",
         native_slices=cutting.slices == "native",
         refuse_doubtful=refuse_doubtful,
     )
 
 
-def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
-    """Read a series and find its vertebral bodies.
+def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting, member: int | None = None) -> Located:
+    """Read a series and find its vertebral bodies. `member`, if any, is the only detector that may be used for it.
 
     Raises:
         NotSagittalError: the series is of another plane. This comes first, because such a series needs no mask.
         SpinejaxError: a file cannot be read; there are no `vertebrae`; scan and mask do not share a grid; no bodies are
             found.
     """
-    located = _located(series, vertebrae, cutting)
+    located = _located(series, vertebrae, cutting, member)
     doubts = doubts_of(located.bodies, located.scan.spacing_mm, located.regions)
     return replace(located, notes=[*located.notes, *(f"{series.name}: {doubt}" for doubt in doubts)])
 
 
-def _located(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
+def _located(series: Series, vertebrae: Vertebrae, cutting: Cutting, member: int | None) -> Located:
     scan, notes = series.read()
     scan, changes = plausible(scan)
     notes = notes + changes
@@ -223,13 +230,14 @@ def _located(series: Series, vertebrae: Vertebrae, cutting: Cutting) -> Located:
 
         all_devices()  # raises if JAX_PLATFORMS is not available
 
-        detection = detect(scan, lowest_level=cutting.lowest_level)
+        detection = detect(scan, lowest_level=cutting.lowest_level, max_doubt=cutting.max_doubt, member=member)
         return Located(
             scan,
             detection.bodies,
             notes + detection.notes,
             confidence=detection.confidence,
             doubtful_levels=detection.doubtful_levels,
+            corner_mm=detection.corner_mm,
         )
     if isinstance(vertebrae, Mapping):
         return Located(scan, bodies_from_corners(scan, vertebrae), notes)

@@ -19,6 +19,8 @@ from typing import Literal
 from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import PAPER_FRACTIONS, split_patients
+from data_prep.detector.doubt import MAX_DOUBT
+from data_prep.detector.weights import member_without
 from data_prep.read.csv_tables import read_table, refuse, some
 from data_prep.read.found import Series
 from data_prep.read.names import canonical
@@ -60,6 +62,7 @@ def spider_jobs(
     slices: Literal["slabs", "native"] = "slabs",
     detect_missing: bool = False,
     keep_doubtful: bool = False,
+    max_doubt: float = MAX_DOUBT,
     subset: str = "all",
 ) -> tuple[list[Job], list[str]]:
     """One job for each scan of the given series, and a note on patients without any of these.
@@ -75,6 +78,7 @@ def spider_jobs(
         slices: what is done with thin slices (`Cutting.slices`).
         detect_missing: detect the vertebral bodies of scans without a mask.
         keep_doubtful: keep scans whose levels are doubtful.
+        max_doubt: the probability of wrong levels above which they are (`Cutting.max_doubt`).
         subset: "training" or "validation" for the patients of one official subset only; or "all".
 
     Raises:
@@ -101,7 +105,7 @@ def spider_jobs(
         raise SpinejaxError(f"--subset {subset}: no scan under {root} is of a patient of this subset. Choose another.")
     splits = _splits({patient: labels.get(patient, {}) for patient in patients}, subsets, seed)
     # SPIDER counts discs from the lowest, the detector from the sacrum. A doubtful sacrum makes the grades doubtful.
-    cutting = Cutting(convention="spider", slices=slices)
+    cutting = Cutting(convention="spider", slices=slices, max_doubt=max_doubt)
     others = {patient for patient, own in subsets.items() if subset in ("all", own)} - patients
     others &= {path.name.split("_")[0] for path in _scans(root, "*")}
     notes = [f"{len(others)} patients have no scan of the series {', '.join(series)}: {some(sorted(others))}"]
@@ -114,6 +118,7 @@ def spider_jobs(
             split=splits[patient],
             pseudonyms=pseudonyms,
             refuse_doubtful=not keep_doubtful,
+            member=member_without("spider", patient),  # so that the network did not learn this patient's discs
         )
         for (patient, _), image in scans.items()
         if patient in patients

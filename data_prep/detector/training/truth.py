@@ -1,11 +1,10 @@
 """Training truth: slices of scans with masks, and the corners and centres of the bodies in each."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, Integer, UInt8
 from scipy import ndimage
 
 from data_prep.anatomy.vertebrae import (
@@ -17,11 +16,10 @@ from data_prep.anatomy.vertebrae import (
     bodies_from_spider_mask,
     body_labels,
 )
-from data_prep.detector.grid import normalise, resample
+from data_prep.detector.grid import with_neighbours
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
-NUM_DEVELOPMENT = 6
 MAX_POINTS = 16
 SOURCE_MM = 1.0  # pixel of stored slices: finer than the network's, so that augmentation may enlarge them
 NOTHING, BODY, SACRUM, DOUBTFUL = range(4)  # kinds of keypoint; the loss ignores the surroundings of a doubtful one
@@ -29,19 +27,16 @@ NOTHING, BODY, SACRUM, DOUBTFUL = range(4)  # kinds of keypoint; the loss ignore
 _INTO_SACRUM_MM = 10.0  # from the middle of its upper endplate to the point that serves as S1's centre
 _HALF_HEIGHT = 0.38  # half a body's height per endplate length, used if only its lower endplate is in view
 _SUBSTANTIAL = 0.7
-_UNKNOWN = np.full((4, 2), np.nan)
+UNKNOWN = np.full((4, 2), np.nan)
 
-
-def development_patients(patients: Iterable[str]) -> list[str]:
-    """The six patients that are never trained on: those whose ids have the smallest SHA-256."""
-    return sorted(set(patients), key=lambda patient: hashlib.sha256(patient.encode()).hexdigest())[:NUM_DEVELOPMENT]
+Point = tuple[int, Float[np.ndarray, "2"], Float[np.ndarray, "4 2"]]  # a keypoint's kind, centre and corners, in mm
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
     """A slice, `SOURCE_MM` a pixel, with its keypoints."""
 
-    image: Float32[np.ndarray, "h w"]  # normalised
+    image: Float32[np.ndarray, "h w 3"]  # normalised, between its neighbours, as `grid.with_neighbours` gives it
     tissue: UInt8[np.ndarray, "h w"]  # 0 other, 1 vertebra, 2 disc, 3 canal: random contrasts depend on it
     kinds: Int32[np.ndarray, "K"]
     centres: Float32[np.ndarray, "K 2"]  # (row, column) in pixels
@@ -61,7 +56,7 @@ def slices_with_truth(scan: Scan, mask: Scan, indices: Iterable[int] | None = No
         except SpinejaxError:
             continue
         points = _keypoints(plane, bodies, whole, scan.spacing_mm[:2])
-        made.append(_slice(scan, mask, points, index))
+        made.append(slice_with(scan, index, points, mask.voxels[:, :, index]))
     return made
 
 
@@ -74,7 +69,7 @@ def _with_canal(labels: np.ndarray, canal: Bool[np.ndarray, "H W S"], index: int
     return plane
 
 
-def _keypoints(plane: np.ndarray, bodies: list[VertebralBody], whole: set[int], spacing: np.ndarray) -> list:
+def _keypoints(plane: np.ndarray, bodies: list[VertebralBody], whole: set[int], spacing: np.ndarray) -> list[Point]:
     """Kind, centre and corners, in mm, of each vertebra in a slice. `whole` are the labels shown in full."""
     points = []
     labels = [SPIDER_VERTEBRAE.get(body.name, 0) for body in bodies]
@@ -83,25 +78,32 @@ def _keypoints(plane: np.ndarray, bodies: list[VertebralBody], whole: set[int], 
         points.append((kind, centre_of(body.corners * spacing), body.corners * spacing))
     for label in np.unique(plane):
         if 0 < label <= LAST_VERTEBRA and label not in labels:
-            points.append((DOUBTFUL, np.argwhere(plane == label).mean(0) * spacing, _UNKNOWN))
-    # Two more bodies may be in view, unlabelled, above the topmost.
+            points.append((DOUBTFUL, np.argwhere(plane == label).mean(0) * spacing, UNKNOWN))
+    return (points + perhaps_above(points))[:MAX_POINTS]
+
+
+def perhaps_above(points: list[Point]) -> list[Point]:
+    """Doubtful points for two more bodies that may be in view, unlabelled, above the topmost."""
     column = sorted((centre for kind, centre, _ in points if kind != SACRUM), key=lambda centre: centre[0])
-    if len(column) >= 2:
-        points += [(DOUBTFUL, column[0] + step * (column[0] - column[1]), _UNKNOWN) for step in (0.9, 1.8)]
-    return points[:MAX_POINTS]
+    if len(column) < 2:
+        return []
+    return [(DOUBTFUL, column[0] + step * (column[0] - column[1]), UNKNOWN) for step in (0.9, 1.8)]
 
 
-def _slice(scan: Scan, mask: Scan, points: list, index: int) -> Slice:
+def slice_with(scan: Scan, index: int, points: list[Point], labels: Integer[np.ndarray, "H W"] | None = None) -> Slice:
+    """A slice of a scan with its keypoints, and its tissues where a SPIDER mask's `labels` tell them."""
     kinds = np.zeros(MAX_POINTS, np.int32)
     centres, corners = np.full((MAX_POINTS, 2), -1e3, np.float32), np.full((MAX_POINTS, 4, 2), np.nan, np.float32)
     for place, (kind, centre, four) in enumerate(points):
         kinds[place], centres[place], corners[place] = kind, centre / SOURCE_MM, four / SOURCE_MM
-    labels, spacing = mask.voxels[:, :, index], scan.spacing_mm[:2]
-    image = normalise(resample(scan.voxels[:, :, index], spacing, SOURCE_MM))
-    tissue = np.select([labels == 0, labels <= LAST_VERTEBRA, labels == CANAL, labels > DISC_BELOW], [0, 1, 3, 2], 0)
-    tissue = ndimage.affine_transform(
-        tissue.astype(np.uint8), SOURCE_MM / spacing, output_shape=image.shape, order=0, mode="nearest"
-    )
+    (image,) = with_neighbours(scan, [index], SOURCE_MM)
+    tissue = np.zeros(image.shape[:2], np.uint8)
+    if labels is not None:
+        kinds_of_tissue = [labels == 0, labels <= LAST_VERTEBRA, labels == CANAL, labels > DISC_BELOW]
+        step = SOURCE_MM / scan.spacing_mm[:2]
+        ndimage.affine_transform(
+            np.select(kinds_of_tissue, [0, 1, 3, 2], 0).astype(np.uint8), step, output=tissue, order=0, mode="nearest"
+        )
     return Slice(image, tissue, kinds, centres, corners)
 
 

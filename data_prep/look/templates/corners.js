@@ -83,6 +83,7 @@ function fillRow(line, scan, body, index) {
   name.setAttribute("aria-label", `Name of ${body.name}`);
   was.textContent = body.was === body.name ? "" : body.was ? `was ${body.was}` : "added";
   sure.textContent = body.confidence === null ? "–" : `${Math.round(100 * body.confidence)} %`;
+  sure.title = body.cornerMm ? `9 in 10 of its corners are within ${(2 * body.cornerMm).toFixed(1)} mm` : "";
   sure.classList.toggle("low", body.confidence !== null && body.confidence < facts.sure);
   const missing = ["upper", "lower"].filter((half) => !known(body, edges[half]) && !(half === "lower" && body.name === "S1"));
   actions.replaceChildren(

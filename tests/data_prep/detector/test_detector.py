@@ -10,12 +10,14 @@ import pytest
 from data_prep.detector import detect as detecting
 from data_prep.detector import weights
 from data_prep.detector.candidates import BODY, SACRUM, Candidate, _peaks, group
-from data_prep.detector.chain import best_column
+from data_prep.detector.chain import best_column, columns, margin
 from data_prep.detector.detect import detect
-from data_prep.detector.grid import OFFSET_MM, PIXEL_MM, normalise, resample
+from data_prep.detector.doubt import MAX_MARGIN
+from data_prep.detector.grid import OFFSET_MM, PIXEL_MM, alone, normalise, resample, with_neighbours
 from data_prep.detector.network import BodyNet
 from data_prep.detector.training import run
-from data_prep.detector.training.augment import random_crop, stack
+from data_prep.detector.training.augment import Crops, random_crop, stack
+from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
 from data_prep.detector.training.step import detector_loss
 from data_prep.detector.training.truth import BODY as A_BODY
 from data_prep.detector.training.truth import (
@@ -24,7 +26,6 @@ from data_prep.detector.training.truth import (
     SOURCE_MM,
     Slice,
     centre_of,
-    development_patients,
     slices_with_truth,
 )
 from data_prep.detector.training.truth import SACRUM as THE_SACRUM
@@ -58,7 +59,8 @@ def seen(monkeypatch):
     def show(candidates):
         monkeypatch.setattr(detecting, "see", lambda variables, scan, indices: [candidates for _ in indices])
         monkeypatch.setattr(detecting, "see_images", lambda variables, images: [candidates, [], [], []])
-        monkeypatch.setattr(detecting, "load", lambda path: {})
+        monkeypatch.setattr(detecting, "load", lambda path: [{}])
+        monkeypatch.setattr(detecting, "provenance", lambda path: {})
 
     return show
 
@@ -199,6 +201,54 @@ def test_the_chain_follows_lordosis():
     assert column.sacrum is not None
 
 
+def test_the_margin_is_over_the_best_column_that_counts_otherwise(seen):
+    """S2 looks like a sacrum too: counted from it, every body would be one level higher."""
+    column = [*spine(5), body(297.0, kind=SACRUM, score=0.3), body(260.0, score=0.4)]
+    groups = group([column], [0])
+    found = columns(groups)
+    best = max(found, key=lambda one: one.score)
+    names = {id(one): number for number, one in enumerate(best.groups)}
+    others = [
+        one.score
+        for one in found
+        if any(names.get(id(g), at) != at for at, g in enumerate(one.groups, 0 if one.sacrum else 1) if g is not None)
+    ]
+    assert others
+    assert margin(best, found) == pytest.approx(best.score - max(others))
+    assert margin(best, [best]) == np.inf
+    seen(column)
+    assert detect(SCAN).evidence.margin == pytest.approx(min(best.score - max(others), MAX_MARGIN))
+
+
+def test_levels_are_flagged_above_the_doubt_that_is_accepted(seen):
+    seen([*spine(), body(258.0, score=0.7)])
+    doubt = detect(SCAN).doubt
+    assert 0.05 < doubt < 1
+    assert detect(SCAN, max_doubt=doubt - 0.01).doubtful_levels
+    calm = detect(SCAN, max_doubt=doubt)
+    assert not calm.doubtful_levels
+    assert not any("--lowest-level" in note for note in calm.notes)
+    assert detect(SCAN, lowest_level="L5-S1").doubt == 0
+
+
+def test_one_network_looks_at_every_slice_and_all_at_the_middle_ones(seen, monkeypatch):
+    looked = []
+
+    def see(members, scan, indices):
+        looked.append(([one["name"] for one in members], list(indices)))
+        return [spine() for _ in indices]
+
+    seen(spine())
+    monkeypatch.setattr(detecting, "see", see)
+    monkeypatch.setattr(detecting, "load", lambda path: [{"name": number} for number in range(5)])
+    scan = Scan(np.zeros((300, 150, 15), np.float32), sagittal_affine((1.0, 1.0, 4.0)), "scan")
+    detect(scan)
+    assert looked == [([0], list(range(15))), ([0, 1, 2, 3, 4], list(range(4, 11)))]
+    looked.clear()
+    detect(scan, member=3)
+    assert looked == [([3], list(range(15)))]
+
+
 # Grid, truth, augmentation, loss -------------------------------------------------------------------------------------
 
 
@@ -215,13 +265,22 @@ def test_normalising_removes_units():
     assert np.isfinite(normalise(np.zeros((5, 5)))).all()
 
 
-def test_development_patients_are_a_fixed_choice():
-    patients = [str(number) for number in range(40)]
-    chosen = development_patients(patients)
-    assert len(chosen) == 6
-    assert development_patients(reversed(patients)) == chosen
-    # A patient more changes the choice by one at most.
-    assert len(set(development_patients([*patients, "x"])) & set(chosen)) >= 5
+def test_padding_is_no_data():
+    image = np.random.default_rng(0).random((50, 50)) + 0.5
+    padded = np.pad(image, 40)
+    np.testing.assert_allclose(normalise(padded)[40:-40, 40:-40], normalise(image), atol=2e-3)
+
+
+def test_a_slice_comes_with_those_4_mm_away_where_the_scan_has_them():
+    rng = np.random.default_rng(0)
+    scan = Scan(rng.random((30, 30, 7), np.float32), sagittal_affine((1.5, 1.5, 1.9)), "thin")
+    first, middle = with_neighbours(scan, [1, 3])
+    for channel, index in enumerate((1, 3, 5)):  # two slices of 1.9 mm are nearest to 4 mm
+        np.testing.assert_array_equal(middle[..., channel], normalise(scan.voxels[:, :, index]))
+    assert (first[..., 0] == 0).all()
+    np.testing.assert_array_equal(first[..., 2], normalise(scan.voxels[:, :, 3]))
+    np.testing.assert_array_equal(alone(middle[..., 1])[..., 1], middle[..., 1])
+    assert not alone(middle[..., 1])[..., ::2].any()
 
 
 def test_truth_is_the_same_as_in_the_drawing():
@@ -249,7 +308,7 @@ def test_the_centre_of_a_half_known_body():
 
 def dots():
     """A slice whose corners are bright dots."""
-    image = np.full((220, 200), 0.1, np.float32)
+    image = np.full((220, 200, 3), 0.1, np.float32)
     corners = np.full((MAX_POINTS, 4, 2), np.nan, np.float32)
     centres, kinds = np.full((MAX_POINTS, 2), -1e3, np.float32), np.zeros(MAX_POINTS, np.int32)
     for place, row in enumerate((50.0, 90.0, 130.0)):
@@ -257,7 +316,7 @@ def dots():
         centres[place], kinds[place] = (row, 90.0), A_BODY
         for r, c in np.rint(corners[place]).astype(int):
             image[r - 2 : r + 3, c - 2 : c + 3] = 1.0
-    return Slice(image, np.zeros(image.shape, np.uint8), kinds, centres, corners)
+    return Slice(image, np.zeros(image.shape[:2], np.uint8), kinds, centres, corners)
 
 
 @pytest.mark.slow
@@ -312,8 +371,8 @@ def test_the_loss_is_least_at_the_truth_and_ignores_doubtful_bodies():
 
 
 def test_the_network_has_an_output_for_each_cell():
-    variables = BodyNet().init(jax.random.key(0), jnp.zeros((1, 32, 48)), train=False)
-    heat, offsets, nearby = BodyNet().apply(variables, jnp.zeros((2, 64, 48)), train=False)
+    variables = BodyNet().init(jax.random.key(0), jnp.zeros((1, 32, 48, 3)), train=False)
+    heat, offsets, nearby = BodyNet().apply(variables, jnp.zeros((2, 64, 48, 3)), train=False)
     assert heat.shape == (2, 32, 24, 2)
     assert offsets.shape == nearby.shape == (2, 32, 24, 4, 2)
 
@@ -340,10 +399,10 @@ def test_corners_are_refined_by_the_cells_around_them():
 
 
 def test_weights_come_back_and_damage_is_reported(tmp_path):
-    variables = BodyNet().init(jax.random.key(1), jnp.zeros((1, 32, 32)), train=False)
+    variables = BodyNet().init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), train=False)
     path = tmp_path / "some.npz"
-    weights.save(path, variables, {"source": "test"})
-    back = weights.load(path)
+    weights.save(path, [variables], {"source": "test"})
+    (back,) = weights.load(path)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), dict(variables), back)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     weights.load.cache_clear()
@@ -360,21 +419,43 @@ def test_weights_come_back_and_damage_is_reported(tmp_path):
 @jax.numpy_dtype_promotion("standard")  # for Optax's schedule
 def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_SAVE_EVERY", 1)
-    recipe = run.Recipe(steps=3, batch_size=1, phantoms=1)
+    recipe = run.Recipe(steps=4, first_half=0.5, batch_size=1, phantoms=1)
     run.train_detector(None, tmp_path / "whole.npz", recipe, tell=lambda line: None)
+    steps = []
 
     def interrupt(line):
-        if line.startswith("step 3"):
+        steps.append(line)
+        if sum("step 2 of 2" in told for told in steps) == 2:  # the last step of the second half
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.train_detector(None, tmp_path / "parts.npz", recipe, tell=interrupt)
     lines = []
     run.train_detector(None, tmp_path / "parts.npz", recipe, tell=lines.append)
-    assert lines[0] == "continues from step 2"
+    assert lines[:2] == ["detector 1: continues from step 2", "detector 1: continues from step 1"]
     assert weights.weights_sum(tmp_path / "parts.npz") == weights.weights_sum(tmp_path / "whole.npz")
 
     with pytest.raises(SpinejaxError, match="different settings"):
-        run.train_detector(None, tmp_path / "parts.npz", run.Recipe(steps=4, phantoms=1), tell=lines.append)
+        run.train_detector(None, tmp_path / "parts.npz", run.Recipe(steps=6, phantoms=1), tell=lines.append)
     with pytest.raises(SpinejaxError, match="Nothing to train on"):
         run.train_detector(None, tmp_path / "none.npz", run.Recipe(phantoms=0), tell=lines.append)
+
+
+def test_a_detector_learns_from_all_patients_but_those_of_its_fold():
+    patients = [*(f"spider/{number}" for number in range(40)), *(f"sudirman/{number}" for number in range(40)), ""]
+    slices = Crops(*(np.arange(len(patients)) for _ in Crops._fields))
+    material = run.Material(slices, np.array(patients))
+    learned = [set(material.without(fold).kinds.tolist()) for fold in range(NUM_FOLDS)]
+    for number, patient in enumerate(patients[:-1]):
+        unseen_by = [fold for fold in range(NUM_FOLDS) if number not in learned[fold]]
+        assert unseen_by == [fold_of(*patient.split("/"))]
+    assert all(len(patients) - 1 in numbers for numbers in learned)  # a phantom is no patient
+
+
+def test_a_run_with_other_images_of_the_same_names_is_another_run(tmp_path):
+    image = tmp_path / "images" / "1_t2.mha"
+    image.parent.mkdir()
+    image.write_bytes(b"one")
+    before = run._digest([image])
+    image.write_bytes(b"two")
+    assert run._digest([image]) != before
