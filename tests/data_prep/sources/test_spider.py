@@ -8,6 +8,7 @@ from data_prep.__main__ import main
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.detect import Detection
+from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.read.metaimage import write_mha
 from data_prep.read.scan import Scan
 from data_prep.sources.spider import COLUMNS, SPIDER_TASKS, read_gradings, spider_jobs
@@ -146,7 +147,7 @@ def test_doubtful_levels_have_no_grades(tmp_path, monkeypatch, doubtful):
     for path in (root / "masks").iterdir():
         path.unlink()
     bodies, _ = bodies_from_spider_mask(block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=1).mask)
-    found = Detection(bodies, {}, ["a note"], doubtful)
+    found = Detection(bodies, {}, ["a note"], doubtful_levels=doubtful)
     monkeypatch.setattr("data_prep.detector.detect.detect", lambda scan, **_: found)
     kept, notes = job_of(jobs(root, series=["t2"], detect_missing=True, keep_doubtful=True), 1).cut()
     assert [disc.level for disc in kept] == ["L2-L3", "L3-L4", "L4-L5", "L5-S1"]
@@ -155,6 +156,24 @@ def test_doubtful_levels_have_no_grades(tmp_path, monkeypatch, doubtful):
     discs, notes = job_of(jobs(root, series=["t2"], detect_missing=True), 1).cut()
     assert len(discs) == (0 if doubtful else 4)
     assert any("left out: 1_t2.mha: its levels are doubtful" in note for note in notes) == doubtful
+
+
+def test_a_patient_is_cut_with_the_detector_that_has_not_seen_him(tmp_path, monkeypatch):
+    """SPIDER's patient 1 taught all networks but one; nobody has seen patient 9999, so all may be used."""
+    root = write_root(tmp_path / "root", patients=(1, 9999), series="t2", num_slices=1)
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    asked = {}
+
+    def detect(scan, *, member, **_):
+        asked[scan.name] = member
+        raise SpinejaxError("seen enough")
+
+    monkeypatch.setattr("data_prep.detector.detect.detect", detect)
+    for job in jobs(root, series=["t2"], detect_missing=True):
+        with pytest.raises(SpinejaxError, match="seen enough"):
+            job.locate()
+    assert asked == {"1_t2.mha": fold_of("spider", "1"), "9999_t2.mha": None}
 
 
 # Gradings ------------------------------------------------------------------------------------------------------------
