@@ -37,8 +37,9 @@ class Detection:
     notes: list[str]  # what is doubtful, one sentence each
     doubt: float = 0.0  # the probability that the levels are wrong
     doubtful_levels: bool = False  # that probability is above the greatest allowed
-    corner_mm: Mapping[str, float] = field(default_factory=dict)  # name → 90 % of corners are right within twice this
-    spread_mm: Mapping[str, float] = field(default_factory=dict)  # name → how much the estimates of its corners differ
+    # Of bodies that were seen, by name: 90 % of corners are right within twice this, because their estimates differ so.
+    corner_mm: Mapping[str, float] = field(default_factory=dict)
+    spread_mm: Mapping[str, float] = field(default_factory=dict)
     evidence: Evidence | None = None  # what the levels were decided by; None if they are given, or no sacrum was seen
 
 
@@ -89,9 +90,10 @@ def detect(
         if one is None:
             one = _between(column, place)
             notes.append(f"{name} was not seen: it was placed between its neighbours")
-        elif one.score < _SURE:
-            notes.append(f"{name} was barely seen (score {one.score:.2f})")
-        spread_mm[name] = round(one.spread_mm, 2)
+        else:
+            spread_mm[name] = round(one.spread_mm, 2)
+            if one.score < _SURE:
+                notes.append(f"{name} was barely seen (score {one.score:.2f})")
         bodies.append(_body(scan, name, one))
     if len(column.groups) > len(names):
         notes.append(f"{len(column.groups) - len(names)} bodies above {names[-1]} were left out")

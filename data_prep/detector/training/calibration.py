@@ -84,7 +84,7 @@ def _seen_in_stack(weights: Path, stack: tuple[Path, Path]) -> Seen:
         return Seen(fold)
     spreads_mm, errors_mm = [], []
     for body in found.bodies:
-        if body.name in true:
+        if body.name in true and body.name in found.spread_mm:
             off_mm = np.linalg.norm((body.corners - true[body.name].corners) * scan.spacing_mm[:2], axis=1)
             errors_mm += off_mm[np.isfinite(off_mm)].tolist()
             spreads_mm += [found.spread_mm[body.name]] * int(np.isfinite(off_mm).sum())

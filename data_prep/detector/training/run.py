@@ -7,15 +7,14 @@ An interrupted run continues where it stopped. What a step sees depends on the s
 ends in the same weights.
 """
 
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,26 +22,18 @@ import numpy as np
 
 from data_prep.dataset.workers import workers
 from data_prep.detector import weights
-from data_prep.detector.training.augment import Crops, stack
+from data_prep.detector.training import material
 from data_prep.detector.training.calibration import calibrated
-from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
+from data_prep.detector.training.cross_fitting import NUM_FOLDS
 from data_prep.detector.training.marked import SPIDER, SUDIRMAN, MarkedSlice, spider_slices, sudirman_slices
-from data_prep.detector.training.pseudo_labels import pseudo_labelled
+from data_prep.detector.training.material import is_of, name_of
 from data_prep.detector.training.step import init, train_step
-from data_prep.detector.training.truth import Slice, slices_with_truth
-from data_prep.phantom.hard_phantom import hard_phantom
-from data_prep.phantom.phantom import phantom
-from data_prep.read.metaimage import read_mha
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
-from spinejax.files.checksums import sha256_of
 from spinejax.parallel import runtime
 
 _SAVE_EVERY = 100
 _MEMORY = 0.98  # weight of the old running average at each step
-_PHANTOM_SLICES = 4  # slices used of each phantom
-_MIDDLE_MM = 15.0  # they are this near to the middle one: at the flanks a body's outline is another
-_HARD_PHANTOMS = 0.6  # fraction of the phantoms with unusual anatomy, contrast or field of view
 _MASKED, _DRAWN = "masked.npz", "drawn.npz"
 _CITATIONS = {
     SPIDER: "J. W. van der Graaf et al., Lumbar spine segmentation in MR images: a dataset and a public benchmark, "
@@ -68,17 +59,6 @@ class Recipe:
     def __post_init__(self):
         if self.steps < 2 or self.batch_size < 1 or self.phantoms < 0 or self.seed < 0 or min(self.shares) <= 0:
             raise SpinejaxError(f"{self}: expected 2 steps or more, crops of 1 or more, and shares above 0.")
-
-
-class Material(NamedTuple):
-    """Slices to learn from, and the patient of each: "spider/5". Phantoms have none: ""."""
-
-    slices: Crops
-    patients: np.ndarray
-
-    def without(self, fold: int) -> Crops:
-        """The slices of all patients but those of a fold."""
-        return jax.tree.map(lambda array: array[[not _is_of(fold, patient) for patient in self.patients]], self.slices)
 
 
 def train_detector(
@@ -114,14 +94,14 @@ def train_detector(
     runtime.set_up()
     work = out.with_suffix(".training")
     work.mkdir(parents=True, exist_ok=True)
-    stacks = [] if spider is None else _stacks(spider, series)
+    stacks = [] if spider is None else material.stacks_of(spider, series)
     marked = ([] if spider is None else spider_slices(spider)) + ([] if sudirman is None else sudirman_slices(sudirman))
-    sources = _digest([path for pair in stacks for path in pair] + [one.path for one in marked])
+    sources = material.digest([path for pair in stacks for path in pair] + [one.path for one in marked])
     began = None if begin is None else weights.weights_sum(begin)
     _refuse_other_settings(work / "recipe.json", {**asdict(recipe), "sources": sources, "begin": began})
-    masked = _kept(work / _MASKED, lambda: _masked(stacks, tell))
-    drawn = _kept(work / _DRAWN, lambda: _drawn(recipe, tell))
-    patients = sorted({*masked.patients, *(_name(one) for one in marked)})
+    masked = material.kept(work / _MASKED, lambda: material.of_stacks(stacks, tell))
+    drawn = material.kept(work / _DRAWN, lambda: material.of_phantoms(recipe.phantoms, recipe.seed, tell))
+    patients = sorted({*masked.patients, *(name_of(one) for one in marked)})
     folds = range(NUM_FOLDS) if patients else range(1)
     train_one, say = (_train_one, tell) if num_workers == 1 else (_train_apart, _print)
     with workers(min(num_workers, len(folds)), None) as run_all:
@@ -133,7 +113,7 @@ def train_detector(
         "masked_slices": len(masked.patients),
         "phantom_slices": len(drawn.patients),
         "marked_slices": len(marked),
-        "folds": [[patient for patient in patients if _is_of(fold, patient)] for fold in folds],
+        "folds": [[patient for patient in patients if is_of(fold, patient)] for fold in folds],
         "trained_on": ["phantoms of data_prep.phantom"] * (recipe.phantoms > 0)
         + [_CITATIONS[source] for source in (SPIDER, SUDIRMAN) if any(one.startswith(source) for one in patients)],
     }
@@ -162,10 +142,10 @@ def _train_one(
     start = None if begin is None else weights.load(begin)[fold % len(weights.load(begin))]
     files = [work / _MASKED, work / _DRAWN]
     first = _fit(key, files, fold, recipe, first_steps, start, folder / "first.npz", tell)
-    mine = [one for one in marked if not _is_of(fold, _name(one))]
+    mine = [one for one in marked if not is_of(fold, name_of(one))]
     if mine:
         files.append(folder / "marked.npz")
-        _kept(files[-1], lambda: _taught(first, mine, tell))
+        material.kept(files[-1], lambda: material.of_marked(first, mine, tell))
     key = jax.random.fold_in(key, 1)
     return _fit(key, files, fold, recipe, recipe.steps - first_steps, first, folder / "second.npz", tell)
 
@@ -204,7 +184,7 @@ def _fit(
     if path.exists():
         state, average = _load(path, (state, average))
         tell(f"continues from step {int(state.step)}")
-    data, weight = _joined([_read(file).without(fold) for file in files], recipe.shares)
+    data, weight = material.joined([material.read(file).without(fold) for file in files], recipe.shares)
     step = partial(
         train_step, key, num_steps=num_steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate
     )
@@ -231,22 +211,6 @@ def _averaged(average: dict[str, Any], variables: dict[str, Any], memory: jax.Ar
     return jax.tree.map(lambda old, new: memory * old + (1 - memory) * new, average, variables)
 
 
-def _joined(parts: Sequence[Crops], shares: Sequence[float]) -> tuple[Crops, jax.Array]:
-    """All slices, and how often each is drawn: every part that has any in proportion to its share."""
-    filled = [(part, share) for part, share in zip(parts, shares, strict=False) if len(part.kinds)]
-    shape = np.max([part.image.shape[1:3] for part, _ in filled], axis=0)
-
-    def padded(array):
-        if array.ndim < 3 or array.shape[1:3] == tuple(shape) or array.dtype != np.uint8:
-            return array
-        missing = [(0, 0), *((0, size - n) for size, n in zip(shape, array.shape[1:3], strict=True))]
-        return np.pad(array, missing + [(0, 0)] * (array.ndim - 3))
-
-    data = jax.tree.map(lambda *arrays: jnp.asarray(np.concatenate(list(map(padded, arrays)))), *(p for p, _ in filled))
-    weight = np.concatenate([np.full(len(part.kinds), share / len(part.kinds)) for part, share in filled])
-    return data, jnp.asarray(weight / weight.sum(), jnp.float32)
-
-
 def _load(path: Path, like: Any) -> Any:
     leaves, tree = jax.tree.flatten(like)
     with np.load(path, allow_pickle=False) as arrays:
@@ -261,83 +225,8 @@ def _tell_with(tell: Callable[[str], None], name: str, line: str) -> None:
     tell(f"{name}: {line}")
 
 
-# What is learned from --------------------------------------------------------------------------------------------
-
-
-def _name(one: MarkedSlice) -> str:
-    return f"{one.source}/{one.patient}"
-
-
-def _is_of(fold: int, patient: str) -> bool:
-    return bool(patient) and fold_of(*patient.split("/", 1)) == fold
-
-
 def _refuse_other_settings(path: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if path.exists() and json.loads(path.read_text()) != settings:
         raise SpinejaxError(f"{path.parent}: holds a run with different settings. Remove it, or give another --out.")
     write_atomically(path, lambda part: part.write_text(json.dumps(settings, allow_nan=False) + "\n"))
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    """One SHA-256 over all files and their names."""
-    lines = sorted(f"{path.parent.name}/{path.name} {sha256_of(path)}\n" for path in paths)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _stacks(root: Path, series: str) -> list[tuple[Path, Path]]:
-    """The images and masks to train on."""
-    masks = sorted((root / "masks").glob(f"*_{series}.mha"))
-    if not masks:
-        raise SpinejaxError(f"--spider {root}: no masks/*_{series}.mha there.")
-    return [(root / "images" / mask.name, mask) for mask in masks]
-
-
-def _masked(stacks: Sequence[tuple[Path, Path]], tell: Callable[[str], None]) -> Material:
-    slices: list[tuple[str, Slice]] = []
-    for image, mask in stacks:
-        patient = f"{SPIDER}/{mask.name.split('_')[0]}"
-        made = slices_with_truth(read_mha(image, np.float32), read_mha(mask, np.uint8))
-        slices += [(patient, one) for one in made]
-    tell(f"{len(slices)} slices of {len(stacks)} scans with masks")
-    return _material(slices)
-
-
-def _drawn(recipe: Recipe, tell: Callable[[str], None]) -> Material:
-    slices: list[tuple[str, Slice]] = []
-    for patient in range(recipe.phantoms):
-        draw = hard_phantom if patient < _HARD_PHANTOMS * recipe.phantoms else phantom
-        drawn = draw(recipe.seed + 7, patient)
-        count = drawn.scan.voxels.shape[2]
-        away_mm = abs(np.arange(count) - (count - 1) / 2) * drawn.scan.spacing_mm[2]
-        inner = np.flatnonzero(away_mm <= _MIDDLE_MM)
-        chosen = np.random.default_rng(recipe.seed + patient).choice(inner, _PHANTOM_SLICES, replace=False)
-        slices += [("", one) for one in slices_with_truth(drawn.scan, drawn.mask, sorted(chosen.tolist()))]
-    tell(f"{len(slices)} slices of {recipe.phantoms} phantoms")
-    return _material(slices)
-
-
-def _taught(variables: dict[str, Any], marked: Sequence[MarkedSlice], tell: Callable[[str], None]) -> Material:
-    slices = [(_name(one), made) for one in marked for made in pseudo_labelled(variables, [one])]
-    tell(f"corners for {len(slices)} of {len(marked)} marked slices")
-    return _material(slices)
-
-
-def _material(slices: Sequence[tuple[str, Slice]]) -> Material:
-    if not slices:
-        none = np.zeros((0,), np.float32)
-        return Material(Crops(*(none for _ in Crops._fields)), np.zeros((0,), "U1"))
-    return Material(stack([one for _, one in slices]), np.array([patient for patient, _ in slices]))
-
-
-def _kept(path: Path, make: Callable[[], Material]) -> Material:
-    """Slices from a file, if an earlier run with these settings has written it; otherwise they are made and written."""
-    if not path.exists():
-        made = make()
-        weights.write_arrays(path, {**made.slices._asdict(), "patients": made.patients})
-    return _read(path)
-
-
-def _read(path: Path) -> Material:
-    with np.load(path, allow_pickle=False) as arrays:
-        return Material(Crops(*(arrays[name] for name in Crops._fields)), arrays["patients"])

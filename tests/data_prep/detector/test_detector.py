@@ -15,7 +15,7 @@ from data_prep.detector.detect import detect
 from data_prep.detector.doubt import MAX_MARGIN
 from data_prep.detector.grid import OFFSET_MM, PIXEL_MM, alone, normalise, resample, with_neighbours
 from data_prep.detector.network import BodyNet
-from data_prep.detector.training import run
+from data_prep.detector.training import material, run
 from data_prep.detector.training.augment import Crops, random_crop, stack
 from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
 from data_prep.detector.training.step import detector_loss
@@ -85,6 +85,7 @@ def test_a_body_without_a_candidate_is_skipped_and_counted(seen):
     found = detect(SCAN)
     assert [one.name for one in found.bodies] == ["T12", "L1", "L2", "L3", "L4", "L5", "S1"]
     assert found.confidence["L3"] == 0
+    assert found.corner_mm.keys() == {"T12", "L1", "L2", "L4", "L5", "S1"}  # nothing tells how far off a placed body is
     assert any("L3 was not seen" in note for note in found.notes)
     l3 = next(one for one in found.bodies if one.name == "L3")
     np.testing.assert_allclose(l3.corners, body(155.0).corners, atol=3.0)
@@ -444,8 +445,8 @@ def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, monkeypatch):
 def test_a_detector_learns_from_all_patients_but_those_of_its_fold():
     patients = [*(f"spider/{number}" for number in range(40)), *(f"sudirman/{number}" for number in range(40)), ""]
     slices = Crops(*(np.arange(len(patients)) for _ in Crops._fields))
-    material = run.Material(slices, np.array(patients))
-    learned = [set(material.without(fold).kinds.tolist()) for fold in range(NUM_FOLDS)]
+    slices = material.Material(slices, np.array(patients))
+    learned = [set(slices.without(fold).kinds.tolist()) for fold in range(NUM_FOLDS)]
     for number, patient in enumerate(patients[:-1]):
         unseen_by = [fold for fold in range(NUM_FOLDS) if number not in learned[fold]]
         assert unseen_by == [fold_of(*patient.split("/"))]
@@ -456,6 +457,6 @@ def test_a_run_with_other_images_of_the_same_names_is_another_run(tmp_path):
     image = tmp_path / "images" / "1_t2.mha"
     image.parent.mkdir()
     image.write_bytes(b"one")
-    before = run._digest([image])
+    before = material.digest([image])
     image.write_bytes(b"two")
-    assert run._digest([image]) != before
+    assert material.digest([image]) != before
