@@ -24,7 +24,7 @@ from spinejax.inference import hotspots, predict
 from spinejax.inference.hotspots import Method
 from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import XLA, OneDevice, SpineNet
-from spinejax.training import checkpoint
+from spinejax.training import checkpoint, shipped
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """On which an exported network runs."""
@@ -42,20 +42,23 @@ class Grades(NamedTuple):
     spread: dict[str, Float[np.ndarray, " N"]]
 
 
-def load(path: str | Path) -> tuple[SpineNet, dict[str, Any]]:
-    """The network of a run, with its weights on the default device: `model.apply(variables, windows)`.
+def load(path: str | Path | None = None) -> tuple[SpineNet, dict[str, Any]]:
+    """A trained network, with its weights on the default device: `model.apply(variables, windows)`.
 
     Args:
-        path: a run (its best step is loaded), an exported folder, or one step's folder.
+        path: a run (its best step is loaded), an exported folder, or one step's folder. Default: the network that ships
+            with this package.
 
     Raises:
         SpinejaxError: there is no checkpoint, or it is damaged, or made by a later version.
 
     Example:
+        >>> model, variables = load()
+        >>> scores = model.apply(variables, jnp.zeros((1, 112, 224, 9)))
         >>> model, variables = load("runs/quickstart/run")  # doctest: +SKIP
         >>> scores = model.apply(variables, windows)  # doctest: +SKIP
     """
-    model, variables = checkpoint.load(path)
+    model, variables = checkpoint.load(shipped.FOLDER if path is None else path)
     return model, jax.device_put(variables)
 
 

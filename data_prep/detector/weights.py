@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spinejax.errors import SpinejaxError
+from spinejax.files.arrays import read_arrays, write_arrays
 from spinejax.files.atomic import write_atomically
 from spinejax.files.checksums import sha256_of
 
@@ -46,17 +47,6 @@ def describe(path: Path, about: dict[str, Any]) -> None:
     write_atomically(path.with_suffix(".json"), lambda part: part.write_text(text))
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Write arrays as one .npz file that appears whole or not at all."""
-    save_arrays = np.savez_compressed if compressed else np.savez
-
-    def write(part: Path) -> None:
-        with open(part, "wb") as file:
-            save_arrays(file, **arrays)  # type: ignore[arg-type]
-
-    write_atomically(path, write)
-
-
 @lru_cache(maxsize=2)
 def load(path: Path = SHIPPED) -> list[dict[str, Any]]:
     """Read the members and check the file's SHA-256: nested dictionaries of float32 arrays, as Flax takes them.
@@ -78,8 +68,7 @@ def load(path: Path = SHIPPED) -> list[dict[str, Any]]:
             f"{path}: weights of version {about.get('version', 1)}, expected {_VERSION}. Train them again, or use the "
             "release that they were made with."
         )
-    with np.load(path, allow_pickle=False) as arrays:
-        members = unflatten_dict({name: arrays[name].astype(np.float32) for name in arrays.files}, sep="/")
+    members = unflatten_dict({name: half.astype(np.float32) for name, half in read_arrays(path).items()}, sep="/")
     return [members[number] for number in sorted(members, key=int)]
 
 

@@ -12,28 +12,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import pydantic
 from typing_extensions import TypedDict
 
 from spinejax.errors import SpinejaxError
 from spinejax.files.json_files import read_json, write_json
 from spinejax.inference.graded import Graded
 from spinejax.metrics import calibration
-from spinejax.training import checkpoint
+from spinejax.metrics.calibration import Fit
+from spinejax.training import checkpoint, shipped
 from spinejax.training.checkpoint import CALIBRATION
 from spinejax.training.saved_step import weights_digest
-
-
-class Fit(TypedDict):
-    """The temperatures of one way of grading: a number of views, and what is averaged over them."""
-
-    num_views: Annotated[int, pydantic.Field(ge=1)]
-    average: Literal["probabilities", "logits"]
-    data: str  # digest of the data set whose validation discs it was fitted on
-    discs: dict[str, int]  # labelled discs of each task there; without any, the temperature is 1
-    temperatures: dict[str, Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]]
 
 
 class _File(TypedDict):
@@ -108,13 +98,14 @@ def read(path: str | Path, *, num_views: int, average: str, weights: str | None 
     Raises:
         SpinejaxError: there is no checkpoint, or its temperatures are damaged or were fitted to other weights.
     """
-    fits = _read(*_resolved(path, weights))
+    folder, weights = _resolved(path, weights)
+    fits = shipped.about(folder)["temperatures"] if shipped.is_one(folder) else _read(folder, weights)
     return next((each for each in fits if _way(each) == (num_views, average)), None)
 
 
 def _resolved(path: str | Path, weights: str | None) -> tuple[Path, str]:
     folder = Path(path) if weights else checkpoint.find(path)
-    return folder, weights or weights_digest(folder)
+    return folder, weights or checkpoint.identify(folder)[1]
 
 
 def _read(folder: Path, weights: str) -> list[Fit]:

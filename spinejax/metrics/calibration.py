@@ -7,11 +7,14 @@ doubtful discs are referred to a rater, how often are the grades of the others r
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 from jaxtyping import Bool, Float, Int, Num, Shaped
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from typing_extensions import TypedDict
 
 from spinejax.metrics.grading import Estimate, mean_over_patients
 from spinejax.tasks import Task
@@ -21,6 +24,16 @@ COVERAGES = (1.0, 0.9, 0.8, 0.5)
 """Fractions of the discs that are kept, at which accuracy is reported."""
 
 _TEMPERATURES = (0.05, 20.0)
+
+
+class Fit(TypedDict):
+    """The temperatures of one way of grading: a number of views, and what is averaged over them."""
+
+    num_views: Annotated[int, pydantic.Field(ge=1)]
+    average: Literal["probabilities", "logits"]
+    data: str  # digest of the data set whose validation discs it was fitted on
+    discs: dict[str, int]  # labelled discs of each task there; without any, the temperature is 1
+    temperatures: dict[str, Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]]
 
 
 def fit_temperature(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> float:

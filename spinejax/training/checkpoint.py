@@ -27,13 +27,22 @@ from spinejax.geometry import WINDOW_SHAPE
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import processes
 from spinejax.parallel.devices import to_host
-from spinejax.training import saved_step
-from spinejax.training.saved_step import CHECKPOINTS, Model, Record, Unlogged, best_step, read_record, steps_of
+from spinejax.training import saved_step, shipped
+from spinejax.training.saved_step import (
+    CHECKPOINTS,
+    OPTIONS,
+    Model,
+    Record,
+    Unlogged,
+    best_step,
+    read_record,
+    steps_of,
+    weights_digest,
+)
 from spinejax.training.train_step import TrainState, initialise_from
 
 EXPORT = "export"
 CALIBRATION = "calibration.json"
-OPTIONS = "config.json"
 
 
 class Checkpoints:
@@ -249,7 +258,7 @@ def load(path: str | Path) -> tuple[SpineNet, dict]:
     """The network of a run, ready to apply: `model.apply(variables, windows)`.
 
     Args:
-        path: a run (its best step is loaded), an exported folder, or one step's folder.
+        path: a run (its best step is loaded), an exported folder, one step's folder, or a folder of `shipped.write`.
 
     Returns:
         The module, and its variables as numpy arrays: `params` and `constants`.
@@ -262,12 +271,24 @@ def load(path: str | Path) -> tuple[SpineNet, dict]:
         >>> logits = model.apply(variables, windows)  # doctest: +SKIP
     """
     folder = find(path)
-    record, items = saved_step.read(folder, "variables")
+    if shipped.is_one(folder):
+        record, variables = shipped.read(folder)
+    else:
+        record, items = saved_step.read(folder, "variables")
+        variables = items["variables"]
     arguments: dict[str, Any] = {**record["model"], "dtype": jnp.dtype(record["model"]["dtype"])}
     model = SpineNet(tasks=task_tables.from_json(record["tasks"]), **arguments)
     windows = jnp.zeros((1, *WINDOW_SHAPE[:2], model.num_slices))
-    _check_same_shapes(folder, items["variables"], jax.eval_shape(model.init, jax.random.key(0), windows))
-    return model, items["variables"]
+    _check_same_shapes(folder, variables, jax.eval_shape(model.init, jax.random.key(0), windows))
+    return model, variables
+
+
+def identify(folder: Path) -> tuple[Record, str]:
+    """The record of a checkpoint's folder, from `find`, and a sha256 that identifies its weights."""
+    if shipped.is_one(folder):
+        known = shipped.about(folder)
+        return known["record"], known["sha256"]
+    return read_record(folder), weights_digest(folder)
 
 
 def export(run: str | Path) -> Path:
@@ -298,7 +319,7 @@ def find(path: str | Path) -> Path:
         SpinejaxError: no checkpoint there.
     """
     path = Path(path).absolute()
-    if (path / "variables").is_dir():
+    if (path / "variables").is_dir() or shipped.is_one(path):
         return path
     if (best := best_step(path)) is not None:
         return path / CHECKPOINTS / str(best)

@@ -32,6 +32,8 @@ from spinejax.files import checksums
 from spinejax.files.json_files import read_json
 
 CHECKPOINTS = "checkpoints"
+OPTIONS = "config.json"
+"""A run's subfolder of saved steps, and its options."""
 
 Unlogged = list[dict[str, float | None]]
 """Metrics of the steps since the last line of the log, a dictionary for each step; None for one that is not finite."""

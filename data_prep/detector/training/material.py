@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.detector import weights
 from data_prep.detector.training.augment import Crops, stack
 from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.detector.training.marked import SPIDER, MarkedSlice
@@ -22,6 +21,7 @@ from data_prep.phantom.hard_phantom import hard_phantom
 from data_prep.phantom.phantom import phantom
 from data_prep.read.metaimage import read_mha
 from spinejax.errors import SpinejaxError
+from spinejax.files.arrays import write_arrays
 from spinejax.files.checksums import sha256_of
 
 _PHANTOM_SLICES = 4  # slices used of each phantom
@@ -108,7 +108,7 @@ def kept(path: Path, make: Callable[[], Material]) -> Material:
     """Slices from a file, if an earlier run with these settings has written it; otherwise they are made and written."""
     if not path.exists():
         made = make()
-        weights.write_arrays(path, {**made.slices._asdict(), "patients": made.patients})
+        write_arrays(path, {**made.slices._asdict(), "patients": made.patients})
     return read(path)
 
 

@@ -29,6 +29,7 @@ from data_prep.detector.training.marked import SPIDER, SUDIRMAN, MarkedSlice, sp
 from data_prep.detector.training.material import is_of, name_of
 from data_prep.detector.training.step import init, train_step
 from spinejax.errors import SpinejaxError
+from spinejax.files.arrays import write_arrays
 from spinejax.files.atomic import write_atomically
 from spinejax.parallel import runtime
 
@@ -202,7 +203,7 @@ def _fit(
             tell(f"step {number} of {num_steps}: {losses_text}, {pace:.2f} s")
             seen = []
             leaves = jax.tree.leaves((state, average))
-            weights.write_arrays(path, {str(index): np.asarray(leaf) for index, leaf in enumerate(leaves)})
+            write_arrays(path, {str(index): np.asarray(leaf) for index, leaf in enumerate(leaves)})
     return jax.tree.map(np.asarray, average)
 
 
