@@ -10,12 +10,12 @@ import tyro
 
 from data_prep.commands.detector import detect_eval, train_detector
 from data_prep.commands.look import inspect, inventory, overlay, stats, verify
-from data_prep.commands.make import fold, phantom, scans, spider
+from data_prep.commands.make import fold, phantom, pooled, scans, spider
 from data_prep.commands.results import results
 from spinejax.errors import status_of
 from spinejax.files.addresses import PATHS
 
-_MAKE = (phantom, spider, scans, fold)
+_MAKE = (phantom, spider, pooled, scans, fold)
 _LOOK = (inventory, overlay, verify, stats, inspect)
 _COMMANDS = (*_MAKE, *_LOOK, results, train_detector, detect_eval)
 

@@ -63,10 +63,19 @@ class Config:
     """Times that the learning rate is lowered; training ends at the next plateau."""
     task_weights: tuple[tuple[str, float], ...] = ()
     """Weights of the tasks' losses (the paper's ω), as `NAME VALUE` pairs; 1 for a task that is not named."""
+    soft_labels: float = 0.0
+    """Share of a disc's target that the grades next to its label have. 0 is the paper's loss."""
+    average_weights: float = 0.0
+    """Share that a running average of the weights keeps at each step, such as 0.999. The average is evaluated, saved
+    and exported. 0 averages nothing."""
     max_skipped: int = 5
     """Steps in a row with a NaN or infinite gradient, each of them skipped, after which training stops."""
     views: ViewRanges = field(default_factory=ViewRanges)
     """Ranges from which the random view of each disc is drawn."""
+    gamma: float = 0.0
+    """Greatest logarithm of the random exponent, either way, to which intensities are raised in training."""
+    blur: float = 0.0
+    """Greatest weight of a blurred copy that is mixed into a window in training, from 0 to 1."""
 
     seed: int = 0
     """Seed of the initial weights, the order of the discs, their views and dropout."""
@@ -87,11 +96,13 @@ class Config:
             require_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require_option(0 < self.width <= MAX_WIDTH, "width", self.width, f"above 0, at most {MAX_WIDTH}")
         require_option(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
-        for name in ("dropout", "momentum"):
+        for name in ("dropout", "momentum", "soft_labels", "average_weights"):
             require_option(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         require_option(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")
         for name in ("weight_decay", "num_decays", "workers"):
             require_option(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
+        for name in ("gamma", "blur"):
+            require_option(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         require_option(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         for name, weight in self.task_weights:
             require_option(0 <= weight < float("inf"), "task_weights", f"{name} {weight}", "weights of 0 or more")

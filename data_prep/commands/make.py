@@ -19,6 +19,8 @@ from data_prep.detector.doubt import MAX_DOUBT
 from data_prep.read.found import Found
 from data_prep.sources.labels import read_labels, read_tasks
 from data_prep.sources.phantoms import phantom_jobs, write_phantoms
+from data_prep.sources.pooled import POOLED_TASKS, Patient, pooled_jobs
+from data_prep.sources.scan_files import Cutting
 from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
 from data_prep.sources.summary import Summary, check_log, summarised
 from spinejax.data.dataset import DataSet
@@ -108,6 +110,38 @@ def spider(
     )
     preprocessing = {"source": "SPIDER", "series": " ".join(series), "slices": SLICES[slices], "seed": writing.seed}
     return _build(jobs, writing, SPIDER_TASKS, ("region",), preprocessing, Found(notes=notes), compare_labels=True)
+
+
+def pooled(
+    writing: WritingPatients,
+    *,
+    spider: Path,
+    sudirman: Path,
+    series: tuple[str, ...] = ("t2", "t1", "t2_SPACE"),
+    held_out: tuple[str, ...] = (),
+    max_doubt: float = MAX_DOUBT,
+) -> int:
+    """Make one data set of SPIDER's training patients and of Sudirman's patients, with the tasks of both.
+
+    One patient in eight, chosen by a hash of the number, is in validation; the others are in train.
+
+    Args:
+        spider: ROOT: the folder with images/, masks/, radiological_gradings.csv and overview.csv of SPIDER.
+        sudirman: ROOT: the folder with images/, labels.csv and boxes.csv of the Lumbar Spine MRI Dataset.
+        series: Series of SPIDER to read: the scans named <patient>_<series>.mha.
+        held_out: Patients of the test split, such as spider/7.
+        max_doubt: Greatest probability of wrong levels that is accepted of detected vertebrae.
+    """
+    jobs, notes = pooled_jobs(
+        spider,
+        sudirman,
+        series=series,
+        held_out=[Patient.parse(name) for name in held_out],
+        pseudonyms=load_or_make_key(writing.key, writing.out),
+        cutting=Cutting(convention="spider", max_doubt=max_doubt),
+    )
+    preprocessing = {"source": "SPIDER and Sudirman", "series": " ".join(series), "slices": SLICES["slabs"]}
+    return _build(jobs, writing, POOLED_TASKS, ("region",), preprocessing, Found(notes=notes), compare_labels=True)
 
 
 def scans(

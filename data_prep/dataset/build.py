@@ -122,7 +122,7 @@ def build(
         summaries = list(run(partial(_assemble, tasks=tasks, masks=masks), paths, scans))
         outcome.discs = sum((summary.discs for summary in summaries), Counter())
         try:
-            write_manifest(unfinished, summaries, tasks, preprocessing, masks)
+            write_manifest(unfinished, summaries, tasks, preprocessing, masks, {"scans": _origins(jobs)})
         except SpinejaxError as error:  # no disc, or one that a data set must not have: the next run starts again
             shutil.rmtree(unfinished)
             fault = str(error).removeprefix(f"{unfinished}: ")
@@ -134,6 +134,12 @@ def build(
     if compare_labels:
         outcome.notes += compare(labelled, tasks)
     return outcome
+
+
+def _origins(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
+    """Scan → its source and contrast, as far as they are known."""
+    known = {job.scan: {"source": job.source, "contrast": job.contrast} for job in jobs}
+    return {scan: known[scan] for scan in sorted(known) if any(known[scan].values())}
 
 
 def _deal(jobs: Sequence[Job], num_shards: int) -> list[list[Job]]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from data_prep.dataset.resuming import only_writer
 from data_prep.dataset.splits import split_patients
@@ -36,13 +37,29 @@ def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, i
     """
     number, num_folds = parse_fold(fold)
     splits = fold_of_patients(labels_by_patient(data), number, num_folds, seed=seed)
+    return write_split(data, out, splits, {"fold": fold, "fold_seed": seed})
+
+
+def write_split(
+    data: DataSet, out: Path, splits: Mapping[str, str], preprocessing: Mapping[str, Any]
+) -> dict[str, int]:
+    """Write the manifest of the same discs with other splits.
+
+    Args:
+        data, out: as for `write_fold`.
+        splits: patient → split, for every patient.
+        preprocessing: what is added to the manifest's entry of this name.
+
+    Returns, raises: as `write_fold`.
+    """
     original = Path(os.path.relpath(data.paths[0].parent.resolve(), out.resolve())).as_posix()
     if "\\" in original or not original.isprintable() or printable(original) != original:
         raise SpinejaxError(f"{printable(original)}: a fold cannot refer to a folder of this name. Rename the folder.")
-    of_fold = {
+    also = {
+        **({"scans": data.manifest["scans"]} if "scans" in data.manifest else {}),
         "schema_version": data.manifest["schema_version"],
         "original": original if original.startswith(".") else f"./{original}",
-        "patients": splits,
+        "patients": dict(splits),
     }
     with only_writer(out):
         if (out / MANIFEST).exists():
@@ -54,8 +71,8 @@ def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, i
                 disc = data.disc(row, masks=False)
                 summary.add(dataclasses.replace(disc, split=splits[disc.patient]))
             summaries.append(summary)
-        preprocessing = data.manifest["preprocessing"] | {"fold": fold, "fold_seed": seed}
-        write_manifest(out, summaries, data.tasks, preprocessing, data.masks, of_fold)
+        described = data.manifest["preprocessing"] | dict(preprocessing)
+        write_manifest(out, summaries, data.tasks, described, data.masks, also)
     return {split: sum(summary.discs[split] for summary in summaries) for split in SPLITS}
 
 

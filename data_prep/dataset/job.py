@@ -50,6 +50,8 @@ class Job:
     per_disc: bool = False  # normalise each disc by one median, instead of each slice by its own
     native_slices: bool = False  # do not average thin slices
     refuse_doubtful: bool = False  # leave the scan out if its levels are doubtful
+    source: str = ""  # the public data set that it comes from
+    contrast: str = ""  # as of `data_prep.read.contrast`
 
     def cut(self) -> tuple[list[DiscVolume], list[str]]:
         """The scan's disc volumes, and notes on what is doubtful or was left out. Raises SpinejaxError: as `locate`."""

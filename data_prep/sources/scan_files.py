@@ -186,6 +186,7 @@ def job_of(
     pseudonyms: Pseudonyms,
     refuse_doubtful: bool,
     member: int | None = None,
+    source: str = "",
 ) -> Job:
     """The job of one series. The arguments are those of `locate` and `Job`."""
     mask = files_of(vertebrae) if isinstance(vertebrae, Path) else ()
@@ -201,6 +202,8 @@ def job_of(
         per_disc=cutting.normalise == "disc",
         native_slices=cutting.slices == "native",
         refuse_doubtful=refuse_doubtful,
+        source=source,
+        contrast=series.facts.contrast,
     )
 
 

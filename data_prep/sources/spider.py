@@ -22,13 +22,15 @@ from data_prep.dataset.splits import PAPER_FRACTIONS, split_patients
 from data_prep.detector.doubt import MAX_DOUBT
 from data_prep.detector.weights import member_without
 from data_prep.read.csv_tables import read_table, refuse, some
-from data_prep.read.found import Series
+from data_prep.read.found import Facts, Series
 from data_prep.read.names import canonical
 from data_prep.read.volume_files import read_volume, stem_of
 from data_prep.sources.labels import Column, labels_of_row
 from data_prep.sources.scan_files import Cutting, job_of
 from spinejax.errors import SpinejaxError
 from spinejax.tasks import LEVELS, Task
+
+SOURCE = "spider"
 
 _ABSENT_PRESENT = ("absent", "present")
 _NORMAL_ABNORMAL = ("normal", "abnormal")
@@ -111,16 +113,24 @@ def spider_jobs(
     notes = [f"{len(others)} patients have no scan of the series {', '.join(series)}: {some(sorted(others))}"]
     jobs = [
         job_of(
-            Series(canonical(image.name), stem_of(image), patient, (image,), partial(read_volume, image)),
+            Series(
+                canonical(image.name),
+                stem_of(image),
+                patient,
+                (image,),
+                partial(read_volume, image),
+                Facts(contrast="t1" if own == "t1" else "t2"),
+            ),
             mask if (mask := root / "masks" / image.name).is_file() else None,
             cutting,
             labels=labels.get(patient, {}),
             split=splits[patient],
             pseudonyms=pseudonyms,
             refuse_doubtful=not keep_doubtful,
-            member=member_without("spider", patient),  # so that the network did not learn this patient's discs
+            source=SOURCE,
+            member=member_without(SOURCE, patient),  # so that the network did not learn this patient's discs
         )
-        for (patient, _), image in scans.items()
+        for (patient, own), image in scans.items()
         if patient in patients
     ]
     return jobs, notes if others else []

@@ -48,6 +48,11 @@ class _Task(TypedDict):
     grades: list[str]
 
 
+class _Scan(TypedDict):
+    source: str
+    contrast: str
+
+
 class Manifest(TypedDict):
     """The content of `manifest.json`. Schema version 1 had no column `checksum` in its shards."""
 
@@ -59,6 +64,7 @@ class Manifest(TypedDict):
     splits: Annotated[dict[Literal["train", "validation", "test"], _Split], pydantic.Field(min_length=3)]
     slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
     files: Annotated[list[_File], pydantic.Field(min_length=1)]
+    scans: NotRequired[dict[str, _Scan]]  # by pseudonym: the public data set and the contrast, where they are known
     # Of a fold only:
     original: NotRequired[_Folder]  # the data set that has the shards, relative to the fold's folder
     patients: NotRequired[dict[str, Literal["train", "validation", "test"]]]
@@ -70,7 +76,7 @@ def write_manifest(
     tasks: Sequence[Task],
     preprocessing: dict,
     masks: Sequence[str],
-    of_fold: Mapping[str, Any] = {},
+    also: Mapping[str, Any] = {},
 ) -> dict:
     """Write `manifest.json`, which makes the folder a data set, and return its contents.
 
@@ -78,7 +84,7 @@ def write_manifest(
         folder: the folder.
         summaries: of its shards.
         tasks, preprocessing, masks: the entries of these names.
-        of_fold: entries of a fold: `original`, `patients`, and the `schema_version` of the shards.
+        also: further entries: `scans`; of a fold also `original`, `patients`, and the `schema_version` of the shards.
 
     Raises:
         SpinejaxError: there is no disc; or a patient or an image is in two splits.
@@ -98,7 +104,7 @@ def write_manifest(
             {"name": s.file, "discs": s.num_discs, "bytes": s.bytes, "sha256": s.sha256}
             for s in sorted(summaries, key=lambda s: s.file)
         ],
-        **of_fold,
+        **also,
     }
     write_json(folder / MANIFEST, manifest)
     return manifest

@@ -40,6 +40,7 @@ def task_loss(
     logits: Float[Array | np.ndarray, "N C"],
     labels: Int[Array | np.ndarray, "..."],
     class_weights: Float[Array | np.ndarray, "..."],
+    softness: float = 0.0,
 ) -> Float[Array, ""]:
     """Class-balanced softmax log-loss of one task, averaged over its labelled discs (paper, Sect. 2).
 
@@ -49,6 +50,8 @@ def task_loss(
         logits: unnormalised grade scores.
         labels: [N]. Grade in [0, C), or `UNLABELLED`.
         class_weights: [C]. A disc's loss is multiplied by its grade's weight.
+        softness: in [0, 1), the share of a disc's target that its neighbouring grades have, half of it each; at either
+            end of the scale the only neighbour has all of it. Raters differ by one grade far more often than by two.
 
     Returns:
         The loss in nats. Zero, with zero gradient, if no disc is labelled.
@@ -68,9 +71,21 @@ def task_loss(
         )
     labelled = labels != UNLABELLED
     grade = jnp.where(labelled, labels, 0)  # as an index, -1 would be the last grade
-    log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), grade[:, None], axis=1)[:, 0]
-    losses = -log_probability * jnp.asarray(class_weights)[grade]
+    log_probability = jax.nn.log_softmax(logits)
+    if softness:
+        target = _softened(logits.shape[1], softness)[grade]
+        losses = -jnp.sum(target * log_probability, axis=1)
+    else:
+        losses = -jnp.take_along_axis(log_probability, grade[:, None], axis=1)[:, 0]
+    losses *= jnp.asarray(class_weights)[grade]
     return jnp.sum(losses, where=labelled) / jnp.maximum(jnp.sum(labelled, dtype=losses.dtype), 1)
+
+
+def _softened(num_grades: int, softness: float) -> Float[Array, "C C"]:
+    """A row for each grade: the target of a disc that has this label. Rows sum to 1."""
+    neighbours = np.eye(num_grades, k=1) + np.eye(num_grades, k=-1)
+    shares = neighbours / neighbours.sum(1, keepdims=True)
+    return jnp.asarray((1 - softness) * np.eye(num_grades) + softness * shares, jnp.float32)
 
 
 def multi_task_loss(
@@ -78,13 +93,15 @@ def multi_task_loss(
     labels: Mapping[str, jax.Array],
     class_weights: Mapping[str, jax.Array | np.ndarray],
     task_weights: Mapping[str, float],
+    softness: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum of all tasks' losses, L = Σ_t ω_t L_t (paper, Sect. 2), and each L_t by name.
 
     Args:
         logits, labels, class_weights: `task_loss`'s arguments by task name.
         task_weights: ω_t by task name; a task that is not listed has weight 1, as in the paper.
+        softness: as for `task_loss`, the same for all tasks.
     """
-    losses = {name: task_loss(logits[name], labels[name], class_weights[name]) for name in logits}
+    losses = {name: task_loss(logits[name], labels[name], class_weights[name], softness) for name in logits}
     total = jnp.asarray(sum(task_weights.get(name, 1.0) * loss for name, loss in losses.items()))
     return total, losses

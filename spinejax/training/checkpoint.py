@@ -174,8 +174,7 @@ def save(
     state = to_host(state)
 
     def write() -> None:
-        optimiser = flax.serialization.to_state_dict(state)
-        variables = {name: optimiser.pop(name) for name in ("params", "constants")}
+        variables, optimiser = _items(state)
         arguments: Any = {name: getattr(model, name) for name in Model.__annotations__}
         record: Record = {
             "version": 3,
@@ -247,11 +246,26 @@ def restore(
             f"{folder}: this run learned from another data set than the one given, or that has changed since. Going on "
             "would mix the two, and could train on test patients. Give the same --data, or another --workdir."
         )
-    found, template = items["optimiser"] | items["variables"], to_host(template)
-    _check_same_shapes(folder, found, flax.serialization.to_state_dict(template))
+    template = to_host(template)
+    for item, expected in zip(("variables", "optimiser"), _items(template), strict=True):
+        _check_same_shapes(folder, items[item], expected)
+    found = items["variables"] | items["optimiser"] | {"average": {}}
+    if template.average:  # what is saved as the network's weights is the average
+        found |= {"average": items["variables"]["params"]}
     if record["tasks"] != task_tables.to_json(model.tasks):
         raise SpinejaxError(f"{folder}: its task table is not the data set's. Give the --data that it was trained on.")
     return flax.serialization.from_state_dict(template, found)
+
+
+def _items(state: TrainState) -> tuple[dict, dict]:
+    """A state as the two items of a saved step: what the network needs, and the rest.
+
+    If there is an average of the weights, it is what the network needs; the weights themselves are among the rest.
+    """
+    rest = flax.serialization.to_state_dict(state)
+    average = rest.pop("average")
+    variables = {"params": average or rest.pop("params"), "constants": rest.pop("constants")}
+    return variables, rest
 
 
 def load(path: str | Path) -> tuple[SpineNet, dict]:

@@ -106,8 +106,7 @@ def summary(metrics_of_steps: Unlogged, *, max_skipped: int) -> dict[str, float 
 
 def validate(state: TrainState, feed: Feed, *, model: SpineNet) -> tuple[float, dict[str, float]]:
     """Return 1 - the mean accuracy over tasks, and each task's mean per-class accuracy by its name in the log."""
-    variables = {"params": state.params, "constants": state.constants}
-    counts = [eval_step(variables, feed.put(batch), model=model) for batch in feed.validation()]
+    counts = [eval_step(state.variables, feed.put(batch), model=model) for batch in feed.validation()]
     confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *devices.to_host(counts))
     accuracies = {
         f"validation_accuracy/{name}": float(mean_per_class_accuracy(confusion))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt16
 from spinejax.config import Config
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
-from spinejax.network import losses, views
+from spinejax.network import appearance, losses, views
 from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import View, ViewRanges
 from spinejax.parallel.layout import Layout
@@ -39,6 +39,7 @@ class TrainState(flax.struct.PyTreeNode):
         momentum: the optimiser's state.
         plateau: optax's record of the validation error; its `scale` multiplies the learning rate.
         skipped: int32[]. Steps in a row, up to the last one, whose gradient was NaN or infinite.
+        average: the running average of the weights, like `params`; empty without `Config.average_weights`.
     """
 
     step: Any
@@ -47,6 +48,12 @@ class TrainState(flax.struct.PyTreeNode):
     momentum: optax.OptState
     plateau: Any
     skipped: Any
+    average: dict = flax.struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is evaluated with, and what is saved as its weights."""
+        return {"params": self.average or self.params, "constants": self.constants}
 
 
 def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
@@ -72,6 +79,7 @@ def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: Float[Arra
         momentum=make_optimiser(config).init(variables["params"]),
         plateau=make_plateau(config).init(variables["params"]),
         skipped=jnp.int32(0),
+        average=jax.tree.map(jnp.copy, variables["params"]) if config.average_weights else {},
     )
 
 
@@ -95,7 +103,8 @@ def initialise_from(state: TrainState, params: Mapping) -> tuple[TrainState, lis
             "--init-from: none of that run's weights fits this network by name and shape. Does its --width differ?"
         )
     initialised = {path: np.asarray(leaf, new[path].dtype) for path, leaf in fitting.items()}
-    state = state.replace(params=flax.traverse_util.unflatten_dict(new | initialised))
+    params = flax.traverse_util.unflatten_dict(new | initialised)
+    state = state.replace(params=params, average=params if state.average else {})
     return state, sorted({"/".join(path[:-1]) for path in initialised})
 
 
@@ -151,7 +160,7 @@ def train_step(
 
 
 def _in_two_programs(key, state, batch, class_weights, *, config, layout=None, **options):
-    how = {"ranges": config.views, "dtype": config.dtype, "layout": layout}
+    how = {"ranges": config.views, "dtype": config.dtype, "layout": layout, "gamma": config.gamma, "blur": config.blur}
     windows = draw_windows(key, state.step, batch["volume"], **how)
     return update(key, state, windows, batch["labels"], class_weights, config=config, layout=layout, **options)
 
@@ -160,7 +169,7 @@ whole_step = jax.jit(_in_two_programs, static_argnames=("model", "config", "layo
 """`train_step` as one program."""
 
 
-@functools.partial(jax.jit, static_argnames=("ranges", "dtype", "layout"))
+@functools.partial(jax.jit, static_argnames=("ranges", "dtype", "layout", "gamma", "blur"))
 def draw_windows(
     key: jax.Array,
     step: Int[Array, ""],
@@ -169,25 +178,33 @@ def draw_windows(
     ranges: ViewRanges,
     dtype: str = "float32",
     layout: Layout | None = None,
+    gamma: float = 0.0,
+    blur: float = 0.0,
 ) -> Float[Array, "N 112 224 9"]:
     """A window of each disc through its own random view, decided by the key, the step and its index in the batch.
 
-    `dtype` is the network's, as for `views.take`; `layout` divides the discs over devices, None leaves them on one.
+    `dtype` is the network's, as for `views.take`; `layout` divides the discs over devices, None leaves them on one;
+    `gamma` and `blur` are as for `appearance.vary`.
     """
     view_key, _ = _keys(key, step)
     view_keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(jnp.arange(volumes.shape[0]))
-    take = functools.partial(_take_each, dtype=jnp.dtype(dtype))
+    take = functools.partial(_take_each, dtype=jnp.dtype(dtype), gamma=gamma, blur=blur)
     each_its_own = layout.by_disc(take) if layout else take
-    return each_its_own(volumes, jax.vmap(functools.partial(views.sample, ranges=ranges))(view_keys))
+    chosen = jax.vmap(functools.partial(views.sample, ranges=ranges))(view_keys)
+    return each_its_own(volumes, chosen, jax.vmap(lambda key: jax.random.fold_in(key, 0))(view_keys))
 
 
-def _take_each(volumes: jax.Array, chosen: View, *, dtype) -> jax.Array:
+def _take_each(volumes: jax.Array, chosen: View, keys: jax.Array, *, dtype, gamma: float, blur: float) -> jax.Array:
     """One device's windows, a group at a time."""
-    take = jax.vmap(functools.partial(views.take, dtype=dtype))
+
+    def take_one(volume: jax.Array, view: View, key: jax.Array) -> jax.Array:
+        return appearance.vary(key, views.take(volume, view, dtype=dtype), gamma=gamma, blur=blur)
+
+    take = jax.vmap(take_one)
     windows = []
     for start in range(0, len(volumes), DISCS_AT_ONCE):
         group = slice(start, start + DISCS_AT_ONCE)
-        windows.append(take(volumes[group], View(*(leaf[group] for leaf in chosen))))
+        windows.append(take(volumes[group], View(*(leaf[group] for leaf in chosen)), keys[group]))
     return jnp.concatenate(windows)
 
 
@@ -210,7 +227,7 @@ def update(
     def loss(params):
         variables = {"params": params, "constants": state.constants}
         logits = cast(dict, model.apply(variables, windows, train=True, rngs={"dropout": dropout_key}))
-        return losses.multi_task_loss(logits, label, class_weights, dict(config.task_weights))
+        return losses.multi_task_loss(logits, label, class_weights, dict(config.task_weights), config.soft_labels)
 
     (total, by_task), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     norm = optax.tree.norm(gradients)
@@ -224,7 +241,8 @@ def update(
     skipped = jnp.where(good, 0, state.skipped + 1)
     metrics = {"loss": total, "gradient_norm": norm, "skipped": skipped.astype(jnp.float32)}
     metrics |= {f"loss/{name}": value for name, value in by_task.items()}
-    state = state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped)
+    average = if_good(_averaged(state, params, config), state.average) if config.average_weights else {}
+    state = state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped, average=average)
     return layout.constrain(state) if layout else state, metrics
 
 
@@ -246,6 +264,12 @@ def eval_step(
         empty = jnp.zeros((scores.shape[1],) * 2, jnp.int32)
         counts[name] = empty.at[grade, jnp.argmax(scores, axis=1)].add(counted.astype(jnp.int32))
     return counts
+
+
+def _averaged(state: TrainState, params: dict, config: Config) -> dict:
+    """The running average after a step. Its first steps count like a plain mean, so that it forgets the start."""
+    kept = jnp.minimum(config.average_weights, (state.step + 1) / (state.step + 10))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, state.average, params)
 
 
 def evaluated(state: TrainState, error: float, config: Config) -> TrainState:

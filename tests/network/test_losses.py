@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.test_util import check_grads
 from sklearn.metrics import log_loss
@@ -104,3 +105,27 @@ def test_shapes_that_disagree_are_named(batch):
         losses.task_loss(logits, labels[:19], weights)
     with pytest.raises(ValueError, match=r"class_weights\[4\]"):
         losses.task_loss(logits, labels, weights[:4])
+
+
+def test_soft_labels_give_a_share_to_the_neighbours():
+    """Written out: half of the share on either side, all of it at an end; with two grades it is optax's smoothing."""
+    logits = jnp.array([[0.3, -1.0, 0.5, 2.0]] * 4)
+    labels = jnp.arange(4)
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    targets = np.array([[0.8, 0.2, 0, 0], [0.1, 0.8, 0.1, 0], [0, 0.1, 0.8, 0.1], [0, 0, 0.2, 0.8]])
+    balance = jnp.array([1.0, 2.0, 0.5, 1.5])
+    expected = -(targets * log_p).sum(1) * np.asarray(balance)
+    np.testing.assert_allclose(losses.task_loss(logits, labels, balance, 0.2), expected.mean(), rtol=1e-6)
+    two = jnp.array([[0.3, -1.0], [0.5, 2.0]])
+    smoothed = optax.smooth_labels(jnp.eye(2), 0.3)
+    np.testing.assert_allclose(
+        losses.task_loss(two, jnp.arange(2), jnp.ones(2), 0.15),
+        optax.softmax_cross_entropy(two, smoothed).mean(),
+        rtol=1e-6,
+    )
+
+
+def test_soft_labels_ignore_discs_without_a_label():
+    logits = jnp.array([[0.3, -1.0, 0.5], [9.0, 0.0, -9.0]])
+    some = losses.task_loss(logits, jnp.array([2, UNLABELLED]), jnp.ones(3), 0.2)
+    np.testing.assert_allclose(some, losses.task_loss(logits[:1], jnp.array([2]), jnp.ones(3), 0.2), rtol=1e-6)

@@ -1,5 +1,6 @@
 """A checkpoint comes back to the bit, loads anywhere, and is refused if one byte of it changed."""
 
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -353,3 +354,14 @@ def test_a_half_written_save_is_not_seen(run, tmp_path):
     assert half.is_dir()
     assert checkpoint.Checkpoints(copy).latest_step() == 30
     assert not half.exists()
+
+
+def test_with_an_average_the_network_is_the_average_and_a_resumed_run_has_both(tmp_path):
+    config = dataclasses.replace(CONFIG, average_weights=0.9)
+    model, state = state_on_eight_devices(2, config=config)
+    state = state.replace(average=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoint.save(checkpoints, state, model, data_digest="abc", error=0.1)
+    checkpoints.close()
+    same(restored(checkpoints, 20, config=config), state)
+    same(spinejax.load(tmp_path)[1]["params"], state.average)

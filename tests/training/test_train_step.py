@@ -116,9 +116,27 @@ def test_a_step_is_the_papers_rule_written_out(batch, weights):
 
 def test_windows_drawn_in_groups_are_those_drawn_together(batch, monkeypatch):
     chosen = jax.vmap(views.sample)(jax.random.split(KEY, 8))
-    together = train_step._take_each(batch["volume"], chosen, dtype=jnp.float32)
+    take = functools.partial(
+        train_step._take_each, batch["volume"], chosen, jax.random.split(KEY, 8), dtype=jnp.float32, gamma=0.3, blur=0.5
+    )
+    together = take()
     monkeypatch.setattr(train_step, "DISCS_AT_ONCE", 3)
-    np.testing.assert_allclose(train_step._take_each(batch["volume"], chosen, dtype=jnp.float32), together, atol=1e-6)
+    np.testing.assert_allclose(take(), together, atol=1e-6)
+
+
+def test_gamma_and_blur_differ_from_disc_to_disc_and_leave_the_view_alone(batch):
+    draw = functools.partial(train_step.draw_windows, KEY, jnp.int32(0), ranges=CONFIG.views)
+    same = jnp.broadcast_to(batch["volume"][:1], batch["volume"].shape)
+    plain, varied = draw(same), draw(same, gamma=0.5)
+    inside = (plain > 0.05) & (plain < 0.95)
+    exponent = jnp.log(varied) / jnp.log(plain)
+    of_disc = [float(jnp.median(exponent[disc][inside[disc]])) for disc in range(8)]
+    for disc in range(8):
+        np.testing.assert_allclose(exponent[disc][inside[disc]], of_disc[disc], atol=1e-3)
+    assert min(of_disc) > np.exp(-0.5) - 1e-3
+    assert max(of_disc) < np.exp(0.5) + 1e-3
+    assert len({round(each, 3) for each in of_disc}) == 8
+    assert not jnp.allclose(draw(same, blur=1.0), plain, atol=1e-3)
 
 
 def test_eight_devices_agree_with_one(batch, weights):
@@ -278,3 +296,30 @@ def test_weight_decay_leaves_biases_alone():
     for layer in velocity["trunk"].values():
         np.testing.assert_array_equal(layer["bias"], 0)
         np.testing.assert_allclose(layer["kernel"], 5e-4, rtol=1e-6)
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated(batch, weights):
+    """kept = min(memory, (step + 1) / (step + 10)), written out over three steps."""
+    config = dataclasses.replace(CONFIG, average_weights=0.15)
+    model, state = fresh(config)
+    expected = jax.tree.map(np.array, state.params)
+    for step in range(3):
+        state, _ = stepped(state, model, batch, weights, config)
+        kept = min(0.15, (step + 1) / (step + 10))
+        expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * np.asarray(new), expected, state.params)  # noqa: B023
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), state.variables["params"], expected)
+    plain, _ = stepped(fresh()[1], model, batch, weights, steps=3)
+    jax.tree.map(np.testing.assert_array_equal, state.params, plain.params)  # the average changes no step
+    assert plain.average == {}
+    assert plain.variables["params"] is plain.params
+
+
+def test_a_skipped_step_leaves_the_average_alone(batch, weights):
+    config = dataclasses.replace(CONFIG, average_weights=0.9)
+    model, state = fresh(config)
+    state, _ = stepped(state, model, batch, weights, config)
+    before = jax.tree.map(np.array, state.average)
+    poisoned = {name: each * np.nan for name, each in weights.items()}
+    state, _ = stepped(state, model, batch, poisoned, config)
+    assert state.skipped == 1
+    jax.tree.map(np.testing.assert_array_equal, state.average, before)
