@@ -5,7 +5,12 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: quickstart test lint format clean
+.PHONY: demo quickstart test lint format clean
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/python evaluate.py --scan examples/7_t2_SPACE.mha --tta --calibrate --hotspots --report runs/demo/report \
+		--out runs/demo/evaluation
 
 quickstart: .venv/installed
 	rm -rf runs/quickstart

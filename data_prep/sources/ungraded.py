@@ -12,6 +12,7 @@ from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.dataset.build import Settings, build
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.look.overlay import overlay_sheet
+from data_prep.read.found import Series
 from data_prep.read.series import find_series
 from data_prep.sources.scan_files import Cutting, scan_jobs
 from data_prep.sources.summary import summarised
@@ -30,6 +31,8 @@ def ungraded_discs(
     tasks: Sequence[Task],
     masks: Path | None = None,
     lowest_level: str | None = None,
+    weighting: str | None = None,
+    learned: Sequence[str] = (),
     pseudonyms: Pseudonyms,
     console: Console,
 ) -> list[str]:
@@ -42,6 +45,10 @@ def ungraded_discs(
         tasks: the task table; no disc has a label.
         masks: folder with a mask per scan; without it the vertebrae are detected.
         lowest_level: name of the lowest disc, to count the levels from it.
+        weighting: the contrast that is read, as by `find_series`. Default: T2; or T1, where there is no T2 and the
+            network has learned T1.
+        learned: the contrasts that the network has learned, "t1" and so on; empty if that is not known. Scans that are
+            known to be of another contrast are noted.
         pseudonyms, console: for patients and scans, and for the progress.
 
     Returns:
@@ -55,7 +62,10 @@ def ungraded_discs(
     _refuse_to_replace(out / "discs")
     if (made / MANIFEST).exists():
         _refuse_to_replace(made)
-    found = find_series(paths, exclude=[masks] if masks else [])
+    excluded = [masks] if masks else []
+    found = find_series(paths, weighting=weighting or "t2", exclude=excluded)
+    if weighting is None and not found.series and "t1" in learned:
+        found = find_series(paths, weighting="t1", exclude=excluded)
     cutting = Cutting(lowest_level=lowest_level)
     jobs, notes = scan_jobs(
         found, masks=masks, corners=None, labels=None, cutting=cutting, seed=0, pseudonyms=pseudonyms
@@ -73,7 +83,16 @@ def ungraded_discs(
     left_out = [f"left out: {line}" for line in found.left_out]
     failed = [f"failed: {name}: {reason}" for name, reason in failures.items()]
     table = summarised(jobs, found, outcome).lines()
+    notes += [f"{one.name}: {_not_learned(one, learned)}." for one in found.series if _not_learned(one, learned)]
     return [*left_out, *found.notes, *notes, *outcome.notes, *failed, *(" ".join(line.split()) for line in table)]
+
+
+def _not_learned(series: Series, learned: Sequence[str]) -> str:
+    """That a scan is of a contrast that the network has not learned; "" if it may be of one that it has."""
+    contrast = series.facts.contrast
+    if not contrast or not learned or set(contrast.split()) & set(learned):
+        return ""
+    return f"it is graded, but it is {contrast}, and the network has learned {' and '.join(learned)}"
 
 
 def _refuse_to_replace(discs: Path) -> None:

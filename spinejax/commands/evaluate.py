@@ -1,6 +1,7 @@
-"""Grade discs with a trained network and measure how well: `python evaluate.py --checkpoint RUN --data DIR [--tta]`.
+"""Grade discs and measure how well: `python evaluate.py [--checkpoint RUN] --data DIR [--tta]`.
 
-With `--scan PATH` instead of `--data`, the discs are cut out of raw scans first.
+Without `--checkpoint` the network that ships grades. With `--scan PATH` instead of `--data`, the discs are cut out of
+raw scans first.
 """
 
 import contextlib
@@ -31,24 +32,26 @@ from spinejax.files.atomic import make_folder
 from spinejax.inference import hotspots, predict, temperatures
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.inference.hotspots import Method
+from spinejax.metrics.calibration import Fit
 from spinejax.metrics.pointing import Pointing
 from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
+from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, processes, runtime
 from spinejax.report import hotspot_files, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report, prepare_folder
 from spinejax.report.results import RESEARCH_ONLY, Findings, remove_earlier, write_results
-from spinejax.training import checkpoint
-from spinejax.training.saved_step import weights_digest
+from spinejax.training import checkpoint, shipped
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Grade the discs of a data set or of raw scans, and compare with the raters' grades where there are any."""
 
-    checkpoint: Path
-    """Run of `train.py`, whose best step is used; or a run's `export` folder, or the folder of one step."""
+    checkpoint: Path | None = None
+    """Run of `train.py`, whose best step is used; or a run's `export` folder, or the folder of one step. Default: the
+    network that ships with this package."""
     data: Path | None = None
     """Data set to grade: a folder that `python -m data_prep` made."""
     scan: tuple[ScanPath, ...] = ()
@@ -60,9 +63,12 @@ class Arguments:
     """Folder with a vertebra mask for each scan of `--scan`, named like the scan."""
     lowest_level: str | None = None
     """Name of the lowest disc in each scan of `--scan`, from which the levels are counted."""
+    weighting: Literal["t2", "t1", "any"] | None = None
+    """Contrast of the scans of `--scan` that are read; others are left out. Default: t2; or t1, if there is no T2 and
+    the network has learned T1."""
     key: Path | None = None
     """File with the key that makes the pseudonyms of `--scan`. It is created if missing. Default: `<out>.key`, or
-    `<checkpoint>.key` without `--out`."""
+    `<checkpoint>.key` if the results go into a run."""
     split: Literal["train", "validation", "test", "all"] = "test"
     """Split whose discs are graded; all grades every disc of the data set."""
     tta: bool = False
@@ -71,20 +77,20 @@ class Arguments:
     """Average the views' probabilities, or their scores before the softmax."""
     out: Path | None = None
     """Folder for the results; those of an earlier evaluation are replaced. Default:
-    `evaluation-<split or "scan">-<views>-views` inside the run."""
+    `evaluation-<split or "scan">-<views>-views`, inside the run; of the network that ships, in the current folder."""
     batch_size: int = 32
-    """Number of discs graded at once, over all devices."""
+    """Most discs graded at once, over all devices."""
     calibrate: bool = False
-    """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If none is
-    stored for this number of views and this average, it is fitted on the validation split and stored."""
+    """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If a run
+    has none for this number of views and this average, it is fitted on the validation split and stored."""
     hotspots: bool = False
     """Write each disc's evidence maps as HDF5 and as NIfTI in the scan's space, figures of them, and how well they
     point at lesions."""
     hotspot: Method = dataclasses.field(default_factory=Method)
     """How the hotspots are computed."""
     trained_views: bool = True
-    """Draw the hotspots' views from the run's own ranges, in its `config.json`; without that file, or with
-    `--no-trained-views`, from `--hotspot.ranges`."""
+    """Draw the hotspots' views from the ranges that the network was trained with, which a run has in its `config.json`;
+    without that file, or with `--no-trained-views`, from `--hotspot.ranges`."""
     hotspot_grades: tuple[tuple[str, str], ...] = ()
     """Grades whose evidence is traced, as `TASK GRADE` pairs. Default: the grade that the network gives each disc."""
     seed: int = 0
@@ -101,6 +107,11 @@ class Arguments:
         """Number of views that are averaged."""
         return predict.view_set(self.tta).flip.shape[0]
 
+    @property
+    def network(self) -> Path:
+        """Folder of the network."""
+        return shipped.FOLDER if self.checkpoint is None else self.checkpoint
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
@@ -109,12 +120,18 @@ class Job:
     arguments: Arguments
     mesh: Mesh
     step: Path  # folder of the checkpoint; `arguments.checkpoint` may stand for another step a moment later
+    about: shipped.About | None  # of a network in the form that ships; None of a run's
     record: checkpoint.Record
     weights: str  # a digest that identifies them
     model: SpineNet
     variables: Mapping
     out: Path
     data: DataSet
+
+    @property
+    def name(self) -> str:
+        """The network's name in results."""
+        return self.about["provenance"]["name"] if self.about else f"run of train.py, step {self.record['step']}"
 
 
 def main(arguments: Arguments) -> None:
@@ -141,17 +158,22 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
     if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
-    step, record, weights, model, variables = read_checkpoint(arguments.checkpoint)
+    step, record, weights, model, variables = read_checkpoint(arguments.network)
     processes.refuse_difference("weights", weights)
+    about = shipped.about(step) if shipped.is_one(step) else None
     out = output_folder(arguments)
+    if about and arguments.calibrate:
+        temperatures_of(arguments, step, weights)
     if arguments.hotspots:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
     if page := arguments.report:
         processes.by_first(lambda: prepare_folder(page))
     processes.by_first(lambda: exit_stack.enter_context(only_writer(make_folder(out, "--out"))))
-    data = open_discs(arguments, model, out)
+    if about:
+        processes.by_first(lambda: introduce(about))
+    data = open_discs(arguments, model, out, about)
     processes.refuse_difference("data", data.digest)
-    return Job(arguments, mesh, step, record, weights, model, variables, out, data)
+    return Job(arguments, mesh, step, about, record, weights, model, variables, out, data)
 
 
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
@@ -159,9 +181,9 @@ def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet,
     path = path.absolute()
     folder = path / processes.by_first(lambda: str(checkpoint.find(path).relative_to(path)))
     try:
-        record, weights = checkpoint.read_record(folder), weights_digest(folder)
+        record, weights = checkpoint.identify(folder)
         model, variables = checkpoint.load(folder)
-        if weights == weights_digest(folder):
+        if weights == checkpoint.identify(folder)[1]:
             return folder, record, weights, with_cpu_kernels(model), variables
     except (SpinejaxError, OSError):
         if folder.is_dir():
@@ -172,16 +194,42 @@ def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet,
     )
 
 
+def introduce(about: shipped.About) -> None:
+    """Print which network grades, in a line."""
+    known = about["provenance"]
+    said = f"Network: {known['name']}, trained on {known['trained_on']}. {RESEARCH_ONLY}"
+    new_console().print(said, highlight=False, soft_wrap=True, markup=False)
+
+
 def output_folder(arguments: Arguments) -> Path:
-    """Folder for the results. Raises SpinejaxError without --out if the checkpoint is not a run."""
-    if arguments.out is None and not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
-        raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
+    """Folder for the results. Raises SpinejaxError without --out if the checkpoint is neither a run nor the default."""
     what = "scan" if arguments.scan else arguments.split
-    name = f"evaluation-{what}-{arguments.num_views}-view{'s' if arguments.num_views > 1 else ''}"
-    return arguments.out or arguments.checkpoint / name
+    name = f"evaluation-{what}-{views(arguments.num_views).replace(' ', '-')}"
+    if arguments.out or arguments.checkpoint is None:
+        return arguments.out or Path(name)
+    if not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
+        raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
+    return arguments.checkpoint / name
 
 
-def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
+def temperatures_of(arguments: Arguments, step: Path, weights: str) -> Fit | None:
+    """The temperatures stored with the checkpoint; None if a run has none for this way of grading.
+
+    Raises:
+        SpinejaxError: they are damaged; or the network is of the form that ships, and has none.
+    """
+    found = temperatures.read(step, num_views=arguments.num_views, average=arguments.average, weights=weights)
+    if found is None and shipped.is_one(step):
+        stored = shipped.about(step)["temperatures"]
+        known = ", ".join(f"{views(fit['num_views'])} and {fit['average']}" for fit in stored) or "none"
+        raise SpinejaxError(
+            f"--calibrate: this network has no temperatures for {views(arguments.num_views)} and {arguments.average} "
+            f"(--tta, --average), only: {known}."
+        )
+    return found
+
+
+def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.About | None) -> DataSet:
     """The data set, or one cut out of the raw scans, of which doubtful findings are printed."""
     if arguments.scan:
         with fetched(arguments.scan) as paths:
@@ -191,8 +239,10 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path) -> DataSet:
                 tasks=model.tasks,
                 masks=arguments.masks,
                 lowest_level=arguments.lowest_level,
+                weighting=arguments.weighting,
+                learned=about["contrasts"] if about else (),
                 # A run is shared, and results inside it with it: the key is then written beside the run.
-                pseudonyms=load_or_make_key(arguments.key, arguments.checkpoint if arguments.out is None else out),
+                pseudonyms=load_or_make_key(arguments.key, arguments.out or arguments.checkpoint or out),
                 console=rich.console.Console(stderr=True),
             )
         remove_earlier(out)
@@ -213,7 +263,10 @@ def grade(job: Job, split: str) -> Graded:
     """The discs of a split with their grades."""
     rows, tasks = job.data.rows(split), job.model.tasks
     hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
-    batches = eval_batches(job.data, rows, [], batch_size=job.arguments.batch_size, **hosts)
+    size = job.mesh.size
+    while size < min(len(rows), job.arguments.batch_size):  # a study has fewer discs than a batch
+        size *= 2
+    batches = eval_batches(job.data, rows, [], batch_size=min(size, job.arguments.batch_size), **hosts)
     how = {"tta": job.arguments.tta, "average_logits": job.arguments.average == "logits"}
     stream = predict.predict(job.model, job.variables, batches, job.mesh, **how)
     parts = [found for _, *found in with_progress(stream, "grading", len(rows))]
@@ -226,7 +279,7 @@ def grade(job: Job, split: str) -> Graded:
 def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
     """The discs at the checkpoint's temperatures, and the effect on each task that has labels."""
     num_views, average = job.arguments.num_views, job.arguments.average
-    found = temperatures.read(job.step, num_views=num_views, average=average, weights=job.weights)
+    found = temperatures_of(job.arguments, job.step, job.weights)
     if job.arguments.split in ("validation", ALL) and (found is None or found["data"] == job.data.digest):
         raise SpinejaxError("--calibrate fits on the validation split, so it cannot be judged there. Choose another.")
     if found is None:
@@ -241,9 +294,9 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
 
 def explain(job: Job, graded: Graded, traced: Int[np.ndarray, "M T"], page: Report | None) -> Mapping[str, Pointing]:
     """Write the discs' hotspots, and add them to the page. Returns how well they point, where masks can tell."""
-    method, options = job.arguments.hotspot, job.arguments.checkpoint / checkpoint.OPTIONS
-    if job.arguments.trained_views and options.is_file():
-        method = dataclasses.replace(method, ranges=config.load(options).views)
+    method = job.arguments.hotspot
+    if job.arguments.trained_views and (ranges := trained_views(job)):
+        method = dataclasses.replace(method, ranges=ranges)
     grades = np.zeros((len(job.data), len(job.model.tasks)), np.int64)
     grades[graded.rows] = traced
     # One disc per device: its views fill the device, and `views_at_once` alone bounds the memory.
@@ -253,6 +306,14 @@ def explain(job: Job, graded: Graded, traced: Int[np.ndarray, "M T"], page: Repo
     stream = with_progress(stream, "hotspots", len(graded.rows))
     also = [page.add] if page else []
     return write_hotspots(stream, job.out / "hotspots", graded, grades, method, seed=job.arguments.seed, also=also)
+
+
+def trained_views(job: Job) -> ViewRanges | None:
+    """The ranges of the views that the network was trained with; None if nothing tells."""
+    if job.about:
+        return job.about["views"]
+    options = job.arguments.network / checkpoint.OPTIONS
+    return config.load(options).views if options.is_file() else None
 
 
 # Results --------------------------------------------------------------------------------------------------------------
@@ -265,7 +326,7 @@ def conclude(job: Job, graded: Graded) -> None:
     calibrated: dict = {}
     if arguments.calibrate:
         graded, calibrated = calibrate(job, graded)
-    graded.write(out / "predictions.csv")
+    graded.write(out / "predictions.csv", network=f"{job.name} ({job.weights[:12]})")
     traced = hotspots.choose_grades(job.model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
     page = Report(arguments.report, graded, traced if arguments.hotspots else None) if arguments.report else None
     pointing: Mapping[str, Pointing] = {}
@@ -277,6 +338,11 @@ def conclude(job: Job, graded: Graded) -> None:
         "split": arguments.split,
         "num_views": arguments.num_views,
         "average": arguments.average,
+        "network": {
+            "name": job.name,
+            "weights": job.weights,
+            "trained_on": job.about["provenance"]["trained_on"] if job.about else None,
+        },
         "step": job.record["step"],
         "data": job.data.digest,
         "trained_on_this_data": same_data,
@@ -286,13 +352,17 @@ def conclude(job: Job, graded: Graded) -> None:
     findings = Findings(about, job.model.branch_point, graded.results(), graded.doubts(), calibrated, pointing)
     write_results(out, findings)
 
-    views = "1 view" if arguments.num_views == 1 else f"{arguments.num_views} views"
     discs = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"
-    console.print(f"{discs}, split {arguments.split}, {views} each", highlight=False)
+    console.print(f"{discs}, split {arguments.split}, {views(arguments.num_views)} each", highlight=False)
     tables.show(console, findings)
     if page:
         console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
     console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def views(number: int) -> str:
+    """A number of views in words."""
+    return "1 view" if number == 1 else f"{number} views"
 
 
 def new_console() -> rich.console.Console:

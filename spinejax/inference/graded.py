@@ -63,11 +63,11 @@ class Graded:
         labelled = [(task, self.labelled(task)) for task in self.tasks]
         return [calibration.doubt(task, *discs) for task, discs in labelled if len(discs.labels)]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, network: str = "") -> None:
         """Write `predictions.csv`, one row for each disc.
 
         Columns: patient, scan, level, and for each task `<task>_label` (empty where missing), `<task>_grade`,
-        the probability `<task>_p_<grade>` of each grade, and `<task>_spread`.
+        the probability `<task>_p_<grade>` of each grade, and `<task>_spread`; then `network`, if it is given.
         """
         columns = [(name, getattr(self.data, name)[self.rows].tolist()) for name in ("patient", "scan", "level")]
         for task in self.tasks:
@@ -78,6 +78,8 @@ class Graded:
             numbers = [*probabilities.T, self.spread[task.name]]
             for name, column in zip([*(f"p_{grade}" for grade in task.grades), "spread"], numbers, strict=True):
                 columns += [(f"{task.name}_{name}", [f"{number:.6f}" for number in column])]
+        if network:
+            columns += [("network", [network] * len(self.rows))]
 
         def write(temporary: Path) -> None:
             with open(temporary, "w", newline="") as file:

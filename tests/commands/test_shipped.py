@@ -1,0 +1,137 @@
+"""Grading with the network that ships: nothing to train first, and every result says which network it was."""
+
+import csv
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from data_prep.read.metaimage import write_mha
+from spinejax.commands import evaluate
+from spinejax.errors import SpinejaxError
+from spinejax.inference.hotspots import Method
+from spinejax.metrics import calibration
+from spinejax.parallel import runtime
+from spinejax.training import shipped
+from tests.block_spine import block_spine
+from tests.conftest import TASKS
+from tests.training.test_shipped import FIT, PROVENANCE, VIEWS, change, make_run
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setattr(runtime, "set_up", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = make_run(folder / "run")
+    return shipped.write(run, folder / "network", provenance=PROVENANCE, contrasts=["t2"], temperatures=[FIT])
+
+
+@pytest.fixture
+def network(made, tmp_path, monkeypatch):
+    """A small network in the place of the one that ships; the current folder is empty."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    for path in made.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(shipped, "FOLDER", folder)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return folder
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_are_here_and_say_which_network(network, tiny, tmp_path, capsys):
+    evaluate.main(evaluate.Arguments(data=tiny, tta=True, batch_size=8, report=tmp_path / "page"))
+    out = tmp_path / "here" / "evaluation-test-54-views"
+    digest = shipped.about(network)["sha256"]
+    results = json.loads((out / "results.json").read_text())
+    assert results["network"] == {"name": "squares", "weights": digest, "trained_on": "bright squares"}
+    assert {row["network"] for row in rows(out / "predictions.csv")} == {f"squares ({digest[:12]})"}
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert f"Network: squares ({digest[:12]}), trained on bright squares" in page
+    printed = capsys.readouterr().out
+    assert "Network: squares, trained on bright squares. Research use only" in printed
+    assert "Results are in evaluation-test-54-views." in printed
+    assert str(network) not in page + printed
+
+
+def test_its_own_temperatures_calibrate_it(network, tiny, tmp_path):
+    for name, calibrate in (("as it is", False), ("calibrated", True)):
+        evaluate.main(evaluate.Arguments(data=tiny, tta=True, batch_size=8, calibrate=calibrate, out=tmp_path / name))
+    before, after = (rows(tmp_path / name / "predictions.csv") for name in ("as it is", "calibrated"))
+    for task in TASKS:
+        columns = [f"{task.name}_p_{grade}" for grade in task.grades]
+        probabilities = np.array([[float(row[column]) for column in columns] for row in before])
+        expected = calibration.at_temperature(probabilities, FIT["temperatures"][task.name])
+        found = np.array([[float(row[column]) for column in columns] for row in after])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(SpinejaxError, match=r"no temperatures for 1 view and prob.* only: 54 views and prob"):
+        evaluate.main(evaluate.Arguments(data=tiny, calibrate=True, out=tmp_path / "one view"))
+    assert not (tmp_path / "one view").exists()
+
+
+def test_hotspots_are_drawn_from_the_views_that_it_was_trained_with(network, tiny, tmp_path):
+    options = {"hotspots": True, "hotspot": Method(num_views=1), "batch_size": 8}
+    evaluate.main(evaluate.Arguments(data=tiny, out=tmp_path / "out", **options))
+    with h5py.File(tmp_path / "out" / "hotspots" / "hotspots.h5") as file:
+        assert json.loads(file.attrs["method"])["ranges"]["angle_deg"] == VIEWS.angle_deg
+
+
+def test_a_task_that_it_lacks_or_that_means_something_else_is_one_line(network, tiny, tmp_path):
+    options = {"data": tiny, "out": tmp_path / "out", "batch_size": 8}
+    with pytest.raises(SpinejaxError, match="unknown task modic; the network grades brightness, side"):
+        evaluate.main(evaluate.Arguments(hotspots=True, hotspot_grades=(("modic", "1"),), **options))
+    record = shipped.about(network)["record"]
+    record["tasks"][0]["grades"] = ["low", "middle", "high"]
+    change(network, record=record)
+    with pytest.raises(SpinejaxError, match="the grades dark, grey, bright; the network learned low, middle, high"):
+        evaluate.main(evaluate.Arguments(**options))
+
+
+def test_a_damaged_network_grades_nothing(network, tiny, tmp_path):
+    (network / shipped.WEIGHTS).unlink()
+    with pytest.raises(SpinejaxError, match=r"spinenet.npz: cannot be read .* Install spinejax again\."):
+        evaluate.main(evaluate.Arguments(data=tiny, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("scan", "learned", "weighting", "said"),
+    [
+        ("one_t2", ["t2"], None, ""),
+        ("one", ["t2"], None, ""),  # nothing tells its contrast
+        ("one_t1", ["t1", "t2"], None, ""),
+        ("one_t1", ["t2"], "t1", "it is graded, but it is t1, and the network has learned t2."),
+        ("one_stir", ["t1", "t2"], "any", "it is graded, but it is stir, and the network has learned t1 and t2."),
+        ("one_t1", ["t2"], None, None),
+    ],
+)
+def test_a_scan_of_a_contrast_that_it_has_not_learned_is_told(
+    network, tmp_path, capsys, scan, learned, weighting, said
+):
+    change(network, contrasts=learned)
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5)
+    for folder, image in (("images", spine.scan), ("masks", spine.mask)):
+        (tmp_path / folder).mkdir()
+        write_mha(tmp_path / folder / f"{scan}.mha", image)
+    arguments = evaluate.Arguments(
+        scan=(tmp_path / "images",), masks=tmp_path / "masks", weighting=weighting, out=tmp_path / "out", batch_size=8
+    )
+    if said is None:
+        with pytest.raises(SpinejaxError, match=r"No sagittal scan was found\.\s+one_t1.mha: t1 by its name, t2 was"):
+            evaluate.main(arguments)
+        return
+    evaluate.main(arguments)
+    assert len(rows(tmp_path / "out" / "predictions.csv")) == 4
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("it is graded, but" in printed) == bool(said)
