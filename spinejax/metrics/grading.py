@@ -4,6 +4,7 @@ All statistics but the area under the ROC curve are functions of a confusion mat
 patients, not discs, because discs of one spine resemble each other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +187,32 @@ def evaluate_task(
         grade_n=confusions[0].sum(1).tolist(),
         confusion=confusions[0],
     )
+
+
+def difference(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    one: Int[np.ndarray, "P C C"],
+    other: Int[np.ndarray, "P C C"],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """How much larger a statistic is for `one` than for `other`, two graders of the same discs.
+
+    Args:
+        statistic: of confusion counts, such as `kappa`.
+        one, other: from `patient_confusions` of the same discs. The interval is of paired differences: both graders
+            get the same patients in each resample.
+        num_resamples, seed: as for `evaluate_task`.
+
+    Example:
+        >>> right, wrong = np.array([[[4, 0], [0, 4]]] * 9), np.array([[[3, 1], [1, 3]]] * 9)
+        >>> difference(mean_per_class_accuracy, right, wrong)
+        Estimate(value=0.25, low=0.25, high=0.25)
+    """
+    draws = _draws(len(one), num_resamples, seed)
+    values = [statistic(np.einsum("rp,pij->rij", draws, each)) for each in (one, other)]
+    return _estimate(values[0] - values[1])
 
 
 def mean_over_patients(

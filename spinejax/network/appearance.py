@@ -3,6 +3,8 @@
 Views (`views.py`) change where a window is taken. What is here changes its values alone, so nothing has to be put back.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,26 +14,39 @@ _TAPS = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # binomial: a Gaussian of stan
 _TIMES = 2  # twice that blurs by √2 px
 
 
-def vary(
-    key: PRNGKeyArray, window: Float[Array | np.ndarray, "112 224 9"], *, gamma: float, blur: float
-) -> Float[Array, "112 224 9"]:
-    """One window with a random gamma and a random blur.
+class Appearance(NamedTuple):
+    """A change of a window's values. Fields are scalars, or share leading axes for `vmap`.
 
     Args:
-        key: decides both.
-        window: intensities in about [0, 1]; what is below 0 becomes 0.
-        gamma: the exponent is drawn from exp(-gamma) to exp(gamma), uniformly in its logarithm. 0 and 1 stay unchanged.
-        blur: the weight of a blurred copy (Gaussian, √2 px in plane) is drawn uniformly from 0 to this; the window
-            itself has the rest.
+        contrast: c, between -1 and 1, for `with_contrast`.
+        blur: the share of the blurred copy in [0, 1], for `softened`.
     """
-    gamma_key, blur_key = jax.random.split(key)
+
+    contrast: jax.Array
+    blur: jax.Array
+
+
+def sample(key: PRNGKeyArray, *, contrast: float, blur: float) -> Appearance:
+    """A random change, uniform from -`contrast` to `contrast`, and from 0 to `blur`."""
+    contrast_key, blur_key = jax.random.split(key)
+    return Appearance(
+        jax.random.uniform(contrast_key, minval=-contrast, maxval=contrast), jax.random.uniform(blur_key, maxval=blur)
+    )
+
+
+def with_contrast(window: Float[Array | np.ndarray, "H W S"], contrast: jax.Array) -> Float[Array, "H W S"]:
+    """An intensity x becomes x + c x (1 - x).
+
+    Black and white stay, and the order of intensities; greys get brighter or darker, as by a gamma, which takes longer.
+    """
     window = jnp.asarray(window)
-    if gamma:
-        exponent = jnp.exp(jax.random.uniform(gamma_key, minval=-gamma, maxval=gamma))
-        window = jnp.maximum(window, 0) ** exponent
-    if blur:
-        window = window + jax.random.uniform(blur_key, maxval=blur) * (blurred(window) - window)
-    return window
+    return window + contrast * window * (1 - window)
+
+
+def softened(window: Float[Array | np.ndarray, "H W S"], share: jax.Array) -> Float[Array, "H W S"]:
+    """The window, mixed with its blurred copy (Gaussian, √2 px in plane)."""
+    window = jnp.asarray(window)
+    return window + share * (blurred(window) - window)
 
 
 def blurred(window: Float[Array | np.ndarray, "H W S"]) -> Float[Array, "H W S"]:

@@ -155,21 +155,23 @@ def train_step(
     # Two programs, because XLA for CPUs would fuse the resampling into the convolutions that read its result, and
     # compute it several times over: one program takes 1.7 times as long as these two. Elsewhere one program saves
     # writing the windows to memory.
-    step = _in_two_programs if jax.default_backend() == "cpu" else whole_step
+    step = _in_several_programs if jax.default_backend() == "cpu" else whole_step
     return step(key, state, batch, class_weights, model=model, config=config, layout=layout)
 
 
-def _in_two_programs(key, state, batch, class_weights, *, config, layout=None, **options):
-    how = {"ranges": config.views, "dtype": config.dtype, "layout": layout, "gamma": config.gamma, "blur": config.blur}
+def _in_several_programs(key, state, batch, class_weights, *, config, layout=None, **options):
+    how = {"ranges": config.views, "dtype": config.dtype, "layout": layout}
     windows = draw_windows(key, state.step, batch["volume"], **how)
+    if config.contrast or config.blur:
+        windows = change_looks(key, state.step, windows, contrast=config.contrast, blur=config.blur, layout=layout)
     return update(key, state, windows, batch["labels"], class_weights, config=config, layout=layout, **options)
 
 
-whole_step = jax.jit(_in_two_programs, static_argnames=("model", "config", "layout"), donate_argnames="state")
+whole_step = jax.jit(_in_several_programs, static_argnames=("model", "config", "layout"), donate_argnames="state")
 """`train_step` as one program."""
 
 
-@functools.partial(jax.jit, static_argnames=("ranges", "dtype", "layout", "gamma", "blur"))
+@functools.partial(jax.jit, static_argnames=("ranges", "dtype", "layout"))
 def draw_windows(
     key: jax.Array,
     step: Int[Array, ""],
@@ -178,34 +180,49 @@ def draw_windows(
     ranges: ViewRanges,
     dtype: str = "float32",
     layout: Layout | None = None,
-    gamma: float = 0.0,
-    blur: float = 0.0,
 ) -> Float[Array, "N 112 224 9"]:
     """A window of each disc through its own random view, decided by the key, the step and its index in the batch.
 
-    `dtype` is the network's, as for `views.take`; `layout` divides the discs over devices, None leaves them on one;
-    `gamma` and `blur` are as for `appearance.vary`.
+    `dtype` is the network's, as for `views.take`; `layout` divides the discs over devices, None leaves them on one.
     """
-    view_key, _ = _keys(key, step)
-    view_keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(jnp.arange(volumes.shape[0]))
-    take = functools.partial(_take_each, dtype=jnp.dtype(dtype), gamma=gamma, blur=blur)
+    take = functools.partial(_take_each, dtype=jnp.dtype(dtype))
     each_its_own = layout.by_disc(take) if layout else take
-    chosen = jax.vmap(functools.partial(views.sample, ranges=ranges))(view_keys)
-    return each_its_own(volumes, chosen, jax.vmap(lambda key: jax.random.fold_in(key, 0))(view_keys))
+    keys = _keys_of_discs(key, step, len(volumes))
+    return each_its_own(volumes, jax.vmap(functools.partial(views.sample, ranges=ranges))(keys))
 
 
-def _take_each(volumes: jax.Array, chosen: View, keys: jax.Array, *, dtype, gamma: float, blur: float) -> jax.Array:
+def _take_each(volumes: jax.Array, chosen: View, *, dtype) -> jax.Array:
     """One device's windows, a group at a time."""
-
-    def take_one(volume: jax.Array, view: View, key: jax.Array) -> jax.Array:
-        return appearance.vary(key, views.take(volume, view, dtype=dtype), gamma=gamma, blur=blur)
-
-    take = jax.vmap(take_one)
+    take = jax.vmap(functools.partial(views.take, dtype=dtype))
     windows = []
     for start in range(0, len(volumes), DISCS_AT_ONCE):
         group = slice(start, start + DISCS_AT_ONCE)
-        windows.append(take(volumes[group], View(*(leaf[group] for leaf in chosen)), keys[group]))
+        windows.append(take(volumes[group], View(*(leaf[group] for leaf in chosen))))
     return jnp.concatenate(windows)
+
+
+@functools.partial(jax.jit, static_argnames=("contrast", "blur", "layout"))
+def change_looks(
+    key: jax.Array,
+    step: Int[Array, ""],
+    windows: Float[Array, "N 112 224 9"],
+    *,
+    contrast: float,
+    blur: float,
+    layout: Layout | None = None,
+) -> Float[Array, "N 112 224 9"]:
+    """The windows, each with its own random contrast and blur, decided like its view.
+
+    `contrast` and `blur` are as for `appearance.sample`, `layout` as for `draw_windows`.
+    """
+
+    def change(windows: jax.Array, drawn: appearance.Appearance) -> jax.Array:
+        windows = jax.vmap(appearance.with_contrast)(windows, drawn.contrast) if contrast else windows
+        return jax.vmap(appearance.softened)(windows, drawn.blur) if blur else windows
+
+    each_its_own = layout.by_disc(change) if layout else change
+    keys = jax.vmap(functools.partial(jax.random.fold_in, data=1))(_keys_of_discs(key, step, len(windows)))
+    return each_its_own(windows, jax.vmap(functools.partial(appearance.sample, contrast=contrast, blur=blur))(keys))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "layout"), donate_argnames="state")
@@ -284,10 +301,17 @@ def _keys(key: jax.Array, step: jax.Array | np.ndarray) -> jax.Array:
     return jax.random.split(jax.random.fold_in(key, step))
 
 
+def _keys_of_discs(key: jax.Array, step: jax.Array | np.ndarray, num: int) -> jax.Array:
+    """A key for each disc of a batch, by its place there."""
+    view_key, _ = _keys(key, step)
+    return jax.vmap(functools.partial(jax.random.fold_in, view_key))(jnp.arange(num))
+
+
 def _written_first(tree):
     """The tree, on CPUs written to memory before anything reads it.
 
-    XLA for CPUs would otherwise compute the velocity twice, for itself and for the weights, and copy both beforehand.
+    XLA for CPUs would otherwise compute the velocity twice, for itself and for the weights,
+    with a copy of both.
     """
     return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree)
 

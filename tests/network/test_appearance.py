@@ -23,33 +23,40 @@ def test_blur_is_scipys_with_binomial_taps(window):
     np.testing.assert_allclose(appearance.blurred(window), expected, atol=1e-6)
 
 
-def test_without_ranges_nothing_changes(window):
-    np.testing.assert_array_equal(appearance.vary(KEY, window, gamma=0, blur=0), window)
-
-
-def test_gamma_keeps_black_white_and_order(window):
+def test_contrast_keeps_black_white_and_order(window):
     window = window.copy()
-    window[0, :3, 0] = 0, 1, -0.1
-    drawn = [np.asarray(appearance.vary(key, window, gamma=0.4, blur=0)) for key in jax.random.split(KEY, 50)]
-    exponents = [float(np.log(each[5, 5, 5]) / np.log(window[5, 5, 5])) for each in drawn]
-    assert np.exp(-0.4) <= min(exponents) < 0.8
-    assert 1.2 < max(exponents) <= np.exp(0.4)
-    for each, exponent in zip(drawn, exponents, strict=True):
-        np.testing.assert_allclose(each[1:], window[1:] ** exponent, rtol=1e-3)
-        np.testing.assert_array_equal(each[0, :3, 0], [0, 1, 0])
+    window[0, :2, 0] = 0, 1
+    order = np.argsort(window, axis=None)
+    for contrast in (-0.8, 0.0, 0.8):
+        given = np.asarray(appearance.with_contrast(window, jnp.float32(contrast)))
+        np.testing.assert_allclose(given, window + contrast * window * (1 - window), atol=1e-6)
+        assert np.diff(given.ravel()[order]).min() > -1e-6
+        np.testing.assert_allclose(given[0, :2, 0], [0, 1])
+        assert np.sign(given.mean() - window.mean()) == np.sign(contrast)
 
 
-def test_blur_lies_between_the_window_and_its_blurred_copy(window):
+def test_softening_mixes_in_the_blurred_copy(window):
     soft = np.asarray(appearance.blurred(window))
-    for key in jax.random.split(KEY, 5):
-        given = np.asarray(appearance.vary(key, window, gamma=0, blur=0.5))
-        share = (given - window)[np.abs(soft - window) > 0.1] / (soft - window)[np.abs(soft - window) > 0.1]
-        np.testing.assert_allclose(share, share[0], atol=1e-3)
-        assert 0 <= share[0] <= 0.5
+    np.testing.assert_array_equal(appearance.softened(window, jnp.float32(0)), window)
+    np.testing.assert_allclose(appearance.softened(window, jnp.float32(0.25)), 0.75 * window + 0.25 * soft, atol=1e-6)
+    np.testing.assert_allclose(appearance.softened(window, jnp.float32(1)), soft, atol=1e-6)
+
+
+def test_draws_fill_their_ranges():
+    drawn = jax.vmap(functools.partial(appearance.sample, contrast=0.4, blur=0.5))(jax.random.split(KEY, 500))
+    assert -0.4 <= drawn.contrast.min() < -0.38
+    assert 0.38 < drawn.contrast.max() <= 0.4
+    assert 0 <= drawn.blur.min() < 0.02
+    assert 0.48 < drawn.blur.max() <= 0.5
+    assert abs(np.corrcoef(drawn.contrast, drawn.blur)[0, 1]) < 0.15
+    none = appearance.sample(KEY, contrast=0, blur=0)
+    assert none == (0, 0)
 
 
 def test_jit_and_vmap_agree(window):
-    vary = functools.partial(appearance.vary, gamma=0.3, blur=0.5)
-    keys = jax.random.split(KEY, 2)
-    alone = np.stack([vary(key, window) for key in keys])
-    np.testing.assert_allclose(jax.jit(jax.vmap(vary, in_axes=(0, None)))(keys, jnp.asarray(window)), alone, atol=1e-5)
+    def look(window, contrast, share):
+        return appearance.softened(appearance.with_contrast(window, contrast), share)
+
+    windows, contrasts, shares = np.stack([window, 1 - window]), jnp.array([0.3, -0.3]), jnp.array([0.2, 0.7])
+    alone = np.stack([look(*each) for each in zip(windows, contrasts, shares, strict=True)])
+    np.testing.assert_allclose(jax.jit(jax.vmap(look))(jnp.asarray(windows), contrasts, shares), alone, atol=1e-6)

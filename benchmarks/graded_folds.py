@@ -1,0 +1,242 @@
+"""What the networks of a cross-validation gave their test patients, pooled; and the tables of docs/results.md.
+
+Every disc is graded by the network whose training had none of its patient's discs. Baselines learn from the same
+training patients. Discs that are labelled, but were not found or were left out, are counted in a second time, as wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from benchmarks import intensity_baseline
+from benchmarks.own_side import predictions
+from data_prep.detector.training.cross_fitting import fold_of
+from data_prep.sources.pooled import Patient
+from spinejax.data.dataset import DataSet
+from spinejax.metrics import calibration, grading
+from spinejax.metrics.grading import Estimate
+from spinejax.report.tables import percent
+from spinejax.tasks import UNLABELLED, Task
+
+NETWORK, REGRESSION = "spinejax", "logistic regression"
+_STATISTICS = {
+    "mean per-class accuracy, %": grading.mean_per_class_accuracy,
+    "within ±1, %": grading.within_one,
+    "quadratic κ": grading.kappa,
+}
+
+
+def group(source: str, contrast: str) -> str:
+    """The name of a source and a contrast in the tables."""
+    return f"{source.upper() if source == 'spider' else source.capitalize()} {contrast.upper()}"
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A labelled disc that is not in the data set."""
+
+    group: str
+    patient: str
+    labels: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The graded discs of all folds.
+
+    Args:
+        tasks: T tasks.
+        rows: int[N]. Their rows in the data set.
+        groups: str[N]. The source and the contrast of each disc.
+        patients: str[N].
+        labels: task name → int[N].
+        probabilities: grader → task name → float[N, C].
+        folds: int[N]. The fold of each disc's patient.
+        missed: the discs that nobody graded.
+    """
+
+    tasks: Sequence[Task]
+    rows: Int[np.ndarray, " N"]
+    groups: np.ndarray
+    patients: np.ndarray
+    labels: Mapping[str, Int[np.ndarray, " N"]]
+    probabilities: Mapping[str, Mapping[str, Float[np.ndarray, "N _"]]]
+    folds: Int[np.ndarray, " N"]
+    missed: Sequence[Missed]
+
+    @classmethod
+    def of_folds(
+        cls,
+        data: DataSet,
+        tasks: Sequence[Task],
+        folders: Sequence[Path],
+        patients: Mapping[str, Patient],
+        missed: Sequence[Missed],
+    ) -> "Pool":
+        """Read what each fold's network gave the fold's patients, and fit the baselines on its training patients.
+
+        Args:
+            data: the data set of all discs.
+            tasks: its tasks.
+            folders: of the folds: `graded/predictions.csv` and `discs/`, in the order of the folds.
+            patients: pseudonym → patient.
+            missed: the discs that are not in the data set.
+        """
+        fold = np.array([fold_of(*patients[str(name)]) for name in data.patient])
+        origin = data.manifest["scans"]
+        groups = np.array([group(origin[scan]["source"], origin[scan]["contrast"]) for scan in data.scan.tolist()])
+        labels = np.stack([data.labels[:, data.tasks.index(task)].astype(np.int64) for task in tasks], axis=1)
+        features = intensity_baseline.all_features(data)
+        nothing = {task.name: np.full((len(data), task.num_grades), np.nan) for task in tasks}
+        given = {who: {name: each.copy() for name, each in nothing.items()} for who in (NETWORK, REGRESSION)}
+        for number, folder in enumerate(folders):
+            split = DataSet(folder / "discs").split
+            graded = predictions(folder)
+            test = fold == number
+            for row in np.flatnonzero(test):
+                for name, probabilities in graded[str(data.scan[row]), str(data.level[row])].items():
+                    given[NETWORK][name][row] = probabilities
+            for name in np.unique(groups):
+                inside = groups == name
+                learned = inside & (split == "train")
+                known = [task for task in tasks if (labels[learned, tasks.index(task)] != UNLABELLED).any()]
+                columns = labels[:, [tasks.index(task) for task in known]]
+                regressed = intensity_baseline.probabilities(
+                    features, columns, {task.name: task.num_grades for task in known}, learned
+                )
+                for task in known:
+                    given[REGRESSION][task.name][test & inside] = regressed[task.name][test & inside]
+        by_task = {task.name: labels[:, column] for column, task in enumerate(tasks)}
+        return cls(tasks, np.arange(len(data)), groups, data.patient, by_task, given, fold, missed)
+
+    def labelled(self, task: Task, inside: Bool[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The network's probabilities, the labels and the patients of the discs that have a label."""
+        has_one = inside & (self.labels[task.name] != UNLABELLED)
+        return self.probabilities[NETWORK][task.name][has_one], self.labels[task.name][has_one], self.patients[has_one]
+
+    def results(self) -> dict[str, Any]:
+        """Group → task name → the measures, for every group that has labels for the task; JSON."""
+        return {
+            "groups": {
+                name: {
+                    task.name: found
+                    for task in self.tasks
+                    if (found := self._of_task(task, self.groups == name, name)) is not None
+                }
+                for name in sorted(set(self.groups))
+            }
+        }
+
+    def _of_task(self, task: Task, inside: Bool[np.ndarray, " N"], name: str) -> dict[str, Any] | None:
+        probabilities, labels, patients = self.labelled(task, inside)
+        missed = [(each.labels[task.name], each.patient) for each in self.missed if self._counts(each, task, name)]
+        if len(set(labels)) < 2:
+            return None
+        result = grading.evaluate_task(task, labels, probabilities, patients)
+        has_one = inside & (self.labels[task.name] != UNLABELLED)
+        regressed = self.probabilities[REGRESSION][task.name][has_one]
+        baseline = grading.evaluate_task(task, labels, regressed, patients)
+        both = [
+            grading.patient_confusions(labels, each.argmax(1), patients, task.num_grades)
+            for each in (probabilities, regressed)
+        ]
+        assert result is not None
+        assert baseline is not None
+        return {
+            NETWORK: result.to_json(),
+            REGRESSION: baseline.to_json(),
+            "better than the regression by": {
+                each.__name__: grading.difference(each, *both).to_json()
+                for each in _STATISTICS.values()
+                if each.__name__ in result.estimates
+            },
+            "with missed discs as wrong": _with_missed(task, labels, probabilities, patients, missed),
+            "calibration": self._calibration(task, inside),
+        }
+
+    def _counts(self, missed: Missed, task: Task, name: str) -> bool:
+        return missed.group == name and missed.labels.get(task.name, UNLABELLED) != UNLABELLED
+
+    def _calibration(self, task: Task, inside: Bool[np.ndarray, " N"]) -> dict[str, float]:
+        """The calibration error without temperature, and at that of the other folds' discs of all groups."""
+        has_one = self.labels[task.name] != UNLABELLED
+        given, labels = self.probabilities[NETWORK][task.name], self.labels[task.name]
+        at = given.copy()
+        for number in np.unique(self.folds):
+            others, mine = has_one & (self.folds != number), self.folds == number
+            temperature = calibration.fit_temperature(given[others], labels[others])
+            at[mine] = calibration.at_temperature(given[mine], temperature)
+        chosen = has_one & inside
+        return {
+            "error_before": calibration.expected_calibration_error(given[chosen], labels[chosen]),
+            "error_after": calibration.expected_calibration_error(at[chosen], labels[chosen]),
+        }
+
+
+def _with_missed(
+    task: Task, labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, missed: Sequence[tuple[int, str]]
+) -> dict[str, Any]:
+    """Measures of all labelled discs, where those that nobody graded have the grade farthest from their label."""
+    wrong = np.array([0 if 2 * label >= task.num_grades - 1 else task.num_grades - 1 for label, _ in missed], np.int64)
+    every = grading.evaluate_task(
+        task,
+        np.concatenate([labels, np.array([label for label, _ in missed], np.int64)]),
+        np.concatenate([probabilities, np.eye(task.num_grades)[wrong]]),
+        np.concatenate([patients, np.array([patient for _, patient in missed], patients.dtype)]),
+    )
+    assert every is not None
+    return {"missed": len(missed)} | every.to_json()
+
+
+# The tables ----------------------------------------------------------------------------------------------------------
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The tables of docs/results.md."""
+    columns = ("discs", "task", "n", "measure", NETWORK, REGRESSION, "difference", "missed discs as wrong")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, tasks in content["groups"].items():
+        for task, found in tasks.items():
+            for words, statistic in _STATISTICS.items():
+                if statistic.__name__ in found["better than the regression by"]:
+                    lines.append(_row(name, task, words, statistic.__name__, found))
+    lines += [
+        "",
+        "| discs | task | calibration error, % | at the temperature of the other folds, % |",
+        "|---" * 4 + "|",
+    ]
+    for name, tasks in content["groups"].items():
+        for task, found in tasks.items():
+            before, after = (100 * found["calibration"][f"error_{when}"] for when in ("before", "after"))
+            lines.append(f"| {name} | {task} | {before:.1f} | {after:.1f} |")
+    lines += ["", "| hotspots of | discs graded abnormal | energy at the own side, % |", "|---" * 3 + "|"]
+    for task, found in content["own_side"].items():
+        lines.append(f"| {task} | {found['n']} | {percent(_estimate(found['own_side']))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, task: str, words: str, statistic: str, found: Mapping[str, Any]) -> str:
+    every = found["with missed discs as wrong"]
+    cells = [
+        _shown(found[NETWORK][statistic], statistic),
+        _shown(found[REGRESSION][statistic], statistic),
+        _shown(found["better than the regression by"][statistic], statistic),
+        f"{_shown(every[statistic], statistic)}, {every['missed']} missed",
+    ]
+    return f"| {name} | {task} | {found[NETWORK]['n']} | {words} | {' | '.join(cells)} |"
+
+
+def _shown(estimate: Mapping[str, float | None], statistic: str) -> str:
+    """An estimate with its interval: κ as a number, other statistics in per cent."""
+    value = _estimate(estimate)
+    if statistic == "kappa":
+        return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    return percent(value)
+
+
+def _estimate(numbers: Mapping[str, float | None]) -> Estimate:
+    return Estimate(**{name: np.nan if number is None else number for name, number in numbers.items()})

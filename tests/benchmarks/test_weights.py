@@ -1,0 +1,350 @@
+"""The network that ships: pooled grades, baselines, discs that nobody graded, and continuing after an interruption."""
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import graded_folds, intensity_baseline, own_side, weights
+from benchmarks.graded_folds import Missed, Pool
+from data_prep.dataset.pseudonyms import Pseudonyms
+from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
+from data_prep.sources.pooled import POOLED_TASKS, Patient
+from data_prep.sources.spider import COLUMNS
+from spinejax.data.dataset import DataSet
+from spinejax.data.manifest import write_manifest
+from spinejax.data.shards import Disc, shard_name, write_shard
+from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE, central_window
+from spinejax.inference.graded import Graded, labels_of
+from spinejax.tasks import Task, select
+
+KEY = Pseudonyms(bytes(32))
+TASKS = select(POOLED_TASKS, ("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic"))
+LEVELS = ("L4-L5", "L5-S1")
+
+
+def spider_labels(patient, level):
+    """Both patients and levels have every grade; the disc L4-L5 of patient 3 was not found."""
+    worse = int(patient) + LEVELS.index(level)
+    return {"pfirrmann": worse % 5, **{column.task.name: worse % 2 for column in list(COLUMNS.values())[1:]}}
+
+
+def write_roots(folder):
+    """Both sources' tables, and files with the scans' names."""
+    spider, sudirman = folder / "spider", folder / "sudirman"
+    (spider / "images").mkdir(parents=True)
+    sudirman.mkdir()
+    rows, series = [], []
+    for patient in map(str, range(1, 13)):
+        (spider / "images" / f"{patient}_t2.mha").touch()
+        (spider / "images" / f"{patient}_t1.mha").touch()
+        (spider / "images" / f"{patient}_t2_SPACE.mha").touch()
+        series += [{"new_file_name": f"{patient}_t2", "subset": "training"}]
+        for disc, level in enumerate(reversed(LEVELS), 1):
+            labels = spider_labels(patient, level)
+            cells = {name: str(labels[column.task.name]) for name, column in COLUMNS.items()}
+            cells["Pfirrman grade"] = str(labels["pfirrmann"] + 1)
+            rows.append({"Patient": patient, "IVD label": str(disc), **cells})
+    write_csv(spider / "radiological_gradings.csv", rows)
+    write_csv(spider / "overview.csv", series)
+    boxes = []
+    for patient, (place, level) in itertools.product(range(1, 13), enumerate(LEVELS)):
+        edges = {"row_min": 40 * place, "row_max": 40 * place + 30, "col_min": 10, "col_max": 60}
+        finding = ("Normal IVD", "Lumbar Disc Bulge (LDB)", "Degenerative Disc Disease (DDD)")[(patient + place) % 3]
+        boxes.append({"patient": patient, "scan": f"{patient}_t2", "class": finding, "level": level, **edges})
+    write_csv(sudirman / "boxes.csv", boxes)
+    grades = [
+        {"patient": p, "scan": f"{p}_t2", "level": level, "pfirrmann": 1 + (p + place) % 5}
+        for p, (place, level) in itertools.product(range(1, 13), enumerate(LEVELS))
+    ]
+    write_csv(sudirman / "labels.csv", grades)
+    return spider, sudirman
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def a_disc(rng, job, level, place):
+    """The worse a disc's Pfirrmann grade, the darker its nucleus; SPIDER's stacks have masks."""
+    grade = job.labels[level]["pfirrmann"]
+    volume = rng.integers(30000, 34000, VOLUME_SHAPE, dtype=np.uint16)
+    volume[84:108, 100:220] = 40000 - 8000 * grade
+    region = np.zeros(VOLUME_SHAPE, np.uint8)
+    stack = "SPACE" in job.name
+    if stack:
+        region[:84], region[108:] = 1, 3
+    else:
+        volume[:, :, :7] = volume[:, :, 8:] = 0
+    return Disc(
+        volume=volume,
+        affine=np.eye(4),
+        slices=(0, 15) if stack else (7, 8),
+        labels=dict(job.labels[level]),
+        level=level,
+        patient=job.patient,
+        scan=job.scan,
+        split=job.split,
+        region=region,
+    )
+
+
+def write_discs(folder, arguments):
+    """The data set of both sources, in which one disc of three of SPIDER's scans is missing."""
+    rng = np.random.default_rng(0)
+    jobs, _ = weights.pooled_jobs(
+        arguments.spider,
+        arguments.sudirman,
+        series=weights.SERIES,
+        held_out=arguments.patients_held_out(),
+        pseudonyms=KEY,
+        cutting=weights.Cutting(convention="spider"),
+    )
+    discs = [
+        a_disc(rng, job, level, place)
+        for job in jobs
+        for place, level in enumerate(LEVELS)
+        if (job.patient, level) != (KEY.patient("3"), "L4-L5")
+    ]
+    folder.mkdir(parents=True)
+    summary = write_shard(folder / shard_name(0, 1), discs, POOLED_TASKS, ("region",))
+    scans = {job.scan: {"source": job.source, "contrast": job.contrast} for job in jobs}
+    write_manifest(folder, [summary], POOLED_TASKS, {}, ("region",), {"scans": scans})
+
+
+def grade_perfectly(discs, out):
+    data = DataSet(discs)
+    rows = data.rows("test")
+    labels = labels_of(data, rows, POOLED_TASKS)
+    right = {task.name: np.eye(task.num_grades)[np.maximum(labels[task.name], 0)] for task in POOLED_TASKS}
+    nothing = {task.name: np.zeros(len(rows)) for task in POOLED_TASKS}
+    out.mkdir(parents=True)
+    Graded(data, rows, POOLED_TASKS, labels, right, nothing).write(out / "predictions.csv")
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    spider, sudirman = write_roots(tmp_path)
+    return weights.Arguments(spider, sudirman, tmp_path / "runs", jobs=2, options=("--epochs", "3"))
+
+
+@pytest.fixture
+def commands(monkeypatch, arguments):
+    """The commands that are run, replaced by functions that make their results; and what was shipped."""
+    seen = []
+
+    def pretend(*command):
+        words = [str(word) for word in command]
+        after = dict(itertools.pairwise(words))
+        seen.append(words)
+        if words[:3] == ["-m", "data_prep", "pooled"]:
+            write_discs(Path(after["--out"]), arguments)
+        elif words[:3] == ["-m", "data_prep", "phantom"]:
+            Path(after["--out"]).mkdir(parents=True)
+        elif words[0] == "train.py":
+            (Path(after["--workdir"]) / "export").mkdir(parents=True)
+        else:
+            grade_perfectly(after["--data"], Path(after["--out"]))
+
+    def no_hotspots(data, folder):
+        shares = [{"task": "upper_endplate", "patient": str(data.patient[0]), "own_side": 0.75}]
+        (folder / "own_side.json").write_text(json.dumps(shares))
+
+    def keep(run, out, **options):
+        seen.append(["ship", str(run), options])
+
+    monkeypatch.setattr(weights, "run_script", pretend)
+    monkeypatch.setattr(weights, "point_in_stacks", no_hotspots)
+    monkeypatch.setattr(weights.shipped, "write", keep)
+    monkeypatch.setattr(weights.runtime, "set_up", lambda: None)
+    return seen
+
+
+def test_every_patient_is_graded_once_by_a_network_trained_on_others(arguments, commands):
+    weights.main(arguments)
+    found = json.loads((arguments.out / "weights.json").read_text())
+    groups = found["groups"]
+    assert {name: tasks["pfirrmann"]["spinejax"]["n"] for name, tasks in groups.items()} == {
+        "SPIDER T1": 23,
+        "SPIDER T2": 46,
+        "Sudirman T2": 24,
+    }
+    for tasks in groups.values():
+        for task in tasks.values():
+            assert task["spinejax"]["mean_per_class_accuracy"]["value"] == 1
+    assert "narrowing" not in groups["Sudirman T2"]
+    assert "stenosis" not in groups["SPIDER T2"]
+    assert found["own_side"]["upper_endplate"]["n"] == NUM_FOLDS
+    table = (arguments.out / "weights.md").read_text()
+    assert "| Sudirman T2 | pfirrmann | 24 | mean per-class accuracy, % | 100.0 [100.0, 100.0] |" in table
+    assert "| upper_endplate | 5 | 75.0 [75.0, 75.0] |" in table
+
+
+def test_the_folds_are_those_of_the_detectors_and_the_held_out_patient_is_in_test_alone(arguments, commands):
+    weights.main(arguments)
+    names = weights.everyone(arguments, KEY)
+    assert names[KEY.patient("sudirman/7")] == Patient("sudirman", "7")
+    for number in range(NUM_FOLDS):
+        data = DataSet(arguments.out / f"fold-{number}" / "discs")
+        for name, split in zip(data.patient, data.split, strict=True):
+            of_fold = fold_of(*names[str(name)]) == number
+            assert (split == "test") == (of_fold or names[str(name)] == Patient("spider", "7"))
+    whole = DataSet(arguments.out / "discs")
+    assert {names[str(name)] for name in whole.patient[whole.rows("test")]} == {Patient("spider", "7")}
+    assert not list(arguments.out.glob("fold-*/discs/*.h5"))  # folds share the discs
+
+
+def test_every_training_starts_from_the_phantoms_and_takes_the_options(arguments, commands):
+    weights.main(arguments)
+    phantoms, *trainings = [words for words in commands if words[0] == "train.py"]
+    assert phantoms[1] == "quickstart"
+    start = phantoms[phantoms.index("--workdir") + 1]
+    assert len(trainings) == NUM_FOLDS + 1
+    for words in trainings:
+        assert words[1] == "pooled"
+        assert words[words.index("--init-from") + 1] == start
+        assert words[-2:] == ["--epochs", "3"]
+
+
+def test_finished_parts_are_not_run_again(arguments, commands):
+    weights.main(arguments)
+    first = len(commands)
+    (arguments.out / "fold-2" / "graded" / "predictions.csv").unlink()
+    (arguments.out / "fold-2" / "graded").rmdir()
+    (arguments.out / "fold-2" / "run" / "export").rmdir()
+    (arguments.out / "fold-2" / "run").rmdir()
+    weights.main(arguments)
+    assert [words[0] for words in commands[first:]] == ["train.py", "evaluate.py", "ship"]
+
+
+def test_what_ships_names_its_patients_but_not_the_one_held_out(arguments, commands):
+    weights.main(arguments)
+    _, run, options = commands[-1]
+    assert run == str(arguments.out / "last" / "run")
+    patients = options["provenance"]["patients"]
+    assert "spider/7" not in patients
+    assert {name.partition("/")[0] for name in patients} == {"spider", "sudirman"}
+    (fit,) = options["temperatures"]
+    assert fit["num_views"] == 54
+    assert set(fit["temperatures"]) == {task.name for task in POOLED_TASKS}
+    assert max(fit["temperatures"].values()) < 0.2  # every grade was right
+
+
+def test_discs_that_nobody_graded_are_counted_as_wrong(arguments, commands):
+    """The disc L4-L5 of SPIDER's patient 3: label 3 of Pfirrmann, in each of three scans."""
+    weights.main(arguments)
+    found = json.loads((arguments.out / "weights.json").read_text())["groups"]
+    of_t2 = found["SPIDER T2"]["pfirrmann"]["with missed discs as wrong"]
+    assert of_t2["missed"] == 2
+    assert of_t2["n"] == 48
+    per_class = of_t2["per_class"]["4"]
+    assert per_class["recall"]["value"] == pytest.approx((per_class["n"] - 2) / per_class["n"])
+    assert of_t2["confusion"][3][0] == 2
+    assert found["SPIDER T1"]["pfirrmann"]["with missed discs as wrong"]["missed"] == 1
+    assert found["Sudirman T2"]["pfirrmann"]["with missed discs as wrong"]["missed"] == 0
+
+
+def a_pool(labels, network, regression, missed=()):
+    task = Task("pfirrmann", ("1", "2", "3"))
+    num = len(labels)
+    given = {graded_folds.NETWORK: {task.name: network}, graded_folds.REGRESSION: {task.name: regression}}
+    patients = np.array([f"p{row // 2}" for row in range(num)])
+    groups, folds = np.full(num, "SPIDER T2"), np.arange(num) // 2 % 5
+    return Pool([task], np.arange(num), groups, patients, {task.name: labels}, given, folds, missed)
+
+
+def test_the_difference_to_the_regression_is_paired():
+    """Where both graders agree on every disc it is 0 in every resample; each alone has a wide interval."""
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 3, 60), rng.dirichlet(np.ones(3), 60)
+    found = a_pool(labels, probabilities, probabilities).results()["groups"]["SPIDER T2"]["pfirrmann"]
+    for estimate in found["better than the regression by"].values():
+        assert estimate == {"value": 0, "low": 0, "high": 0}
+    interval = found["spinejax"]["mean_per_class_accuracy"]
+    assert interval["high"] - interval["low"] > 0.1
+
+
+def test_temperatures_come_from_the_other_folds():
+    """One fold's labels are the opposite of what the network says; its own discs do not soften its probabilities."""
+    labels = np.tile([0, 1, 2], 20)
+    network = np.full((60, 3), 0.1) + 0.7 * np.eye(3)[labels]
+    pool = a_pool(labels, network, network)
+    before = pool.results()["groups"]["SPIDER T2"]["pfirrmann"]["calibration"]
+    assert before["error_before"] == pytest.approx(0.2)
+    assert before["error_after"] < 0.05  # always right: the others say so
+    wrong = np.where(pool.folds == 0, (labels + 1) % 3, labels)
+    after = a_pool(wrong, network, network).results()["groups"]["SPIDER T2"]["pfirrmann"]["calibration"]
+    assert after["error_after"] > 0.15  # certain, and wrong in a fifth
+
+
+def test_a_missed_disc_has_the_farthest_grade():
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    right = np.eye(3)[labels]
+    missed = [Missed("SPIDER T2", "p9", {"pfirrmann": 0}), Missed("SPIDER T1", "p9", {"pfirrmann": 0})]
+    found = a_pool(labels, right, right, missed).results()["groups"]["SPIDER T2"]["pfirrmann"]
+    assert found["with missed discs as wrong"]["confusion"] == [[2, 0, 1], [0, 2, 0], [0, 0, 2]]
+
+
+def test_hotspots_are_made_for_discs_graded_abnormal(arguments, tmp_path):
+    write_discs(tmp_path / "discs", arguments)
+    data = DataSet(tmp_path / "discs")
+    row = int(np.flatnonzero([data.mask("region", row).any() for row in range(len(data))])[0])
+    maps = np.zeros((len(TASKS), *WINDOW_SHAPE), np.float32)
+    maps[:, 10], maps[:, -10] = 3, 1  # three quarters of the energy lie in the upper body
+    sided = [task for task in TASKS if "endplate" in task.name]
+    graded = {"upper_endplate": [0.4, 0.6], "lower_endplate": [0.3, 0.7]}
+    shares = own_side.shares_of_disc(data, row, sided, TASKS, maps, graded)
+    assert {share["task"]: share["own_side"] for share in shares} == {"upper_endplate": 0.75, "lower_endplate": 0.25}
+    graded["lower_endplate"] = [0.7, 0.3]
+    assert len(own_side.shares_of_disc(data, row, sided, TASKS, maps, graded)) == 1
+
+
+def test_the_mean_of_a_slice_is_over_the_discs_that_have_it(arguments, tmp_path):
+    write_discs(tmp_path / "discs", arguments)
+    data = DataSet(tmp_path / "discs")
+    windows = {row: central_window(data.volume(row)) * INTENSITY_STEP for row in data.rows("train")}
+    stacks = [window for row, window in windows.items() if data.slices[row, 1] == 15]
+    expected = np.mean(stacks, axis=(0, 1, 2), dtype=np.float64)
+    expected[4] = np.mean([*windows.values()], axis=(0, 1, 2), dtype=np.float64)[4]
+    np.testing.assert_allclose(data.mean_of_filled_slices(), expected, rtol=1e-4)
+    assert data.slice_mean[0] < 0.6 * expected[0]
+
+
+# The baselines -------------------------------------------------------------------------------------------------------
+
+
+def test_the_regression_learns_intensities_from_its_fold_alone(arguments, tmp_path):
+    write_discs(tmp_path / "discs", arguments)
+    data = DataSet(tmp_path / "discs")
+    labels = data.labels[:, :2].astype(int)
+    found = intensity_baseline.all_features(data)
+    train = np.arange(len(data)) % 3 > 0
+    grades = {"pfirrmann": 5, "narrowing": 2}
+    given = intensity_baseline.probabilities(found, labels, grades, train)
+    assert np.mean(np.abs(given["pfirrmann"][~train].argmax(1) - labels[~train, 0])) < 0.5  # guessing gives 1.6
+    assert np.mean(given["narrowing"][~train].argmax(1) == labels[~train, 1]) > 0.8
+    np.testing.assert_allclose(given["narrowing"].sum(1), 1)
+    wrong = np.where(train[:, None], labels, (labels + 1) % 2)  # labels of the test discs play no part
+    again = intensity_baseline.probabilities(found, wrong, grades, train)
+    np.testing.assert_array_equal(given["pfirrmann"], again["pfirrmann"])
+
+
+def test_the_majority_is_that_of_the_training_discs():
+    labels = np.array([[0], [1], [1], [-1], [-1], [-1], [0], [0]])
+    train = np.arange(8) < 6
+    given = intensity_baseline.majority(labels, {"task": 3}, train)
+    np.testing.assert_array_equal(given["task"], np.tile([0, 1, 0], (8, 1)))
+
+
+def test_a_grade_that_was_not_learned_has_no_probability():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (20, 1))
+    given = intensity_baseline.probabilities(rng.random((20, 4)), labels, {"task": 3}, np.ones(20, bool))
+    assert given["task"].shape == (20, 3)
+    assert not given["task"][:, 2].any()
