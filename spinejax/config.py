@@ -156,7 +156,7 @@ PRESETS = {
             epochs=40,
             plateau_patience=5,
             num_decays=1,
-            # With ten tasks, some of them with rare grades, a rate of 0.01 ends in a network that grades all discs alike.
+            # With ten tasks, some with rare grades, a rate of 0.01 ends in a network that grades all discs alike.
             learning_rate=0.005,
             soft_labels=0.1,
             average_weights=0.999,
