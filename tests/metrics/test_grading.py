@@ -141,3 +141,22 @@ def test_a_mean_is_of_discs_and_its_interval_of_patients():
     # Two patients: a draw holds one of them twice, or both.
     assert (estimate.low, estimate.high) == (pytest.approx(1 / 3), 1)
     assert np.isnan(grading.mean_over_patients(np.full(3, np.nan), np.array(["a", "b", "c"])).value)
+
+
+def test_a_paired_difference_is_narrower_than_one_of_two_sets():
+    """The second grader repeats the first one's grades but for every tenth disc: what both share cancels out."""
+    rng = np.random.default_rng(0)
+    labels, patients = rng.integers(0, 5, 400), np.repeat(np.arange(80), 5)
+    one = np.clip(labels + rng.integers(-1, 2, 400), 0, 4)
+    other = np.where(np.arange(400) % 10, one, labels)
+    counts = [grading.patient_confusions(labels, grades, patients, 5) for grades in (other, one)]
+    for statistic in (grading.kappa, grading.mean_per_class_accuracy, grading.within_one):
+        found = grading.difference(statistic, *counts)
+        values = [float(statistic(each.sum(0))) for each in counts]
+        assert found.value == pytest.approx(values[0] - values[1])
+        assert found.low <= found.value <= found.high
+        shuffled = grading.difference(statistic, counts[0], counts[1][rng.permutation(80)])
+        assert shuffled.value == pytest.approx(found.value)
+        if statistic is not grading.within_one:  # every grade is within one here
+            assert found.high - found.low < 0.6 * (shuffled.high - shuffled.low)
+    assert grading.difference(grading.kappa, counts[0], counts[0]) == grading.Estimate(0, 0, 0)
