@@ -1,7 +1,7 @@
 """A page of whole scans with the corners of their vertebral bodies and the box that each disc is cut out of."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,17 @@ _COLUMNS = 5
 _COLOURS = ("tab:orange", "tab:cyan")
 
 
-def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) -> list[str]:
+def overlay_sheet(
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    num_scans: int,
+    seed: int,
+    also: Callable[[Job, Located], None] = lambda job, found: None,
+) -> list[str]:
     """Draw the middle slice of some scans with corners (solid) and the network's windows (dashed).
 
-    The scans are chosen at random. The page shows no names.
+    The scans are chosen at random. The page shows no names. `also` is called with each scan that was drawn.
 
     Returns:
         For each place on the page, its scan, or why that could not be drawn.
@@ -41,6 +48,7 @@ def overlay_sheet(jobs: Sequence[Job], out: Path, *, num_scans: int, seed: int) 
         try:
             found = job.locate()
             draw_scan(ax, found)
+            also(job, found)
             doubts = f": {' '.join(found.notes)}" if found.confidence else ""  # of masks, `scans` prints the notes
             notes.append(f"{number}: {job.name}{doubts}")
         except SpinejaxError as error:

@@ -10,14 +10,18 @@ from rich.console import Console
 
 from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.dataset.build import Settings, build
+from data_prep.dataset.job import Job, Located
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.look.overlay import overlay_sheet
+from data_prep.look.scan_picture import picture_of
 from data_prep.read.found import Series
 from data_prep.read.series import find_series
 from data_prep.sources.scan_files import Cutting, scan_jobs
 from data_prep.sources.summary import summarised
 from spinejax.data.manifest import MANIFEST, read_manifest
+from spinejax.data.scan_picture import FOLDER, write_scan_picture
 from spinejax.errors import SpinejaxError
+from spinejax.files import checksums
 from spinejax.tasks import Task
 
 SPLIT = "test"
@@ -37,6 +41,8 @@ def ungraded_discs(
     console: Console,
 ) -> list[str]:
     """Find the vertebrae of some scans, cut out their discs, and draw what was found.
+
+    The data set gets pictures of its scans, which a report lays grades and hotspots over.
 
     Args:
         paths: files and folders of scans.
@@ -77,9 +83,15 @@ def ungraded_discs(
     failures = found.failures | outcome.failures
     if jobs and len(outcome.failures) == len(jobs):
         raise SpinejaxError(next(iter(failures.values())))
+
+    def keep_picture(job: Job, found: Located) -> None:
+        write_scan_picture(made, job.scan, picture_of(found))
+
+    shutil.rmtree(made / FOLDER, ignore_errors=True)  # of an interrupted run
+    overlay_sheet(jobs, out / "levels.png", num_scans=len(jobs), seed=0, also=keep_picture)
+    checksums.seal(made)
     shutil.rmtree(out / "discs", ignore_errors=True)
     os.replace(made, out / "discs")
-    overlay_sheet(jobs, out / "levels.png", num_scans=len(jobs), seed=0)
     left_out = [f"left out: {line}" for line in found.left_out]
     failed = [f"failed: {name}: {reason}" for name, reason in failures.items()]
     table = summarised(jobs, found, outcome).lines()

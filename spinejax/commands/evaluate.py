@@ -26,6 +26,7 @@ from data_prep.sources.ungraded import SPLIT, ungraded_discs
 from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import ALL, DataSet
+from spinejax.data.scan_picture import check_scan_pictures
 from spinejax.errors import SpinejaxError, printable, status_of
 from spinejax.files.addresses import PATHS, ScanPath
 from spinejax.files.atomic import make_folder
@@ -253,6 +254,8 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.
     labels_of(data, rows, model.tasks)
     if arguments.hotspots:
         hotspot_files.check_nifti(data, rows)
+    if arguments.report:
+        check_scan_pictures(data)
     return data
 
 

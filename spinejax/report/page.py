@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt16
 
 from spinejax import paper
+from spinejax.data.scan_picture import read_scan_picture
 from spinejax.files.atomic import make_folder, write_atomically
 from spinejax.files.html import style_and_script, templates, webp
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded
 from spinejax.metrics.calibration import Doubt
-from spinejax.report import tables
+from spinejax.report import spine, tables
 from spinejax.report.results import RESEARCH_ONLY, Findings
 from spinejax.tasks import LEVELS
 
@@ -60,14 +61,17 @@ class Report:
         limit = discs_per_page or DISCS_PER_PAGE * 6 // max(6, len(graded.tasks))
         self._pages = list(_by_scan(graded.data.scan[graded.rows], limit))
         self._place, self._page = 0, 0
-        self._sheets: list[tuple[str, str]] = []
+        self._pictures: dict[str, str] = {}
+        self._names = spine.short_names(graded.patients.tolist(), graded.data.scan[graded.rows].tolist())
 
     def add(self, row: int | np.integer, maps: Float[np.ndarray, "T 112 224 9"] | None = None) -> None:
         """Add one disc: its row in the data set, and its maps if there are any."""
         if row != self._graded.rows[self._place]:
             raise ValueError(f"row {row} is not the next disc, {self._graded.rows[self._place]}")
-        window = window_sheet(central_window(self._graded.data.volume(row)))
-        self._sheets.append((window, "" if maps is None else map_sheet(maps)))
+        number = self._place - self._pages[self._page].start
+        self._pictures[f"window-{number}"] = window_sheet(central_window(self._graded.data.volume(row)))
+        if maps is not None:
+            self._pictures[f"maps-{number}"] = map_sheet(maps)
         self._place += 1
         if len(self._pages) > 1 and self._place == self._pages[self._page].stop:
             self._write(_name(self._page), self._browser(), page=self._page)
@@ -83,16 +87,36 @@ class Report:
     def _browser(self) -> dict:
         """What the page's script needs of the current page's discs, and their pictures, which are then forgotten."""
         places = self._pages[self._page]
-        sheets, self._sheets = self._sheets, []
+        pictures, self._pictures = self._pictures, {}
+        rows = self._graded.rows[places]
+        discs = [self._disc(place) for place in range(places.start, places.stop)]
+        found = dict.fromkeys(disc["scan"] for disc in discs)
+        scans = [self._scan(scan, rows, discs, number, pictures) for number, scan in enumerate(found)]
         facts = {
             "tasks": [{"name": t.name, "title": title(t.name), "grades": list(t.grades)} for t in self._graded.tasks],
             "window": WINDOW_SHAPE,
             "shrink": MAP_SHRINK,
-            "levels": [level for level in LEVELS if level in set(self._graded.data.level[self._graded.rows[places]])],
-            "discs": [self._disc(place) for place in range(places.start, places.stop)],
+            "levels": [level for level in LEVELS if level in set(self._graded.data.level[rows])],
+            "scans": scans,
+            "discs": discs,
             "hotspots": self._traced is not None,
+            "researchOnly": RESEARCH_ONLY,
         }
-        return {"facts": facts, "sheets": sheets}
+        return {"facts": facts, "pictures": pictures}
+
+    def _scan(self, scan: str, rows: np.ndarray, discs: list[dict], number: int, pictures: dict[str, str]) -> dict:
+        """A scan's facts, with its discs from the top down. Its picture, if there is one, is added to the others."""
+        data = self._graded.data
+        places = [place for place, disc in enumerate(discs) if disc["scan"] == scan]
+        places.sort(key=lambda place: LEVELS.index(discs[place]["level"]))
+        facts = {"id": scan, "patient": discs[places[0]]["patient"], "name": self._names[scan], "discs": places}
+        picture = read_scan_picture(data, scan)
+        if picture is None:
+            return facts | {"picture": None}
+        for place in places:
+            discs[place]["at"] = spine.place_of(picture, data.affine[rows[place]], discs[place]["level"])
+        pictures |= {f"scan-{number}-{place}": text for place, text in enumerate(picture["slices"])}
+        return facts | {"picture": spine.picture_facts(picture, data.affine[rows[places]])}
 
     def _disc(self, place: int) -> dict:
         graded, row = self._graded, self._graded.rows[place]
@@ -122,7 +146,7 @@ class Report:
             _environment()
             .get_template("page.html")
             .render(
-                **style_and_script(Path(__file__).parent / "templates", "page"),
+                **style_and_script(Path(__file__).parent / "templates", "page", "spine"),
                 browser=browser,
                 findings=findings,
                 published=tables.published(findings.results, findings.branch_point) if findings else {},

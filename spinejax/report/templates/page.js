@@ -4,7 +4,7 @@
 const element = (id) => document.getElementById(id);
 const facts = JSON.parse(element("facts").textContent);
 const [rows, columns, numSlices] = facts.window;
-const state = { disc: 0, task: 0, slice: (numSlices - 1) / 2, shown: [] };
+const state = { scan: 0, plane: 0, disc: 0, task: 0, slice: (numSlices - 1) / 2, shown: [] };
 
 // The upper part of Matplotlib's inferno; its dark violets would only tint the bright slice below.
 const palette = [[136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
@@ -19,6 +19,9 @@ const differs = (disc, task) => isGraded(disc, task) && disc.label[task] !== gra
 // The distance in grades; among equals, the network's confidence.
 const disagreement = (disc, task) =>
   isGraded(disc, task) ? Math.abs(disc.label[task] - gradeOf(disc, task)) + confidence(disc, task) : -1;
+const places = new Map(facts.scans.map((scan, index) => [scan.id, index]));
+const scanOf = (disc) => places.get(disc.scan);
+const nameOf = (disc) => facts.scans[scanOf(disc)].name;
 const percent = (share) => (share > 0.995 && share < 1 ? ">99" : String(Math.round(100 * share)));
 
 // Pictures: decoded once, and a few kept ------------------------------------------------------------------------------
@@ -31,7 +34,7 @@ async function sheet(kind, index) {
   if (!decoded.has(id)) {
     const picture = new Image();
     picture.src = "data:image/webp;base64," + element(id).textContent.trim();
-    if (decoded.size > 40) decoded.delete(decoded.keys().next().value);
+    if (decoded.size > 60) decoded.delete(decoded.keys().next().value);
     decoded.set(id, picture.decode().then(() => picture));
   }
   return decoded.get(id);
@@ -94,7 +97,7 @@ function drawSlice(canvas, windows, overlay, slice) {
 
 function describe() {
   const disc = facts.discs[state.disc], task = facts.tasks[state.task], given = gradeOf(disc, state.task);
-  element("disc-name").replaceChildren(disc.level, span(`scan ${disc.scan}`, "small"));
+  element("disc-name").replaceChildren(disc.level, span(nameOf(disc), "small"));
   element("task-name").textContent = task.title;
   describeSlice();
   element("scale").style.width = `${(100 * 10) / disc.pixelMm / columns}%`;
@@ -188,7 +191,7 @@ function list() {
     const given = span(grades[gradeOf(disc, state.task)], "given");
     given.append(" ", span(`${percent(confidence(disc, state.task))} %`, "sure"));
     if (differs(disc, state.task)) given.append(" ", span(`rater ${grades[disc.label[state.task]]}`, "other"));
-    line.append(span(disc.level, ""), span(disc.scan, "who"), given);
+    line.append(span(disc.level, ""), span(nameOf(disc), "who"), given);
     line.addEventListener("click", () => chooseDisc(index));
     return line;
   }));
@@ -219,6 +222,9 @@ function chooseDisc(index) {
   select();
   describe();
   draw();
+  const scan = scanOf(facts.discs[index]);
+  if (scan !== state.scan) chooseScan(scan);
+  else describeSpine();
 }
 
 function chooseTask(index) {
@@ -230,6 +236,8 @@ function chooseTask(index) {
   list();
   describe();
   draw();
+  describeSpine();
+  drawSpine();
 }
 
 function chooseSlice(slice) {
@@ -250,18 +258,21 @@ function step(by) {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const at = event.target, inControl = at.matches("select, input");
-  const onDiscs = at === element("list") || at === element("picture");
+  const inSpine = Boolean(at.closest("#spine"));
+  const onDiscs = at === element("list") || at === element("picture"), onPlane = at === element("plane");
+  const turn = (by) => (inSpine ? choosePlane(state.plane + by) : chooseSlice(state.slice + by));
   const keys = {
-    ArrowLeft: () => !inControl && chooseSlice(state.slice - 1),
-    ArrowRight: () => !inControl && chooseSlice(state.slice + 1),
-    ArrowUp: () => onDiscs && step(-1),
-    ArrowDown: () => onDiscs && step(1),
+    ArrowLeft: () => !inControl && turn(-1),
+    ArrowRight: () => !inControl && turn(1),
+    ArrowUp: () => (onDiscs ? step(-1) : onPlane && stepInSpine(-1)),
+    ArrowDown: () => (onDiscs ? step(1) : onPlane && stepInSpine(1)),
+    Enter: () => onPlane && openDisc(state.disc),
     Home: () => at === element("list") && step(-facts.discs.length),
     End: () => at === element("list") && step(facts.discs.length),
     n: () => !at.matches("select") && step(1),
     p: () => !at.matches("select") && step(-1),
     t: () => !at.matches("select") && chooseTask((state.task + 1) % facts.tasks.length),
-    o: () => !at.matches("select") && element("overlay") && element("overlay").click(),
+    o: () => !at.matches("select") && element("overlay") && element(inSpine ? "spine-overlay" : "overlay").click(),
   };
   const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   // Other keys keep the browser's own action: scrolling, moving a slider.
@@ -270,7 +281,7 @@ function onKey(event) {
 
 function start() {
   element("task").append(...facts.tasks.map((task, index) => new Option(task.title, String(index))));
-  for (const scan of new Set(facts.discs.map((disc) => disc.scan))) element("scan").append(new Option(scan, scan));
+  for (const scan of facts.scans) element("scan").append(new Option(scan.name, scan.id));
   for (const level of facts.levels) element("level").append(new Option(level, level));
   for (let slice = 0; slice < numSlices; slice++) {
     const button = document.createElement("button"), canvas = document.createElement("canvas");
@@ -295,6 +306,7 @@ function start() {
     element("opacity").addEventListener("input", draw);
   }
   document.addEventListener("keydown", onKey);
+  startSpine();
   chooseTask(0);
 }
 
