@@ -84,7 +84,10 @@ class Config:
     """Split that decides the learning rate and the best step. The paper swaps validation and test for a second network,
     to show the spread of its results."""
     eval_epochs: int = 1
-    """Epochs between two evaluations on that split, each followed by a checkpoint."""
+    """Epochs between two evaluations on that split."""
+    save_minutes: float = 10
+    """Minutes between two saves, each after an evaluation; 0 saves after every one. The first evaluation, the end, the
+    best step and SIGTERM save too."""
     workers: int = 0
     """Processes that read ahead; 0 reads in threads of this one."""
     tensorboard: bool = False
@@ -100,7 +103,7 @@ class Config:
         for name in ("dropout", "momentum", "soft_labels", "average_weights"):
             require_option(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         require_option(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")
-        for name in ("weight_decay", "num_decays", "workers"):
+        for name in ("weight_decay", "num_decays", "workers", "save_minutes"):
             require_option(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
         for name in ("contrast", "blur"):
             require_option(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
@@ -167,7 +170,16 @@ PRESETS = {
 """Name → (what it is for, the options)."""
 
 _PLATEAU = ("plateau_patience", "plateau_factor", "num_decays")
-CHANGEABLE_ON_RESUME = ("epochs", "max_skipped", "workers", "tensorboard", "layout", "cache", "deterministic")
+CHANGEABLE_ON_RESUME = (
+    "epochs",
+    "max_skipped",
+    "save_minutes",
+    "workers",
+    "tensorboard",
+    "layout",
+    "cache",
+    "deterministic",
+)
 """Options that may differ when a run is resumed. None of them changes what a step computes; another layout, like
 another number of devices, only sums in another order."""
 

@@ -26,6 +26,7 @@ from spinejax.parallel import devices, layout, processes, runtime
 from spinejax.report import figures
 from spinejax.training import checkpoint, epoch, train_step
 from spinejax.training.log import Log, progress
+from spinejax.training.saving import Saver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,11 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
     exit_stack.enter_context(contextlib.closing(feed.batches))
     first, folder = processes.is_first(), checkpoints.run
     log = Log(folder, step=int(state.step), tensorboard=options.tensorboard, write=first)
+    saver = Saver(checkpoints, save, log, options)
+    if log.repeated:
+        print(
+            f"{folder} goes on from step {int(state.step)}. Steps up to {log.repeated} were not saved: it repeats them."
+        )
     steps_per_epoch = num_steps(len(data.rows("train")), options.batch_size)
     total = options.epochs * steps_per_epoch
     bar = exit_stack.enter_context(progress(total, int(state.step), options.batch_size, show=first))
@@ -86,14 +92,14 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
         if train_step.is_over(state, options):
             break
         until = number * steps_per_epoch
-        state, metrics, speed = epoch.take_steps(state, feed, until, step, stop, bar)
-        unlogged += metrics
+        state, taken = epoch.take_steps(state, feed, until, step, stop, bar)
         if int(state.step) < until:  # SIGTERM came
-            save(state, error=None, unlogged=unlogged)
-            processes.by_first(checkpoints.wait)
+            saver.at_stop(state, unlogged + taken.read()[0])
             return f"{folder} was stopped by SIGTERM. It is saved at step {int(state.step)}: start it again to go on."
-        means, unlogged = epoch.summary(unlogged, max_skipped=options.max_skipped), []
-        error, accuracies = epoch.validate(state, feed, model=model)
+        counts = epoch.count(state, feed, model=model)  # the devices go on while the metrics are read
+        metrics, speed = taken.read()
+        means, unlogged = epoch.summary(unlogged + metrics, max_skipped=options.max_skipped), []
+        error, accuracies = epoch.accuracy(counts)
         if number % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
             state = train_step.evaluated(state, error, options)
             state = state.replace(plateau=devices.put_replicated(state.plateau, mesh))
@@ -103,10 +109,11 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
         # The log comes first: a resumed run cuts it back to the checkpoint, but could not fill a gap.
         log.write(entry)
         bar.evaluated(entry)
-        save(state, error=error)
+        saver.after_evaluation(state, error)
+
+    saver.at_end(state)
 
     def finish() -> str:
-        checkpoints.wait()
         exported = checkpoint.export(folder)
         figures.learning_curves(log.entries, folder / "curves.png")
         best = checkpoint.best_step(folder)

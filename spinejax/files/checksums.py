@@ -3,6 +3,7 @@
 The list has the form of the command of that name: `sha256sum --check SHA256SUMS` reads it too.
 """
 
+import concurrent.futures
 import hashlib
 import os
 import re
@@ -14,6 +15,8 @@ from spinejax.files.atomic import flush
 SUMS = "SHA256SUMS"
 TEMPORARY = ".tmp"
 """Ending of a folder's name while it is written or deleted."""
+NUM_THREADS = 4
+"""Files that are summed at once: one thread does about 1 GB/s, and leaves Python's lock to the others."""
 
 
 def sha256_of(path: Path) -> str:
@@ -22,14 +25,49 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(folder: Path) -> None:
-    """List the files of a folder's subfolders, and flush them all to disk.
+class Sums:
+    """The sums of a folder's files, each made once and by other threads, while further files are still written.
 
-    Files beside the subfolders are not listed: they may be added later, and have checksums of their own.
+    Used as a context manager: it ends the threads.
     """
-    (folder / SUMS).write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in _files(folder)))
-    for path in (folder, *folder.rglob("*")):
-        flush(path)
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._threads = concurrent.futures.ThreadPoolExecutor(NUM_THREADS)
+        self._digests: dict[str, concurrent.futures.Future[str]] = {}
+
+    def __enter__(self) -> "Sums":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def add(self, subfolder: str) -> None:
+        """Begin with the files of a subfolder that is complete."""
+        for name in _files(self._folder, subfolder):
+            self._digests[name] = self._threads.submit(_sum_and_flush, self._folder / name)
+
+    def seal(self) -> None:
+        """Wait for the sums, list them, and flush everything to disk.
+
+        Files beside the subfolders are not listed: they may be added later, and have checksums of their own.
+
+        Raises:
+            OSError: the system refuses it: a full disk, a quota.
+        """
+        lines = [f"{self._digests[name].result()}  {name}\n" for name in sorted(self._digests)]
+        (self._folder / SUMS).write_text("".join(lines))
+        for path in (self._folder, *self._folder.rglob("*")):
+            if path.relative_to(self._folder).as_posix() not in self._digests:
+                flush(path)
+
+
+def seal(folder: Path) -> None:
+    """List the files of a folder's subfolders, and flush them all to disk. Raises OSError as `Sums.seal`."""
+    with Sums(folder) as sums:
+        for path in folder.iterdir():
+            sums.add(path.name)
+        sums.seal()
 
 
 def commit(temporary: Path, target: Path) -> None:
@@ -78,7 +116,13 @@ def fault_of(folder: Path, *subfolders: str) -> str | None:
     return None
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: Path, subfolder: str = "*") -> list[str]:
     """The files of a folder's subfolders, without hidden ones, which file systems make (`.nfs…`, `.DS_Store`)."""
-    files = (path for path in folder.glob("*/**/*") if path.is_file() and not path.name.startswith("."))
+    files = (path for path in folder.glob(f"{subfolder}/**/*") if path.is_file() and not path.name.startswith("."))
     return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def _sum_and_flush(path: Path) -> str:
+    digest = sha256_of(path)
+    flush(path)
+    return digest

@@ -57,7 +57,8 @@ class Checkpoints:
         self.run = Path(run).absolute()
         self.directory = self.run / CHECKPOINTS
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._saving: concurrent.futures.Future | None = None
+        self._saving: list[concurrent.futures.Future] = []
+        self._last_begun: int | None = None
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in self.directory.glob(f"*{checksums.TEMPORARY}"):  # of a save or a deletion that was killed
@@ -74,19 +75,34 @@ class Checkpoints:
     def write(self, variables: Mapping, optimiser: Mapping, record: Record) -> None:
         """Save one step in the background, and then delete the steps that need not be kept.
 
+        It waits only if two saves are not finished yet, the best step and the latest, whose arrays are in memory.
+
         Raises:
             SpinejaxError: the disk is too full; an earlier save failed; or another trainer has taken the folder.
         """
-        self.wait()
-        if record["step"] in self.all_steps():
+        self.check()
+        while len(self._saving) > 1:
+            self._saving.pop(0).result()
+        if record["step"] in (self._last_begun, *self.all_steps()):
             return  # SIGTERM came right after a save: what is there is this state, bit for bit
         lock.refuse_if_lost(self.run)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimiser)))
-        if shutil.disk_usage(self.directory).free < _needed(size):
+        if shutil.disk_usage(self.directory).free < (1 + len(self._saving)) * _needed(size):
             raise SpinejaxError(self._no_room(record["step"], size, "the disk is too full"))
-        self._saving = self._thread.submit(self._write, variables, optimiser, record, size)
+        before = self._saving[-1] if self._saving else None
+        self._saving.append(self._thread.submit(self._write, before, variables, optimiser, record, size))
+        self._last_begun = record["step"]
 
-    def _write(self, variables: Mapping, optimiser: Mapping, record: Record, size: int) -> None:
+    def _write(
+        self,
+        before: concurrent.futures.Future | None,
+        variables: Mapping,
+        optimiser: Mapping,
+        record: Record,
+        size: int,
+    ) -> None:
+        if before:
+            before.result()  # if the best step could not be saved, no later one may replace what is kept
         target = self.directory / str(record["step"])
         temporary = target.with_name(target.name + checksums.TEMPORARY)
         try:
@@ -109,14 +125,22 @@ class Checkpoints:
             f"{free:.0f} MB are free. {kept}: make room, and start again to go on."
         )
 
+    def is_saving(self) -> bool:
+        """Whether a save is in progress."""
+        return any(not saving.done() for saving in self._saving)
+
+    def check(self) -> None:
+        """Raises SpinejaxError if a save has failed; waits for none."""
+        while self._saving and self._saving[0].done():
+            self._saving.pop(0).result()
+
     def wait(self) -> None:
-        """Wait for the save in progress. Raises SpinejaxError if it fails."""
-        if self._saving:
-            saving, self._saving = self._saving, None
-            saving.result()
+        """Wait for the saves in progress. Raises SpinejaxError if one fails."""
+        while self._saving:
+            self._saving.pop(0).result()
 
     def close(self) -> None:
-        """Wait for the save in progress, and end its thread."""
+        """Wait for the saves in progress, and end their thread."""
         try:
             self.wait()
         finally:

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,12 +45,45 @@ def make_feed(options: Config, data: DataSet, tasks: Sequence[Task], mesh: Mesh,
     columns = [data.tasks.index(task) for task in tasks]
     rows = data.rows(options.validation_split)
     put: Callable = functools.partial(devices.put_batch, mesh=mesh)
-    if options.cache == "device":
-        put = DeviceCache(data, np.concatenate([data.rows("train"), rows]), mesh).put
     share: dict = {"batch_size": options.batch_size, "host": jax.process_index(), "num_hosts": jax.process_count()}
     share["volumes"] = options.cache == "none"
+    validation: Callable = functools.partial(eval_batches, data, rows, columns, **share)
+    if options.cache == "device":
+        put = DeviceCache(data, np.concatenate([data.rows("train"), rows]), mesh).put
+        numbers = list(validation())  # they are small, and each evaluation has the same
+        validation = numbers.__iter__
     batches = train_batches(data, columns, seed=options.seed, step=step, workers=options.workers, **share)
-    return Feed(columns, batches, functools.partial(eval_batches, data, rows, columns, **share), put)
+    return Feed(columns, batches, validation, put)
+
+
+class Taken(NamedTuple):
+    """Steps that were dispatched, of which the last may still be computed.
+
+    Args:
+        metrics: each step's metrics, on the host but for the last step's.
+        batch_size: discs in a step.
+        start: `time.perf_counter()` before the first.
+        seconds_waiting: for batches.
+    """
+
+    metrics: list[dict]
+    batch_size: int
+    start: float
+    seconds_waiting: float
+
+    def read(self) -> tuple[Unlogged, dict[str, float]]:
+        """Wait for the last step.
+
+        Returns:
+            Each step's metrics, None where not finite; discs per second and the fraction of time waiting for data.
+        """
+        metrics_of_steps = [
+            {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+            for metrics in devices.to_host(self.metrics)
+        ]
+        seconds = time.perf_counter() - self.start
+        speed = len(self.metrics) * self.batch_size / seconds
+        return metrics_of_steps, {"discs_per_second": speed, "waiting_for_data": self.seconds_waiting / seconds}
 
 
 def take_steps(
@@ -60,13 +93,13 @@ def take_steps(
     step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict]],
     stop: Callable[[int], bool],
     progress: Progress,
-) -> tuple[TrainState, Unlogged, dict[str, float]]:
-    """Train up to step `until`, or until `stop(step)` is true.
+) -> tuple[TrainState, Taken]:
+    """Train up to step `until`, or until `stop(step)` is true. Returns the new state, and the steps taken.
 
-    Returns:
-        The new state; each step's metrics, None where not finite; discs per second and the fraction of time waiting.
+    Two steps at most are on their way to the devices: so these never wait for the host, and hold no more batches.
     """
-    on_devices, seconds_waiting, start = [], 0.0, time.perf_counter()
+    metrics_of_steps: list[dict] = []
+    seconds_waiting, start = 0.0, time.perf_counter()
     for number in range(int(state.step), until):
         if stop(number):
             break
@@ -74,16 +107,11 @@ def take_steps(
         batch = next(feed.batches)
         seconds_waiting += time.perf_counter() - wait_start
         state, metrics = step(state, feed.put(batch))
-        on_devices.append(metrics)
+        if metrics_of_steps:
+            metrics_of_steps[-1] = devices.to_host(metrics_of_steps[-1])  # waits for the step before this one
+        metrics_of_steps.append(metrics)
         progress.step()
-    # Read the metrics only after the loop, so that the devices never wait for the host.
-    metrics_of_steps = [
-        {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-        for metrics in devices.to_host(on_devices)
-    ]
-    seconds = time.perf_counter() - start
-    speed = len(on_devices) * progress.batch_size / seconds
-    return state, metrics_of_steps, {"discs_per_second": speed, "waiting_for_data": seconds_waiting / seconds}
+    return state, Taken(metrics_of_steps, progress.batch_size, start, seconds_waiting)
 
 
 def summary(metrics_of_steps: Unlogged, *, max_skipped: int) -> dict[str, float | None]:
@@ -104,9 +132,13 @@ def summary(metrics_of_steps: Unlogged, *, max_skipped: int) -> dict[str, float 
     return means | {"skipped_steps": len(metrics_of_steps) - len(taken)}
 
 
-def validate(state: TrainState, feed: Feed, *, model: SpineNet) -> tuple[float, dict[str, float]]:
-    """Return 1 - the mean accuracy over tasks, and each task's mean per-class accuracy by its name in the log."""
-    counts = [eval_step(state.variables, feed.put(batch), model=model) for batch in feed.validation()]
+def count(state: TrainState, feed: Feed, *, model: SpineNet) -> list[dict[str, jax.Array]]:
+    """Begin to evaluate a state: each validation batch's confusion counts by task, which the devices still compute."""
+    return [eval_step(state.variables, feed.put(batch), model=model) for batch in feed.validation()]
+
+
+def accuracy(counts: Sequence[Mapping[str, jax.Array]]) -> tuple[float, dict[str, float]]:
+    """Wait for `count`. Returns 1 - the mean accuracy over tasks, and each task's accuracy by its name in the log."""
     confusions = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *devices.to_host(counts))
     accuracies = {
         f"validation_accuracy/{name}": float(mean_per_class_accuracy(confusion))

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import rich.progress
 from typing_extensions import TypedDict
 
 from spinejax.errors import NotInstalledError, SpinejaxError
-from spinejax.files.atomic import write_atomically
+from spinejax.files.atomic import flush, write_atomically
 
 LOG = "log.jsonl"
 
@@ -35,6 +34,8 @@ _ENTRY = pydantic.TypeAdapter(_Entry)
 class Log:
     """One JSON line for each evaluation, in `RUN/log.jsonl`, and the same scalars for TensorBoard if asked.
 
+    `repeated` is the last step that the log had and that was not saved, if it is later than `step`.
+
     Args:
         run: the run's folder.
         step: the step that the run resumes from. Later lines are deleted: their steps were not saved, and are repeated.
@@ -48,8 +49,11 @@ class Log:
     def __init__(self, run: Path, *, step: int, tensorboard: bool = False, write: bool = True):
         self._path = run / LOG if write else None
         self.entries: list[dict] = []
+        self.repeated: int | None = None
         if self._path:
-            self.entries = [entry for entry in read_log(self._path) if entry["step"] <= step]
+            found = read_log(self._path)
+            self.entries = [entry for entry in found if entry["step"] <= step]
+            self.repeated = max((entry["step"] for entry in found if entry["step"] > step), default=None)
             text = "".join(_line(entry) for entry in self.entries)
             write_atomically(self._path, lambda path: path.write_text(text))
         self._writer = _tensorboard_writer(run, step) if tensorboard and write else None
@@ -60,12 +64,15 @@ class Log:
         if self._path:
             with open(self._path, "a") as file:
                 file.write(_line(entry))
-                file.flush()
-                os.fsync(file.fileno())
         if self._writer:
             for name in (name for name, value in entry.items() if name != "step" and value is not None):
                 self._writer.add_scalar(name, entry[name], entry["step"])
             self._writer.flush()
+
+    def flush(self) -> None:
+        """Wait until all entries are on disk. A step may be saved only after its entry."""
+        if self._path:
+            flush(self._path)
 
 
 def _line(entry: dict) -> str:

@@ -291,9 +291,13 @@ def _averaged(state: TrainState, params: dict, config: Config) -> dict:
 
 def evaluated(state: TrainState, error: float, config: Config) -> TrainState:
     """The state after an evaluation: the plateau rule has seen its error."""
+    return state.replace(plateau=_seen(state.plateau, np.float32(error), config=config))
+
+
+@functools.partial(jax.jit, static_argnames="config")  # one program: its operations one by one take milliseconds
+def _seen(plateau, error: jax.Array, *, config: Config):
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies an integer count with a float
-        _, plateau = make_plateau(config).update({}, state.plateau, value=error)
-    return state.replace(plateau=plateau)
+        return make_plateau(config).update({}, plateau, value=error)[1]
 
 
 def _keys(key: jax.Array, step: jax.Array | np.ndarray) -> jax.Array:

@@ -73,6 +73,25 @@ def test_killed_at_20_random_moments_saves_included_it_ends_with_the_same_bits(t
 
 
 @pytest.mark.slow
+def test_what_a_kill_took_is_repeated_and_the_run_says_so(tiny, tmp_path, launcher):
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    by_time = (*TO_THE_LAST, 5000, "--save-minutes", "10")
+    trainer = launcher.start(train_command(tiny, run, *by_time))
+    trainer.wait_until(lambda: len(figures(run)) > 3 and latest(run))
+    trainer.kill()
+    assert latest(run) == 3
+    lost = figures(run)[-1]["step"]
+    epochs = lost // 3 + 1
+    ends = [launcher.run(train_command(tiny, folder, *TO_THE_LAST, epochs)) for folder in (run, straight)]
+    assert [end.status for end in ends] == [0, 0], ends
+    said = f"goes on from step 3. Steps up to {lost} were not saved: it repeats them."
+    assert [said in end.stdout for end in ends] == [True, False]
+    assert digests(run, 3 * epochs) == digests(straight, 3 * epochs)
+    assert checkpoint.best_step(run) == checkpoint.best_step(straight)
+    assert figures(run) == figures(straight)
+
+
+@pytest.mark.slow
 def test_a_stop_notice_saves_between_two_epochs_and_the_run_ends_as_if_it_had_never_come(tiny, tmp_path, launcher):
     straight, run = tmp_path / "straight", tmp_path / "run"
     options = ("--eval-epochs", 20, "--epochs")  # far apart: a notice comes between two evaluations

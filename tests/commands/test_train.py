@@ -84,6 +84,17 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tin
     assert len(read_log(run / "log.jsonl")) == 5
 
 
+def test_a_run_that_saves_by_time_ends_with_the_same_steps(uninterrupted, launcher, tiny, tmp_path):
+    """It saves the first evaluation, and at its end the best step and the last."""
+    often, run = uninterrupted[0], tmp_path / "run"
+    assert run_train(launcher, tiny, run, "--save-minutes", "10").status == 0
+    best = checkpoint.best_step(often)
+    assert checkpoint.Checkpoints(run, read_only=True).all_steps() == sorted({3, best, 15})[-3:]
+    assert checkpoint.best_step(run) == best
+    for step in (best, 15):
+        assert digests(run, step) == digests(often, step)
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
@@ -93,6 +104,7 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, launcher, tin
         (["--task-weights", "sidee", "5"], "Unknown task sidee"),
         (["--workdir", "README.md"], "README.md"),
         (["--width", "0.03"], "width was 0.02, now 0.03"),
+        (["--save-minutes", "-1"], "--save-minutes is -1.0: expected 0 or more"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line_and_status_2(uninterrupted, launcher, tiny, options, fault):

@@ -2,6 +2,7 @@
 
 import itertools
 
+import grain
 import numpy as np
 import pytest
 
@@ -27,6 +28,13 @@ def test_an_epoch_holds_every_training_disc_once_and_the_next_is_in_another_orde
     assert not np.array_equal(*epochs)
     other = rows(train_batches(data, [0, 1], batch_size=8, seed=2), 3).ravel()
     assert not np.array_equal(other, epochs[0])
+
+
+def test_the_order_is_that_of_grains_own_classes(data):
+    """Runs that were begun with them go on; 10 does not divide the 24 discs of an epoch."""
+    order = grain.MapDataset.range(24).shuffle(seed=2**32 - 1).repeat().batch(10)
+    drawn = rows(train_batches(data, [0], batch_size=10, seed=2**32 - 1, volumes=False), 9)
+    np.testing.assert_array_equal(drawn, data.rows("train")[np.stack([order[step] for step in range(9)])])
 
 
 def test_resuming_at_a_step_gives_the_same_batches(data):
