@@ -200,15 +200,14 @@ def replaced(clock: Clock, device: Accelerator, step_seconds: float) -> Iterator
 
     def feed(*args, **options):
         made_feed = make_feed(*args, **options)
-        read = made_feed.batches
 
         def batches():
             while True:
                 with clock.part("input"):
-                    batch = next(read)
+                    batch = next(made_feed.batches)
                 yield batch
 
-        return made_feed._replace(batches=batches(), put=clock.timed("transfer", made_feed.put))
+        return made_feed._replace(batches=batches())
 
     def checkpoints(*args, **options):
         made.append(make_checkpoints(*args, **options))
@@ -224,7 +223,8 @@ def replaced(clock: Clock, device: Accelerator, step_seconds: float) -> Iterator
     yield train_step, "train_step", clock.timed("dispatch of steps", step)
     yield epoch, "eval_step", evaluate
     yield saving, "_copy", copy
-    yield epoch, "DeviceCache", NoVolumes
+    yield device_cache, "DeviceCache", NoVolumes
+    yield NoVolumes, "put", clock.timed("transfer", NoVolumes.put)
     yield device_cache, "_take", lambda voxels, place, *, mesh: place
     yield epoch, "make_feed", feed
     yield epoch, "count", clock.timed("evaluation", epoch.count)

@@ -1,6 +1,6 @@
 """Speed of the input pipeline: reading against plain reads and PyTorch, views against TorchIO and MONAI.
 
-    python -m benchmarks.input --data runs/quickstart/discs [--parts formats loaders views] [--json FILE]
+    python -m benchmarks.input --data runs/quickstart/discs [--parts formats threads loaders views] [--json FILE]
 
 What is compared runs in turn in one process. A figure is the median of its turns; a ratio is the median of the turns'
 ratios, with the least and the greatest. With `taskset -c 0` figures are per core. Needs the extra `bench`.
@@ -9,6 +9,8 @@ ratios, with the least and the greatest. With `taskset -c 0` figures are per cor
     loaders     shuffled batches by shards and Grain, and by PyTorch's DataLoader over the same files, which checks
                 nothing, against plain reads of the same bytes into allocated memory. Once from the page cache and once
                 from the disk: each turn drops the data set from this machine's page cache, not from its host's
+    threads     batches of random discs from the page cache, read by each of `--threads` out of one shard and out of
+                all, in wall time, against copying the same bytes from memory to memory in one thread
     views       one rotation, shift and scale of nine slices with linear interpolation, in CPU time: spinejax's views
                 from stored discs, against MONAI and TorchIO from float32 in memory. They must agree first, on smooth
                 discs, up to the difference between one and two passes of interpolation
@@ -39,7 +41,7 @@ from spinejax.network.views import ViewRanges
 from spinejax.parallel import runtime
 
 torch = peer("torch")
-Part = Literal["formats", "loaders", "views"]
+Part = Literal["formats", "threads", "loaders", "views"]
 DISC_BYTES = 2 * int(np.prod(VOLUME_SHAPE))
 AHEAD = 6  # batches that a loader may read ahead
 INTERPOLATION_DIFFERENCE = 0.01  # of the intensities' range
@@ -51,10 +53,12 @@ class Arguments:
 
     data: Path
     """Data set to read from."""
-    parts: tuple[Part, ...] = ("formats", "loaders", "views")
+    parts: tuple[Part, ...] = ("formats", "threads", "loaders", "views")
     """Tables to make."""
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of worker processes of the loaders."""
+    threads: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of reading threads."""
     batch_size: int = 32
     """Discs per batch."""
     rounds: int = 7
@@ -158,6 +162,32 @@ def take_turns(rows: Sequence[Row], calls: Sequence[Callable], arguments: Argume
             call()
             if turn:
                 row.seconds.append(time.process_time() - started)
+
+
+# Threads -------------------------------------------------------------------------------------------------------------
+
+
+def threads(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
+    """The same number of random discs, read by some threads out of some shards."""
+    data, size = DataSet(arguments.data), 2 * arguments.batch_size
+    rng, discs = np.random.default_rng(0), [entry["discs"] for entry in data.manifest["files"]]
+    source, target = (np.ones((size, *VOLUME_SHAPE), np.uint16) for _ in range(2))
+    calls: dict[str, Callable] = {"memory copy": lambda: np.copyto(target, source)}
+    for count in arguments.threads:
+        for shards in sorted({1, len(discs)}):
+            among = np.arange(sum(discs[:shards]))
+            name = f"{count} threads, {shards} shards"
+            calls[name] = lambda count=count, among=among: data.volumes(rng.choice(among, size), threads=count)
+    rows = [Row(name) for name in calls]
+    for turn in range(arguments.rounds + 1):
+        for row, call in zip(rows, calls.values(), strict=True):
+            started = time.perf_counter()
+            call()
+            if turn:
+                row.seconds.append(time.perf_counter() - started)
+    for row in rows:
+        row.notes["MB/s"] = size * DISC_BYTES / 1e6 / float(np.median(row.seconds))
+    yield "threads", rows, size
 
 
 # Loaders -------------------------------------------------------------------------------------------------------------
@@ -343,7 +373,7 @@ def matrices(chosen) -> np.ndarray:
     return (turn / chosen.scale).transpose(2, 0, 1)
 
 
-PARTS = {"formats": formats, "loaders": loaders, "views": views}
+PARTS = {"formats": formats, "threads": threads, "loaders": loaders, "views": views}
 
 if __name__ == "__main__":
     start("input", Arguments, main)

@@ -40,8 +40,11 @@ class Config:
     layout: Literal["auto", "data", "split"] = "auto"
     """Parameters on each device: "data" keeps all, "split" a share of fc6 and fc7; "auto" picks the one that
     communicates less."""
-    cache: Literal["none", "device"] = "none"
-    """Memory for the discs: "device" reads them once and keeps them in the devices' memory, divided over them."""
+    cache: Literal["auto", "device", "none"] = "auto"
+    """Memory for the discs: "device" reads them once and keeps them in the devices' memory, divided over them; "none"
+    reads them as they are needed; "auto" keeps them if they take no more than half of what is free there."""
+    read_threads: int = 0
+    """Threads that read discs when they are needed; 0 takes one for each core, at most 16."""
     deterministic: bool = False
     """Use only GPU kernels that give the same bits in every run. They are slower; CPUs and TPUs need no such option."""
 
@@ -89,7 +92,7 @@ class Config:
     """Minutes between two saves, each after an evaluation; 0 saves after every one. The first evaluation, the end, the
     best step and SIGTERM save too."""
     workers: int = 0
-    """Processes that read ahead; 0 reads in threads of this one."""
+    """Processes that read ahead, each with its threads; 0 reads in this one."""
     tensorboard: bool = False
     """Also write scalars for TensorBoard into the run's folder (extra `tensorboard`)."""
 
@@ -103,7 +106,7 @@ class Config:
         for name in ("dropout", "momentum", "soft_labels", "average_weights"):
             require_option(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         require_option(0 < self.plateau_factor < 1, "plateau_factor", self.plateau_factor, "between 0 and 1")
-        for name in ("weight_decay", "num_decays", "workers", "save_minutes"):
+        for name in ("weight_decay", "num_decays", "workers", "read_threads", "save_minutes"):
             require_option(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
         for name in ("contrast", "blur"):
             require_option(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
@@ -178,6 +181,7 @@ CHANGEABLE_ON_RESUME = (
     "tensorboard",
     "layout",
     "cache",
+    "read_threads",
     "deterministic",
 )
 """Options that may differ when a run is resumed. None of them changes what a step computes; another layout, like

@@ -133,9 +133,9 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     )
     divided = layout.make(options.layout, mesh, state.params, batch_size=options.batch_size)
     start = [f"From {options.init_from}: {', '.join(layers)}."] if layers else []
-    for note in (*start, *divided.notes()) if processes.is_first() else ():
-        print(note)
     feed = epoch.make_feed(options, data, chosen, mesh, step=int(state.step))
+    for note in (*start, *divided.notes(), *filter(None, [feed.note])) if processes.is_first() else ():
+        print(note)
     weights = losses.class_weights(data.labels[data.rows("train")][:, feed.columns], chosen)
     state, model = divided.put(state), divided.on(cpu_kernels.with_cpu_kernels(model))
     key, weights = devices.put_replicated((run_key, weights), mesh)

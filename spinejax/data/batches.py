@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import os
 import signal
 from collections.abc import Callable, Generator, Sequence
 
@@ -26,7 +27,8 @@ from spinejax.tasks import UNLABELLED, Task
 Batch = dict[str, np.ndarray]
 """volume uint16[B, 192, 320, 15], labels int32[B, T], row int32[B] (index in the data set), valid bool[B]."""
 
-NUM_BATCHES_AHEAD = 2  # each read by a thread of its own
+NUM_BATCHES_AHEAD = 2  # read at once, so that threads that are done with one have another
+MAX_THREADS = 16  # by default; together they reach what a memory or a local disk gives
 _PADDING = -1
 _ENDLESS = 2**62  # steps
 
@@ -57,6 +59,7 @@ def train_batches(
     host: int = 0,
     num_hosts: int = 1,
     workers: int = 0,
+    read_threads: int = 0,
     volumes: bool = True,
 ) -> Generator[Batch]:
     """This host's part of every global batch of training discs from `step` on, without end.
@@ -65,7 +68,8 @@ def train_batches(
         columns: the columns of the task table that become `labels`, in this order.
         batch_size: discs in a global batch.
         step: the first batch to give. To resume a run takes no other state.
-        workers: processes that read ahead; 0 reads in threads.
+        workers: processes that read ahead; 0 reads in threads of this one.
+        read_threads: threads that read a batch's discs together; 0 takes one for each core, at most 16.
         volumes: if false, batches lack `volume`, as `device_cache` needs them.
 
     Raises:
@@ -73,7 +77,8 @@ def train_batches(
     """
     rows = data.rows("train")
     order = grain.MapDataset.range(_ENDLESS).map(functools.partial(_positions, len(rows), batch_size, seed))
-    return _read(order.map(_reader(data, rows, columns, host, num_hosts, batch_size, volumes))[step:], workers)
+    read = _reader(data, rows, columns, host, num_hosts, batch_size, volumes, read_threads)
+    return _read(order.map(read)[step:], workers)
 
 
 def eval_batches(
@@ -84,6 +89,7 @@ def eval_batches(
     batch_size: int,
     host: int = 0,
     num_hosts: int = 1,
+    read_threads: int = 0,
     volumes: bool = True,
 ) -> Generator[Batch]:
     """This host's part of the given rows in order, each once, padded with discs that are not `valid`.
@@ -93,7 +99,8 @@ def eval_batches(
     padded = np.full(math.ceil(len(rows) / batch_size) * batch_size, _PADDING)
     padded[: len(rows)] = rows
     order = grain.MapDataset.range(len(padded)).batch(batch_size)
-    return _read(order.map(_reader(data, padded, columns, host, num_hosts, batch_size, volumes)), workers=0)
+    read = _reader(data, padded, columns, host, num_hosts, batch_size, volumes, read_threads)
+    return _read(order.map(read), workers=0)
 
 
 def _positions(num_discs: int, batch_size: int, seed: int, step: int) -> np.ndarray:
@@ -108,22 +115,36 @@ def _positions(num_discs: int, batch_size: int, seed: int, step: int) -> np.ndar
 
 
 def _reader(
-    data: DataSet, rows: np.ndarray, columns: list[int], host: int, num_hosts: int, batch_size: int, volumes: bool
+    data: DataSet,
+    rows: np.ndarray,
+    columns: list[int],
+    host: int,
+    num_hosts: int,
+    batch_size: int,
+    volumes: bool,
+    read_threads: int,
 ) -> Callable[[np.ndarray], Batch]:
     """Reads a host's part of a global batch: positions in `rows` → the discs there."""
     if batch_size % num_hosts:
         raise SpinejaxError(f"Batch size {batch_size}: expected a multiple of the {num_hosts} hosts.")
     share = batch_size // num_hosts
-    return functools.partial(_discs, data, rows, columns, slice(host * share, (host + 1) * share), volumes)
+    threads = read_threads or min(MAX_THREADS, os.cpu_count() or 1)
+    return functools.partial(_discs, data, rows, columns, slice(host * share, (host + 1) * share), volumes, threads)
 
 
 def _discs(
-    data: DataSet, rows: np.ndarray, columns: list[int], part: slice, volumes: bool, positions: np.ndarray
+    data: DataSet,
+    rows: np.ndarray,
+    columns: list[int],
+    part: slice,
+    volumes: bool,
+    threads: int,
+    positions: np.ndarray,
 ) -> Batch:
     rows = rows[positions[part]]
     valid = rows != _PADDING
     stored = np.where(valid, rows, 0)  # padding repeats the first disc, so that the network sees a real one
-    batch = {"volume": data.volumes(stored)} if volumes else {}
+    batch = {"volume": data.volumes(stored, threads=threads)} if volumes else {}
     labels = data.labels[stored][:, columns].astype(np.int32)
     return batch | {"labels": labels, "row": rows.astype(np.int32), "valid": valid}
 

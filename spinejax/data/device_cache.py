@@ -28,6 +28,7 @@ from spinejax.parallel.devices import DATA_AXIS, by_disc, put_batch, replicated
 
 NUM_READ_AT_ONCE = 64
 SHARE = 0.8  # fraction of the free memory; the remainder is for a step's arrays
+SHARE_UNASKED = 0.5  # the same, where the user has not asked for it: parameters, momentum and copies need room as well
 
 
 class DeviceCache:
@@ -40,8 +41,8 @@ class DeviceCache:
     def __init__(self, data: DataSet, rows: Int[np.ndarray, "M"], mesh: Mesh):
         self._rows, self._mesh = np.unique(np.append(rows, 0)), mesh  # padded batches repeat the data set's first disc
         num_voxels = math.prod(VOLUME_SHAPE)
-        shape = (len(self._rows), -(-num_voxels // mesh.size) * mesh.size)
-        check_fits(shape[0], 2 * shape[0] * shape[1] // mesh.size, free_bytes(mesh), mesh.size)
+        shape = (len(self._rows), _stretch(mesh) * mesh.size)
+        check_fits(shape[0], 2 * shape[0] * _stretch(mesh), free_bytes(mesh), mesh.size)
         by_voxel = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
         self._voxels = jax.jit(lambda: jnp.zeros(shape, jnp.uint16), out_shardings=by_voxel)()
         num_read = min(NUM_READ_AT_ONCE, shape[0])
@@ -78,6 +79,16 @@ def _take(voxels: jax.Array, place: jax.Array, *, mesh: Mesh) -> jax.Array:
     stretches = constrain(jnp.take(voxels, place, axis=0), NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
     discs = constrain(stretches, by_disc(mesh))
     return discs[:, : math.prod(VOLUME_SHAPE)].reshape(-1, *VOLUME_SHAPE)
+
+
+def _stretch(mesh: Mesh) -> int:
+    """Voxels of each disc that a device keeps."""
+    return -(-math.prod(VOLUME_SHAPE) // mesh.size)
+
+
+def fits_unasked(num_discs: int, mesh: Mesh) -> bool:
+    """Whether this host's devices have so much memory that discs are kept there with `--cache auto`."""
+    return 2 * num_discs * _stretch(mesh) <= SHARE_UNASKED * free_bytes(mesh)
 
 
 def free_bytes(mesh: Mesh) -> int:
@@ -118,5 +129,5 @@ def check_fits(num_discs: int, needed_bytes: int, free_bytes: int, num_devices: 
         raise SpinejaxError(
             f"--cache device: {num_discs:,} discs are {num_devices * needed_bytes / 1e9:.1f} GB, "
             f"{needed_bytes / 1e9:.2f} GB on each of {num_devices} devices; {SHARE * free_bytes / 1e9:.2f} GB can be "
-            "used there. Use more devices, or leave --cache out, which reads discs when they are needed."
+            "used there. Use more devices, or leave --cache out, which then reads discs when they are needed."
         )

@@ -158,6 +158,13 @@ def by_first(make: Callable[[], Any]) -> Any:
     return outcome
 
 
+def all_agree(value: bool) -> bool:
+    """Whether it is true on every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.bool_(value)).all())
+
+
 def from_first(tree, like):
     """The first process's tree of arrays, on every process; `like` has its structure, shapes and dtypes, in numpy."""
     if jax.process_count() == 1:

@@ -1,5 +1,6 @@
 """The training steps between two evaluations, their metrics, and the validation after them."""
 
+import contextlib
 import functools
 import math
 import time
@@ -11,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spinejax.config import Config
+from spinejax.data import device_cache
 from spinejax.data.batches import Batch, eval_batches, train_batches
 from spinejax.data.dataset import DataSet
-from spinejax.data.device_cache import DeviceCache
 from spinejax.errors import SpinejaxError
 from spinejax.metrics.grading import mean_per_class_accuracy
 from spinejax.network.spinenet import SpineNet
-from spinejax.parallel import devices
+from spinejax.parallel import devices, processes
 from spinejax.tasks import Task
 from spinejax.training.log import Progress
 from spinejax.training.saved_step import Unlogged
@@ -25,35 +26,48 @@ from spinejax.training.train_step import TrainState, eval_step
 
 
 class Feed(NamedTuple):
-    """The batches of a run.
+    """The batches of a run, on the devices.
 
     Args:
         columns: for each task, its column in the data set's labels.
         batches: endless training batches, starting at the step to resume from.
         validation: returns the batches of one evaluation.
-        put: transfers a batch to the devices.
+        note: what the user should know about the discs' memory; empty if nothing.
     """
 
     columns: list[int]
-    batches: Generator[Batch]
-    validation: Callable[[], Iterable[Batch]]
-    put: Callable[[Batch], dict[str, jax.Array]]
+    batches: Generator[dict[str, jax.Array]]
+    validation: Callable[[], Iterable[dict[str, jax.Array]]]
+    note: str
 
 
 def make_feed(options: Config, data: DataSet, tasks: Sequence[Task], mesh: Mesh, *, step: int) -> Feed:
-    """Make a run's batches, starting at `step`: this process's discs, or only row numbers with --cache device."""
+    """Make a run's batches, starting at `step`: of discs that are kept on the devices, or read as they are needed."""
     columns = [data.tasks.index(task) for task in tasks]
     rows = data.rows(options.validation_split)
-    put: Callable = functools.partial(devices.put_batch, mesh=mesh)
+    kept = np.concatenate([data.rows("train"), rows])
+    cached, note = options.cache == "device", ""
+    if options.cache == "auto":
+        cached = processes.all_agree(device_cache.fits_unasked(len(kept), mesh))
+        note = "" if cached else f"{len(kept):,} discs do not fit half of the devices' free memory: they are streamed."
     share: dict = {"batch_size": options.batch_size, "host": jax.process_index(), "num_hosts": jax.process_count()}
-    share["volumes"] = options.cache == "none"
-    validation: Callable = functools.partial(eval_batches, data, rows, columns, **share)
-    if options.cache == "device":
-        put = DeviceCache(data, np.concatenate([data.rows("train"), rows]), mesh).put
-        numbers = list(validation())  # they are small, and each evaluation has the same
-        validation = numbers.__iter__
+    share |= {"volumes": not cached, "read_threads": options.read_threads}
     batches = train_batches(data, columns, seed=options.seed, step=step, workers=options.workers, **share)
-    return Feed(columns, batches, validation, put)
+    validation: Callable = functools.partial(eval_batches, data, rows, columns, **share)
+    put: Callable = functools.partial(devices.put_batch, mesh=mesh)
+    if cached:
+        put = device_cache.DeviceCache(data, kept, mesh).put
+        validation = list(validation()).__iter__  # row numbers alone, the same in each evaluation
+    return Feed(columns, _ahead(batches, put), lambda: map(put, validation()), note)
+
+
+def _ahead(batches: Generator[Batch], put: Callable[[Batch], dict[str, jax.Array]]) -> Generator[dict[str, jax.Array]]:
+    """Each batch is on its way to the devices while the one before it is used."""
+    with contextlib.closing(batches):
+        coming = put(next(batches))
+        for batch in batches:
+            present, coming = coming, put(batch)
+            yield present
 
 
 class Taken(NamedTuple):
@@ -106,7 +120,7 @@ def take_steps(
         wait_start = time.perf_counter()
         batch = next(feed.batches)
         seconds_waiting += time.perf_counter() - wait_start
-        state, metrics = step(state, feed.put(batch))
+        state, metrics = step(state, batch)
         if metrics_of_steps:
             metrics_of_steps[-1] = devices.to_host(metrics_of_steps[-1])  # waits for the step before this one
         metrics_of_steps.append(metrics)
@@ -134,7 +148,7 @@ def summary(metrics_of_steps: Unlogged, *, max_skipped: int) -> dict[str, float 
 
 def count(state: TrainState, feed: Feed, *, model: SpineNet) -> list[dict[str, jax.Array]]:
     """Begin to evaluate a state: each validation batch's confusion counts by task, which the devices still compute."""
-    return [eval_step(state.variables, feed.put(batch), model=model) for batch in feed.validation()]
+    return [eval_step(state.variables, batch, model=model) for batch in feed.validation()]
 
 
 def accuracy(counts: Sequence[Mapping[str, jax.Array]]) -> tuple[float, dict[str, float]]:

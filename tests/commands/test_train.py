@@ -89,7 +89,7 @@ def test_a_run_that_saves_by_time_ends_with_the_same_steps(uninterrupted, launch
     often, run = uninterrupted[0], tmp_path / "run"
     assert run_train(launcher, tiny, run, "--save-minutes", "10").status == 0
     best = checkpoint.best_step(often)
-    assert checkpoint.Checkpoints(run, read_only=True).all_steps() == sorted({3, best, 15})[-3:]
+    assert checkpoint.Checkpoints(run, read_only=True).all_steps() == sorted({3, best, 15})[-2:]  # the latest two
     assert checkpoint.best_step(run) == best
     for step in (best, 15):
         assert digests(run, step) == digests(often, step)
@@ -170,10 +170,19 @@ def test_an_odd_last_epoch_does_not_count_towards_a_plateau(tiny, tmp_path):
     assert digests(tmp_path / "twice", 24) == digests(tmp_path / "once", 24)
 
 
-def test_discs_in_device_memory_make_the_same_run(tiny, tmp_path):
-    for cache in ("none", "device"):
+def test_discs_in_device_memory_make_the_same_run_and_are_kept_there_if_they_fit(tiny, tmp_path, monkeypatch, capsys):
+    made, device_cache = [], epoch.device_cache.DeviceCache
+    monkeypatch.setattr(epoch.device_cache, "DeviceCache", lambda *args: made.append(1) or device_cache(*args))
+    for cache, num_made in (("none", 0), ("device", 1), ("auto", 2)):
         main(tiny, tmp_path / cache, cache=cache)
-    assert digests(tmp_path / "none", 6) == digests(tmp_path / "device", 6)
+        assert len(made) == num_made
+        assert digests(tmp_path / cache, 6) == digests(tmp_path / "none", 6)
+    assert "streamed" not in capsys.readouterr().out
+    monkeypatch.setattr(epoch.device_cache, "free_bytes", lambda mesh: 1_000_000)
+    main(tiny, tmp_path / "full", read_threads=3)
+    assert len(made) == 2
+    assert "30 discs do not fit half of the devices' free memory: they are streamed" in capsys.readouterr().out
+    assert digests(tmp_path / "full", 6) == digests(tmp_path / "none", 6)
 
 
 def test_a_batch_must_divide_by_the_devices(tiny, tmp_path):

@@ -1,6 +1,7 @@
 """Which discs a step sees depends on (seed, step) alone: not on hosts, workers or restarts."""
 
 import itertools
+import shutil
 
 import grain
 import numpy as np
@@ -72,6 +73,28 @@ def test_a_batch_has_the_discs_of_its_rows(data):
     for place, row in enumerate(batch["row"]):
         np.testing.assert_array_equal(batch["volume"][place], data.volume(row))
         np.testing.assert_array_equal(batch["labels"][place], data.labels[row, [1]])
+
+
+@pytest.mark.parametrize("threads", [1, 3, 40])
+def test_any_number_of_threads_reads_the_same_discs(data, threads):
+    drawn = np.random.default_rng(0).permutation(len(data))[:17]  # of both shards; more threads than discs, too
+    np.testing.assert_array_equal(data.volumes(drawn, threads=threads), np.stack([data.volume(row) for row in drawn]))
+    batch = next(train_batches(data, [1], batch_size=8, seed=1, read_threads=threads))
+    np.testing.assert_array_equal(batch["volume"], data.volumes(batch["row"]))
+
+
+def test_a_damaged_disc_is_named_whichever_thread_reads_it(data, tiny, tmp_path):
+    copy = DataSet(shutil.copytree(tiny, tmp_path / "copy"))
+    copy.volumes(np.arange(2))  # both shards are open
+    content = bytearray(copy.paths[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.paths[1].write_bytes(content)
+    with pytest.raises(SpinejaxError, match=rf"{copy.paths[1].name}: damaged.*disc \d+ does not fit its checksum"):
+        copy.volumes(np.arange(len(copy)), threads=4)
+    with open(copy.paths[1], "r+b") as file:
+        file.truncate(len(content) // 4)
+    with pytest.raises(SpinejaxError, match=rf"{copy.paths[1].name}: damaged.*disc \d+ is cut short"):
+        copy.volumes(np.arange(len(copy)), threads=4)
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2])
