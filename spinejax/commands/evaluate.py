@@ -81,6 +81,8 @@ class Arguments:
     `evaluation-<split or "scan">-<views>-views`, inside the run; of the network that ships, in the current folder."""
     batch_size: int = 32
     """Most discs graded at once, over all devices."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of the computation. Default: the one that the network was trained in."""
     calibrate: bool = False
     """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If a run
     has none for this number of views and this average, it is fitted on the validation split and stored."""
@@ -161,6 +163,7 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
     step, record, weights, model, variables = read_checkpoint(arguments.network)
     processes.refuse_difference("weights", weights)
+    model = model.clone(dtype=np.dtype(arguments.dtype)) if arguments.dtype else model
     about = shipped.about(step) if shipped.is_one(step) else None
     out = output_folder(arguments)
     if about and arguments.calibrate:

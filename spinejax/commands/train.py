@@ -1,5 +1,7 @@
 """Train SpineNet on a data set of disc volumes: `python train.py PRESET --data DIR --workdir RUN [--option value]…`.
 
+`python train.py --config OTHER_RUN/config.json …` begins with the options of another run instead of a preset's.
+
 A run is a folder. Started again, it resumes from its last checkpoint, and ends with the same parameters, bit for bit.
 """
 
@@ -7,11 +9,12 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
 import tyro
 
 from spinejax import config, tasks
@@ -20,11 +23,12 @@ from spinejax.data.batches import num_steps, refuse_unlabelled
 from spinejax.data.dataset import DataSet
 from spinejax.errors import status_of
 from spinejax.files import lock
-from spinejax.files.addresses import PATHS
+from spinejax.files.addresses import PATHS, local_path
+from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import cpu_kernels, losses
 from spinejax.parallel import devices, layout, processes, runtime
 from spinejax.report import figures
-from spinejax.training import checkpoint, epoch, train_step
+from spinejax.training import checkpoint, epoch, speed, train_step
 from spinejax.training.log import Log, progress
 from spinejax.training.saving import Saver
 
@@ -43,20 +47,28 @@ class Arguments:
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     start_seconds: int = 300
     """Seconds to wait for the other processes, with --distributed."""
+    profile: str | None = None
+    """Write a trace of steps FROM:TO, counted from 0, into the run's `profile`: for TensorBoard and Perfetto."""
 
 
 def main(arguments: Arguments) -> None:
     """Train in one process, or as one of several."""
+    steps = None if arguments.profile is None else speed.parse_steps(arguments.profile)
     runtime.set_up(deterministic=arguments.options.deterministic)
     start = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with start, processes.stop_notices() as stop:
-        message = run(arguments.options, DataSet(arguments.data), arguments.workdir, stop)
+        message = run(arguments.options, DataSet(arguments.data), arguments.workdir, stop, profile=steps)
         if processes.is_first():
             print(message)
 
 
-def run(options: Config, data: DataSet, folder: Path, stop: Callable[[int], bool]) -> str:
-    """Train from the start, or the last checkpoint, to the end or to SIGTERM. Returns how it ended, in a sentence."""
+def run(
+    options: Config, data: DataSet, folder: Path, stop: Callable[[int], bool], *, profile: range | None = None
+) -> str:
+    """Train from the start, or the last checkpoint, to the end or to SIGTERM. Returns how it ended, in a sentence.
+
+    Steps of `profile` are traced.
+    """
     mesh = devices.make_mesh()
     # What the user can fix is refused before anything is written or computed.
     devices.check_batch(options.batch_size, mesh, "--batch-size")
@@ -71,14 +83,18 @@ def run(options: Config, data: DataSet, folder: Path, stop: Callable[[int], bool
         processes.by_first(lambda: checkpoint.check_options(options, folder))
         checkpoints = checkpoint.Checkpoints(folder, read_only=not processes.is_first())
         exit_stack.enter_context(contextlib.closing(checkpoints))  # waits for the last save
-        return fit(options, data, chosen, checkpoints, mesh, stop, exit_stack)
+        return fit(options, data, chosen, checkpoints, mesh, stop, exit_stack, profile)
 
 
-def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh, stop, exit_stack) -> str:
+def fit(
+    options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh, stop, exit_stack, profile
+) -> str:
     """The loop. An epoch takes steps, is evaluated, logged and saved. `exit_stack` closes what it opens."""
-    state, unlogged, step, save, feed, model = set_up(options, data, chosen, checkpoints, mesh)
+    state, unlogged, step, save, feed, model, utilisation = set_up(options, data, chosen, checkpoints, mesh)
     exit_stack.enter_context(contextlib.closing(feed.batches))
     first, folder = processes.is_first(), checkpoints.run
+    if profile and first:
+        step = exit_stack.enter_context(speed.traced(step, int(state.step), profile, folder / "profile"))
     log = Log(folder, step=int(state.step), tensorboard=options.tensorboard, write=first)
     saver = Saver(checkpoints, save, log, options)
     if log.repeated:
@@ -94,10 +110,14 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
         until = number * steps_per_epoch
         state, taken = epoch.take_steps(state, feed, until, step, stop, bar)
         if int(state.step) < until:  # SIGTERM came
-            saver.at_stop(state, unlogged + taken.read()[0])
+            metrics, _ = taken.read()
+            log.write_steps(int(state.step), metrics, {})
+            saver.at_stop(state, unlogged + metrics)
             return f"{folder} was stopped by SIGTERM. It is saved at step {int(state.step)}: start it again to go on."
-        counts = epoch.count(state, feed, model=model)  # the devices go on while the metrics are read
-        metrics, speed = taken.read()
+        counts = epoch.count(state, feed, model=model)  # the devices go on while the metrics are read and written
+        metrics, pace = taken.read()
+        used = utilisation.at(pace["discs_per_second"] / options.batch_size)
+        log.write_steps(until, metrics, pace | {"utilisation": used, "peak_memory_mb": speed.peak_memory_mb()})
         means, unlogged = epoch.summary(unlogged + metrics, max_skipped=options.max_skipped), []
         error, accuracies = epoch.accuracy(counts)
         if number % options.eval_epochs == 0:  # an odd last epoch must not count towards a plateau
@@ -105,7 +125,7 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
             state = state.replace(plateau=devices.put_replicated(state.plateau, mesh))
         rate = options.learning_rate * float(state.plateau.scale)
         entry: dict = {"step": int(state.step), "epoch": number, "learning_rate": rate, "validation_error": error}
-        entry |= means | speed | accuracies
+        entry |= means | pace | accuracies
         # The log comes first: a resumed run cuts it back to the checkpoint, but could not fill a gap.
         log.write(entry)
         bar.evaluated(entry)
@@ -123,7 +143,7 @@ def fit(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoi
 
 
 def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh) -> tuple:
-    """The state to begin with, the metrics that the log lacks, functions to step and save, batches and network."""
+    """The state to begin with, metrics that the log lacks, functions to step and save, batches, network, speed."""
     init_key, run_key = jax.random.split(jax.random.key(options.seed))
     model = train_step.make_model(options, chosen)
     slice_mean = data.mean_of_filled_slices() if options.fill_slices else data.slice_mean
@@ -144,18 +164,38 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     def step(state: train_step.TrainState, batch: dict[str, jax.Array]) -> tuple:
         return train_step.train_step(key, state, batch, weights, **fixed)
 
+    def lower() -> jax.stages.Lowered:
+        shapes = {"volume": (VOLUME_SHAPE, np.uint16), "labels": ((len(chosen),), np.int32)}
+        batch = {name: jax.ShapeDtypeStruct((options.batch_size, *one), kind) for name, (one, kind) in shapes.items()}
+        return train_step.whole_step.lower(key, state, batch, weights, **fixed)
+
     save = functools.partial(checkpoint.save, checkpoints, **saved, validation_split=options.validation_split)
-    return state, unlogged, step, save, feed, model
+    return state, unlogged, step, save, feed, model, speed.Utilisation(lower, options.dtype)
+
+
+def parsed(words: Sequence[str]) -> Arguments:
+    """The command's arguments, from its words after its name; the first is a preset, or the first two `--config FILE`.
+
+    Raises:
+        SpinejaxError: FILE is missing or damaged.
+    """
+    chosen = dict(config.PRESETS)
+    if words[:1] == ["--config"] and len(words) > 1:
+        chosen["saved"] = f"The options in {words[1]}.", config.load(local_path(words[1]))
+        words = ["saved", *words[2:]]
+    presets = {
+        name: (purpose, Arguments(tyro.MISSING, tyro.MISSING, options)) for name, (purpose, options) in chosen.items()
+    }
+    name = Path(sys.argv[0]).name
+    return tyro.extras.overridable_config_cli(presets, args=words, prog=name, registry=PATHS)
 
 
 def cli() -> None:
     """What `python train.py` and `spinejax-train` run."""
-    presets = {
-        name: (purpose, Arguments(tyro.MISSING, tyro.MISSING, options))
-        for name, (purpose, options) in config.PRESETS.items()
-    }
-    if sys.argv[1:] in (["-h"], ["--help"]):  # every option at once, not only the names of the presets
-        print("Presets:", *(f"  {name:12}{purpose}" for name, (purpose, _) in presets.items()), sep="\n", end="\n\n")
-        sys.argv[1:] = ["paper", "--help"]
-    name = Path(sys.argv[0]).name
-    sys.exit(status_of(lambda: main(tyro.extras.overridable_config_cli(presets, prog=name, registry=PATHS))))
+    words = sys.argv[1:]
+    if words in (["-h"], ["--help"]):  # every option at once, not only the names of the presets
+        purposes = (f"  {name:12}{purpose}" for name, (purpose, _) in config.PRESETS.items())
+        print("Presets:", *purposes, sep="\n", end="\n\n")
+        print("Instead of a preset, the options of another run: --config RUN/config.json", end="\n\n")
+        words = ["paper", "--help"]
+    sys.exit(status_of(lambda: main(parsed(words))))

@@ -235,7 +235,7 @@ class DataSet:
                 return into
             # HDF5 lets one thread read at a time. A volume is stored unchanged (`open_shard`), so the system reads it.
             start = self._starts_in(index)[place]
-            if os.preadv(file.id.get_vfd_handle(), [into.reshape(-1).view(np.uint8)], start) != into.nbytes:
+            if os.preadv(file.id.get_vfd_handle(), [into.reshape(-1).view(np.uint8).data], start) != into.nbytes:
                 raise ValueError(f"the volume of disc {place} is cut short")
             if checksum_of(into) != self.checksum[row]:
                 raise ValueError(f"the volume of disc {place} does not fit its checksum")

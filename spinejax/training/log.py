@@ -1,8 +1,15 @@
-"""What a run reports while it trains: lines in `log.jsonl`, scalars for TensorBoard, progress on the terminal."""
+"""What a run reports while it trains.
+
+    log.jsonl        a line for each evaluation; also as scalars for TensorBoard, if asked
+    metrics.jsonl    a line for each step
+
+and progress on the terminal.
+"""
 
 import contextlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pydantic
@@ -12,8 +19,10 @@ from typing_extensions import TypedDict
 
 from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.files.atomic import flush, write_atomically
+from spinejax.training.saved_step import Unlogged
 
 LOG = "log.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class _Entry(TypedDict):
@@ -32,14 +41,14 @@ _ENTRY = pydantic.TypeAdapter(_Entry)
 
 
 class Log:
-    """One JSON line for each evaluation, in `RUN/log.jsonl`, and the same scalars for TensorBoard if asked.
+    """One JSON line for each evaluation, in `RUN/log.jsonl`, and for each step, in `RUN/metrics.jsonl`.
 
     `repeated` is the last step that the log had and that was not saved, if it is later than `step`.
 
     Args:
         run: the run's folder.
         step: the step that the run resumes from. Later lines are deleted: their steps were not saved, and are repeated.
-        tensorboard: also write event files into the run's folder.
+        tensorboard: also write the evaluations' scalars as event files into the run's folder.
         write: if not, only keep the entries in memory: another process writes them.
 
     Raises:
@@ -56,6 +65,7 @@ class Log:
             self.repeated = max((entry["step"] for entry in found if entry["step"] > step), default=None)
             text = "".join(_line(entry) for entry in self.entries)
             write_atomically(self._path, lambda path: path.write_text(text))
+            _cut(run / METRICS, step)
         self._writer = _tensorboard_writer(run, step) if tensorboard and write else None
 
     def write(self, entry: dict) -> None:
@@ -69,10 +79,20 @@ class Log:
                 self._writer.add_scalar(name, entry[name], entry["step"])
             self._writer.flush()
 
+    def write_steps(self, last: int, metrics_of_steps: Unlogged, about: Mapping[str, float | None]) -> None:
+        """Append a line for each step up to `last`; that one's also has what is said `about` all of them."""
+        if self._path and metrics_of_steps:
+            first = last - len(metrics_of_steps) + 1
+            lines: list[dict] = [{"step": step, **metrics} for step, metrics in enumerate(metrics_of_steps, first)]
+            lines[-1] |= about
+            with open(self._path.with_name(METRICS), "a") as file:
+                file.write("".join(map(_line, lines)))
+
     def flush(self) -> None:
         """Wait until all entries are on disk. A step may be saved only after its entry."""
-        if self._path:
-            flush(self._path)
+        for path in (self._path, self._path.with_name(METRICS)) if self._path else ():
+            if path.is_file():
+                flush(path)
 
 
 def _line(entry: dict) -> str:
@@ -92,6 +112,21 @@ def read_log(path: Path) -> list[dict]:
         else:  # earlier versions wrote NaN, which JSON does not have
             entries.append({name: None if value != value else value for name, value in entry.items()})
     return entries
+
+
+def _cut(path: Path, step: int) -> None:
+    """Delete the lines of later steps, and those at the end that a kill or the loss of power cut short."""
+
+    def is_kept(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and json.loads(line)["step"] <= step
+        except ValueError:
+            return False
+
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    kept = list(itertools.takewhile(is_kept, lines))
+    if kept != lines:
+        write_atomically(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
 
 class Progress:

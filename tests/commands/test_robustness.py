@@ -89,6 +89,10 @@ def test_what_a_kill_took_is_repeated_and_the_run_says_so(tiny, tmp_path, launch
     assert digests(run, 3 * epochs) == digests(straight, 3 * epochs)
     assert checkpoint.best_step(run) == checkpoint.best_step(straight)
     assert figures(run) == figures(straight)
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (run, straight)]
+    losses = [[(line["step"], line["loss"]) for line in map(json.loads, each)] for each in lines]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3 * epochs
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -62,6 +64,26 @@ def test_a_run_leaves_what_the_design_promises(uninterrupted):
     assert "validation error" in result.stdout
 
 
+def test_each_step_has_a_line_and_the_last_of_an_epoch_its_speed(uninterrupted):
+    lines = [json.loads(line) for line in (uninterrupted[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 16))
+    for entry, start in zip(read_log(uninterrupted[0] / "log.jsonl"), range(0, 15, 3), strict=True):
+        of_epoch = lines[start : start + 3]
+        np.testing.assert_allclose(entry["loss"], np.mean([line["loss"] for line in of_epoch]))
+        assert ["discs_per_second" in line for line in of_epoch] == [False, False, True]
+        assert of_epoch[-1]["peak_memory_mb"] > 10
+
+
+def test_a_saved_runs_options_start_another(uninterrupted, tmp_path):
+    path, rest = uninterrupted[0] / "config.json", ["--data", "discs", "--workdir", "run", "--epochs", "7"]
+    expected = dataclasses.replace(config.load(path), epochs=7)
+    arguments = train.parsed(["--config", str(path), *rest])
+    assert arguments.options == expected
+    assert (arguments.data, arguments.workdir) == (Path("discs"), Path("run"))
+    with pytest.raises(SpinejaxError, match="missing, so its folder is not a run"):
+        train.parsed(["--config", str(tmp_path / "config.json"), *rest])
+
+
 def test_a_run_starts_from_another_and_goes_on_without_it(uninterrupted, launcher, tiny, tmp_path):
     first, _ = uninterrupted
     straight = run_train(launcher, tiny, tmp_path / "straight", "--init-from", first, "--learning-rate", "1e-9")
@@ -104,6 +126,7 @@ def test_a_run_that_saves_by_time_ends_with_the_same_steps(uninterrupted, launch
         (["--task-weights", "sidee", "5"], "Unknown task sidee"),
         (["--workdir", "README.md"], "README.md"),
         (["--width", "0.03"], "width was 0.02, now 0.03"),
+        (["--profile", "5:5"], "--profile is 5:5: expected FROM:TO"),
         (["--save-minutes", "-1"], "--save-minutes is -1.0: expected 0 or more"),
     ],
 )
