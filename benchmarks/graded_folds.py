@@ -90,6 +90,7 @@ class Pool:
         origin = data.manifest["scans"]
         groups = np.array([group(origin[scan]["source"], origin[scan]["contrast"]) for scan in data.scan.tolist()])
         labels = np.stack([data.labels[:, data.tasks.index(task)].astype(np.int64) for task in tasks], axis=1)
+        num_grades = {task.name: task.num_grades for task in tasks}
         features = intensity_baseline.all_features(data)
         nothing = {task.name: np.full((len(data), task.num_grades), np.nan) for task in tasks}
         given = {who: {name: each.copy() for name, each in nothing.items()} for who in (NETWORK, REGRESSION)}
@@ -103,12 +104,8 @@ class Pool:
             for name in np.unique(groups):
                 inside = groups == name
                 learned = inside & (split == "train")
-                known = [task for task in tasks if (labels[learned, tasks.index(task)] != UNLABELLED).any()]
-                columns = labels[:, [tasks.index(task) for task in known]]
-                regressed = intensity_baseline.probabilities(
-                    features, columns, {task.name: task.num_grades for task in known}, learned
-                )
-                for task in known:
+                regressed = intensity_baseline.probabilities(features, labels, num_grades, learned)
+                for task in tasks:
                     given[REGRESSION][task.name][test & inside] = regressed[task.name][test & inside]
         by_task = {task.name: labels[:, column] for column, task in enumerate(tasks)}
         return cls(tasks, np.arange(len(data)), groups, data.patient, by_task, given, fold, missed)

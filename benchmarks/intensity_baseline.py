@@ -57,6 +57,8 @@ def probabilities(
 ) -> dict[str, np.ndarray]:
     """Task name → float64[N, C]: probabilities from a class-balanced logistic regression for each task.
 
+    A grade that no disc to learn from has gets none; if they all have the same, it is certain.
+
     Args:
         found: float64[N, F]. The features of all discs.
         labels: int[N, T], `UNLABELLED` where missing.
@@ -68,9 +70,12 @@ def probabilities(
     given = {}
     for column, (task, number) in enumerate(num_grades.items()):
         learned = train & (labels[:, column] != UNLABELLED)
+        given[task] = np.zeros((len(found), number))
+        if len(grades := np.unique(labels[learned, column])) < 2:
+            given[task][:, grades] = 1
+            continue
         regression = classifier(class_weight="balanced", max_iter=5000, C=0.1)
         model = make_pipeline(scaler(), regression).fit(found[learned], labels[learned, column])
-        given[task] = np.zeros((len(found), number))
         given[task][:, model.classes_] = model.predict_proba(found)
     return given
 
