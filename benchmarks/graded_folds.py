@@ -219,15 +219,15 @@ def markdown(content: Mapping[str, Any]) -> str:
 def _row(name: str, task: str, words: str, statistic: str, found: Mapping[str, Any]) -> str:
     every = found["with missed discs as wrong"]
     cells = [
-        _shown(found[NETWORK][statistic], statistic),
-        _shown(found[REGRESSION][statistic], statistic),
-        _shown(found["better than the regression by"][statistic], statistic),
-        f"{_shown(every[statistic], statistic)}, {every['missed']} missed",
+        show(found[NETWORK][statistic], statistic),
+        show(found[REGRESSION][statistic], statistic),
+        show(found["better than the regression by"][statistic], statistic),
+        f"{show(every[statistic], statistic)}, {every['missed']} missed",
     ]
     return f"| {name} | {task} | {found[NETWORK]['n']} | {words} | {' | '.join(cells)} |"
 
 
-def _shown(estimate: Mapping[str, float | None], statistic: str) -> str:
+def show(estimate: Mapping[str, float | None], statistic: str = "") -> str:
     """An estimate with its interval: κ as a number, other statistics in per cent."""
     value = _estimate(estimate)
     if statistic == "kappa":

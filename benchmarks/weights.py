@@ -3,7 +3,7 @@
 `python -m benchmarks.weights --spider ROOT --sudirman ROOT --out DIR` makes one data set of both sources, trains a
 network for each of five folds of the patients, grades each fold's patients with the network that has not seen them,
 and trains a last network on everybody but those held out. It writes `weights.md` and `weights.json`, the tables of
-docs/results.md, and `shipped/`, the two files of `spinejax/weights/`.
+docs/results.md; `mistakes.png`, of the model card; and `shipped/`, the two files of `spinejax/weights/`.
 
 The folds are fixed by hashes of the patients' numbers. One patient in eight of the others chooses the epoch. Finished
 parts are kept: after an interruption, start the same command again. Options after `--` go to every training.
@@ -22,8 +22,11 @@ from rich.console import Console
 
 from benchmarks import graded_folds
 from benchmarks.graded_folds import Missed, Pool
+from benchmarks.mistakes import draw_mistakes
 from benchmarks.own_side import own_sides, point_in_stacks
 from benchmarks.running import ROOT, require_trained, run_script, start
+from benchmarks.subgroups import by_subgroup
+from benchmarks.subgroups import markdown as subgroups_table
 from data_prep.dataset.folds import write_split
 from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
@@ -76,7 +79,8 @@ def main(arguments: Arguments) -> None:
     runtime.set_up()
     key, data = pooled_discs(arguments)
     start_from = phantom_run(arguments.out)
-    patients = {name: patient for name, patient in everyone(arguments, key).items() if name in set(data.patient)}
+    here = set(data.patient.tolist())
+    patients = {name: patient for name, patient in everyone(arguments, key).items() if name in here}
     folds = [arguments.out / f"fold-{number}" for number in range(NUM_FOLDS)]
     for number, folder in enumerate(folds):
         if not (folder / "discs" / "manifest.json").is_file():
@@ -93,9 +97,15 @@ def main(arguments: Arguments) -> None:
     for folder in folds:
         point_in_stacks(data, folder)
     results = pool.results()
-    content = results | {"own_side": own_sides(folds), "recipe": " ".join(["train.py", PRESET, *arguments.options])}
+    subgroups = by_subgroup(pool, data, patients, arguments.spider / "overview.csv")
+    content = results | {
+        "subgroups": subgroups,
+        "own_side": own_sides(folds),
+        "recipe": " ".join(["train.py", PRESET, *arguments.options]),
+    }
     write_json(arguments.out / "weights.json", content)
-    text = graded_folds.markdown(content)
+    draw_mistakes(pool, data, pool.tasks[0], arguments.out / "mistakes.png")
+    text = graded_folds.markdown(content) + "\n" + subgroups_table(subgroups)
     write_atomically(arguments.out / "weights.md", lambda path: path.write_text(text))
     Console(width=None if sys.stdout.isatty() else 200).print(text, markup=False, highlight=False)
     ship(arguments, pool, data, patients, last / "run")

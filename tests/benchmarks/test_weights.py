@@ -1,6 +1,7 @@
 """The network that ships: pooled grades, baselines, discs that nobody graded, and continuing after an interruption."""
 
 import csv
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import graded_folds, intensity_baseline, own_side, weights
+from benchmarks import graded_folds, intensity_baseline, mistakes, own_side, weights
 from benchmarks.graded_folds import Missed, Pool
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
@@ -42,7 +43,12 @@ def write_roots(folder):
         (spider / "images" / f"{patient}_t2.mha").touch()
         (spider / "images" / f"{patient}_t1.mha").touch()
         (spider / "images" / f"{patient}_t2_SPACE.mha").touch()
-        series += [{"new_file_name": f"{patient}_t2", "subset": "training"}]
+        known = {
+            "sex": "F" if int(patient) % 2 else "M",
+            "Manufacturer": "A" * (int(patient) % 3),
+            "MagneticFieldStrength": "3.0",
+        }
+        series += [{"new_file_name": f"{patient}_t2", "subset": "training", **known}]
         for disc, level in enumerate(reversed(LEVELS), 1):
             labels = spider_labels(patient, level)
             cells = {name: str(labels[column.task.name]) for name, column in COLUMNS.items()}
@@ -164,6 +170,7 @@ def commands(monkeypatch, arguments):
     monkeypatch.setattr(weights, "point_in_stacks", no_hotspots)
     monkeypatch.setattr(weights.shipped, "write", keep)
     monkeypatch.setattr(weights.runtime, "set_up", lambda: None)
+    monkeypatch.setattr("benchmarks.subgroups._FEWEST", 10)
     return seen
 
 
@@ -182,9 +189,33 @@ def test_every_patient_is_graded_once_by_a_network_trained_on_others(arguments, 
     assert "narrowing" not in groups["Sudirman T2"]
     assert "stenosis" not in groups["SPIDER T2"]
     assert found["own_side"]["upper_endplate"]["n"] == NUM_FOLDS
+    assert {value: found["subgroups"]["sex"][value]["modic"]["n"] for value in "FM"} == {"F": 22, "M": 24}
+    assert set(found["subgroups"]["scanner"]) == {"A", "AA"}  # of four patients it is not known
+    assert found["subgroups"]["level"]["L4-L5"]["pfirrmann"]["n"] == 22
     table = (arguments.out / "weights.md").read_text()
+    assert "| sex: M | 24 | 100.0 [100.0, 100.0] |" in table
     assert "| Sudirman T2 | pfirrmann | 24 | mean per-class accuracy, % | 100.0 [100.0, 100.0] |" in table
     assert "| upper_endplate | 5 | 75.0 [75.0, 75.0] |" in table
+
+
+def test_the_worst_mistakes_are_drawn_and_titled(arguments, tmp_path, monkeypatch):
+    write_discs(tmp_path / "discs", arguments)
+    data = DataSet(tmp_path / "discs")
+    labels = data.labels[:, 0].astype(int)
+    sure = np.full((len(data), 5), 0.05) + 0.75 * np.eye(5)[labels]
+    sure[7] = 0.05 + 0.75 * np.eye(5)[(labels[7] + 2) % 5]
+    scans = data.manifest["scans"]
+    groups = np.array([graded_folds.group(scans[s]["source"], scans[s]["contrast"]) for s in data.scan.tolist()])
+    pool = dataclasses.replace(
+        a_pool(labels, sure, sure), rows=np.arange(len(data)), groups=groups, patients=data.patient, tasks=POOLED_TASKS
+    )
+    titles = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda ax, text, **options: titles.append(text))
+    mistakes.draw_mistakes(pool, data, POOLED_TASKS[0], tmp_path / "mistakes.png")
+    assert (tmp_path / "mistakes.png").read_bytes()[:4] == b"\x89PNG"
+    wrong = f"rater {labels[7] + 1}, network {(labels[7] + 2) % 5 + 1} (80%)"
+    assert [title for title in titles if wrong in title] == [f"{groups[7]}, {data.level[7]}\n{wrong}"]
+    assert next(title for title in titles if groups[7] in title) == f"{groups[7]}, {data.level[7]}\n{wrong}"  # first
 
 
 def test_the_folds_are_those_of_the_detectors_and_the_held_out_patient_is_in_test_alone(arguments, commands):
