@@ -20,8 +20,12 @@ quickstart: .venv/installed
 		--hotspots --report runs/quickstart/report \
 		--out runs/quickstart/evaluation
 
-test: .venv/installed-dev lint
+test: .venv/installed-dev lint node_modules/axe-core
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Checks the contrast and the names of the pages in the browser tests, which do without it where there is no npm.
+node_modules/axe-core:
+	-npm install --no-save --silent axe-core@4.14.1
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ by their pseudonyms, and paths of files do not appear.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -224,8 +225,9 @@ def map_sheet(maps: Float[np.ndarray, "T 112 224 9"]) -> str:
     It has a row for each task and a column for each slice, of 56×112 pixels each. Each map is scaled to its brightest.
     """
     num_tasks, (rows, columns, num_slices) = len(maps), WINDOW_SHAPE
-    small = np.abs(maps).reshape(num_tasks, rows // MAP_SHRINK, MAP_SHRINK, columns // MAP_SHRINK, MAP_SHRINK, -1)
-    small = small.mean((2, 4))
+    strength = np.abs(maps)
+    offsets = itertools.product(range(MAP_SHRINK), repeat=2)
+    small = sum(strength[:, row::MAP_SHRINK, column::MAP_SHRINK] for row, column in offsets) / MAP_SHRINK**2
     brightest = np.percentile(small, _BRIGHTEST, axis=(1, 2, 3), keepdims=True)
     grey = np.rint(255 * (small / np.where(brightest > 0, brightest, 1)).clip(0, 1)).astype(np.uint8)
     sheet = grey.transpose(0, 1, 3, 2).reshape(num_tasks * rows // MAP_SHRINK, num_slices * columns // MAP_SHRINK)

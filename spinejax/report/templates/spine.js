@@ -108,7 +108,8 @@ function labelSpine() {
     chip.style.backgroundColor = severity(grade, state.task);
     button.append(disc.level, " ", chip);
     const doubt = isDoubtful(disc, state.task) ? ", a close call" : "";
-    button.setAttribute("aria-label", `${disc.level}: ${task.title} ${task.grades[grade]}, ${percent(confidence(disc, state.task))} %${doubt}. Open this disc.`);
+    // It begins with what is seen, so that spoken commands find it.
+    button.setAttribute("aria-label", `${disc.level} ${task.grades[grade]}: ${task.title}, ${percent(confidence(disc, state.task))} %${doubt}. Open this disc.`);
     button.style.left = `${(100 * (x + 0.5)) / picture.shape[1]}%`;
     button.style.top = `${(100 * (y + 0.5)) / picture.shape[0]}%`;
     button.addEventListener("click", () => openDisc(index));
