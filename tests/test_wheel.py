@@ -64,6 +64,7 @@ def test_a_wheel_prepares_trains_grades_and_reports(wheel, installed, tmp_path):
 
     code = (
         "import importlib.util, pathlib, spinejax\n"
+        "assert spinejax.load()[0].tasks\n"
         "model, variables = spinejax.load('run')\n"
         "print(len(model.apply(variables, __import__('numpy').zeros((1, 112, 224, 9), 'float32'))))\n"
         "assert (pathlib.Path(spinejax.__file__).parent / 'py.typed').is_file()\n"

@@ -190,7 +190,7 @@ def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet,
         if weights == checkpoint.identify(folder)[1]:
             return folder, record, weights, with_cpu_kernels(model), variables
     except (SpinejaxError, OSError):
-        if folder.is_dir():
+        if folder.is_dir() or shipped.is_one(folder):
             raise
     raise SpinejaxError(
         f"{folder}: training deleted or replaced this checkpoint while it was read: a run keeps its latest two steps "
