@@ -27,7 +27,7 @@ from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import ALL, DataSet
 from spinejax.data.scan_picture import check_scan_pictures
-from spinejax.errors import SpinejaxError, printable, status_of
+from spinejax.errors import SpinejaxError, printable, require_option, status_of
 from spinejax.files.addresses import PATHS, ScanPath
 from spinejax.files.atomic import make_folder
 from spinejax.inference import hotspots, predict, temperatures
@@ -86,6 +86,8 @@ class Arguments:
     calibrate: bool = False
     """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If a run
     has none for this number of views and this average, it is fitted on the validation split and stored."""
+    refer_below: float | None = None
+    """Refer to a rater the grades whose probability, after `--calibrate` if it is given, is below this: 0 to 1."""
     hotspots: bool = False
     """Write each disc's evidence maps as HDF5 and as NIfTI in the scan's space, figures of them, and how well they
     point at lesions."""
@@ -161,6 +163,8 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
     if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
+    if (below := arguments.refer_below) is not None:
+        require_option(0 <= below <= 1, "refer_below", below, "a probability, from 0 to 1")
     step, record, weights, model, variables = read_checkpoint(arguments.network)
     processes.refuse_difference("weights", weights)
     model = model.clone(dtype=np.dtype(arguments.dtype)) if arguments.dtype else model
@@ -279,7 +283,8 @@ def grade(job: Job, split: str) -> Graded:
     probabilities, spread = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     if not all(np.isfinite(each).all() for each in probabilities.values()):
         raise SpinejaxError(f"{job.step}: this network gives probabilities that are not finite. Train it again.")
-    return Graded(job.data, rows, tasks, labels_of(job.data, rows, tasks), probabilities, spread)
+    labels = labels_of(job.data, rows, tasks)
+    return Graded(job.data, rows, tasks, labels, probabilities, spread, job.arguments.refer_below)
 
 
 def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
@@ -355,7 +360,8 @@ def conclude(job: Job, graded: Graded) -> None:
         "validation_split": chosen_on,
         "split_chose_the_step": same_data and chosen_on is not None and arguments.split in (chosen_on, ALL),
     }
-    findings = Findings(about, job.model.branch_point, graded.results(), graded.doubts(), calibrated, pointing)
+    measured = (graded.results(), graded.doubts(), calibrated, pointing, graded.kept())
+    findings = Findings(about, job.model.branch_point, *measured)
     write_results(out, findings)
 
     discs = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"

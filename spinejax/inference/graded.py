@@ -13,7 +13,7 @@ from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.metrics import calibration, grading
-from spinejax.metrics.calibration import Doubt
+from spinejax.metrics.calibration import Doubt, Kept
 from spinejax.metrics.grading import TaskResult
 from spinejax.tasks import UNLABELLED, Task
 
@@ -38,6 +38,8 @@ class Graded:
     probabilities: Mapping[str, Float[np.ndarray, "M _"]]
     spread: Mapping[str, Float[np.ndarray, "M"]]
     """How far the views disagree, from `predict.predict_step`; 0 for a single view."""
+    refer_below: float | None = None
+    """Grades with a lower probability are referred to a rater; None refers none, and tells of none."""
 
     @property
     def patients(self) -> Shaped[np.ndarray, "M"]:
@@ -63,11 +65,23 @@ class Graded:
         labelled = [(task, self.labelled(task)) for task in self.tasks]
         return [calibration.doubt(task, *discs) for task, discs in labelled if len(discs.labels)]
 
+    def kept(self) -> list[Kept]:
+        """What is kept of each task's grades; nothing without `refer_below`."""
+        if self.refer_below is None:
+            return []
+        return [
+            calibration.kept(
+                task, self.labels[task.name], self.probabilities[task.name], self.patients, self.refer_below
+            )
+            for task in self.tasks
+        ]
+
     def write(self, path: Path, *, network: str = "") -> None:
         """Write `predictions.csv`, one row for each disc.
 
         Columns: patient, scan, level, and for each task `<task>_label` (empty where missing), `<task>_grade`,
-        the probability `<task>_p_<grade>` of each grade, and `<task>_spread`; then `network`, if it is given.
+        the probability `<task>_p_<grade>` of each grade, `<task>_spread`, and with `refer_below` `<task>_refer`, yes
+        or no; then `network`, if it is given.
         """
         columns = [(name, getattr(self.data, name)[self.rows].tolist()) for name in ("patient", "scan", "level")]
         for task in self.tasks:
@@ -78,6 +92,9 @@ class Graded:
             numbers = [*probabilities.T, self.spread[task.name]]
             for name, column in zip([*(f"p_{grade}" for grade in task.grades), "spread"], numbers, strict=True):
                 columns += [(f"{task.name}_{name}", [f"{number:.6f}" for number in column])]
+            if self.refer_below is not None:
+                referred = calibration.refers(probabilities, self.refer_below)
+                columns += [(f"{task.name}_refer", np.where(referred, "yes", "no").tolist())]
         if network:
             columns += [("network", [network] * len(self.rows))]
 

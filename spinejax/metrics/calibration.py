@@ -2,7 +2,7 @@
 
 A network trained to the end is overconfident. Dividing its scores by one number, fitted on the validation split,
 changes no grade and calibrates the probabilities (Guo et al., 2017). The use of doubt is measured too: if the most
-doubtful discs are referred to a rater, how often are the grades of the others right?
+doubtful discs, or those below a probability, are referred to a rater, how often are the grades of the others right?
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 from typing_extensions import TypedDict
 
 from spinejax.metrics.grading import Estimate, mean_over_patients
-from spinejax.tasks import Task
+from spinejax.tasks import UNLABELLED, Task
 
 NUM_BINS = 15
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
@@ -180,6 +180,61 @@ def doubt(
             name: {coverage: accuracy_at(measure, coverage) for coverage in COVERAGES}
             for name, measure in measures.items()
         },
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The grades of one task that are kept, if those with a probability below `below` are referred to a rater."""
+
+    task: Task
+    below: float
+    n: int
+    """Number of discs, with a label or without."""
+    share: Estimate
+    """Fraction of them that is kept."""
+    labelled: int
+    """Number of kept discs that have a label."""
+    accuracy: Estimate
+    """Fraction of these whose grade is right; NaN if there is none."""
+
+    def to_json(self) -> dict:
+        """The entry of one task in `results.json`; fractions in [0, 1]."""
+        return {
+            "below": self.below,
+            "n": self.n,
+            "share_kept": self.share.to_json(),
+            "labelled_kept": self.labelled,
+            "accuracy_of_kept": self.accuracy.to_json(),
+        }
+
+
+def refers(probabilities: Float[np.ndarray, "N C"], below: float) -> Bool[np.ndarray, "N"]:
+    """Which discs are referred to a rater: those whose most probable grade has a probability below `below`."""
+    return probabilities.max(1) < below
+
+
+def kept(
+    task: Task,
+    labels: Int[np.ndarray, "N"],
+    probabilities: Float[np.ndarray, "N C"],
+    patients: Shaped[np.ndarray, "N"],
+    below: float,
+) -> Kept:
+    """How many grades of a task `refers` keeps, and how often they are right, with intervals over patients.
+
+    There is at least one disc; its label may be `UNLABELLED`.
+    """
+    stays = ~refers(probabilities, below)
+    counts = stays & (labels != UNLABELLED)
+    right = probabilities.argmax(1) == labels
+    return Kept(
+        task=task,
+        below=below,
+        n=len(labels),
+        share=mean_over_patients(stays.astype(np.float64), patients),
+        labelled=int(counts.sum()),
+        accuracy=mean_over_patients(right[counts].astype(np.float64), patients[counts]),
     )
 
 

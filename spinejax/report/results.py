@@ -8,7 +8,7 @@ from typing import Any
 
 from spinejax.data.dataset import ALL
 from spinejax.files.json_files import write_json
-from spinejax.metrics.calibration import Doubt
+from spinejax.metrics.calibration import Doubt, Kept
 from spinejax.metrics.grading import TaskResult
 from spinejax.metrics.pointing import Pointing
 from spinejax.report import figures
@@ -30,6 +30,8 @@ class Findings:
     """Task name → `calibration.before_and_after`; empty if no temperature was applied."""
     pointing: Mapping[str, Pointing] = field(default_factory=dict)
     """Task name → how well its hotspots point; empty without hotspots or masks."""
+    kept: Sequence[Kept] = ()
+    """One entry for each task if doubtful grades are referred to a rater."""
 
     def cautions(self) -> list[str]:
         """What a reader must know about the network and the split before reading the metrics."""
@@ -61,6 +63,8 @@ def write_results(out: Path, findings: Findings) -> None:
         content["calibration"] = findings.calibration
     if findings.pointing:
         content["hotspots"] = {name: found.to_json() for name, found in findings.pointing.items()}
+    if findings.kept:
+        content["referral"] = {kept.task.name: kept.to_json() for kept in findings.kept}
     write_json(out / "results.json", content)
     if findings.results:
         figures.confusion_matrices(findings.results, out / "confusion.png")

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spinejax import paper
-from spinejax.metrics.calibration import Doubt
+from spinejax.metrics.calibration import Doubt, Kept
 from spinejax.metrics.grading import Estimate, TaskResult
 from spinejax.metrics.pointing import Pointing
 from spinejax.report.results import Findings
@@ -26,6 +26,8 @@ def show(console: Console, findings: Findings) -> None:
         console.print(_doubt_table(findings.doubts))
     else:
         console.print("No disc of this split has a label for the network's tasks: predictions only.")
+    if findings.kept:
+        console.print(_kept_table(findings.kept))
     if findings.calibration:
         console.print(_calibration_table(findings.calibration))
     if findings.pointing:
@@ -104,6 +106,15 @@ def _doubt_table(doubts: Sequence[Doubt]) -> Table:
     for doubt in doubts:
         accuracy = (percent(doubt.accuracy_at["confidence"][kept]) for kept in shown)
         table.add_row(doubt.task.name, f"{100 * doubt.calibration_error:.1f}", f"{doubt.brier.value:.3f}", *accuracy)
+    return table
+
+
+def _kept_table(found: Sequence[Kept]) -> Table:
+    """The share of each task's grades that is kept, and the accuracy of these."""
+    title = f"Grades with a probability of {found[0].below:g} or more; the others are referred to a rater, %"
+    table = _table(title, "discs", "kept", "labelled and kept", "accuracy of the kept")
+    for kept in found:
+        table.add_row(kept.task.name, str(kept.n), percent(kept.share), str(kept.labelled), percent(kept.accuracy))
     return table
 
 

@@ -122,6 +122,43 @@ def test_the_metrics_are_those_of_the_predictions(run, tiny, tmp_path):
     assert results["num_views"] == 1
 
 
+def test_grades_below_a_probability_are_referred_to_a_rater(run, tiny, tmp_path, capsys):
+    _, plain = grade(run, tiny, tmp_path / "plain")
+    confidence = {
+        task.name: [max(float(line[f"{task.name}_p_{grade}"]) for grade in task.grades) for line in plain]
+        for task in TASKS
+    }
+    below = sorted(confidence["side"])[2]  # two of the six are below; three grades have less than two
+    results, predictions = grade(run, tiny, tmp_path / "out", refer_below=below - 5e-7, report=tmp_path / "page")
+    assert not any(column.endswith("_refer") for column in plain[0])
+    for before, line in zip(plain, predictions, strict=True):
+        assert before.items() <= line.items()
+    assert [line["side_refer"] for line in predictions] == ["yes" if c < below else "no" for c in confidence["side"]]
+    assert {line["brightness_refer"] for line in predictions} == {"yes"}
+
+    side = results["referral"]["side"]
+    kept = [line for line in predictions if line["side_refer"] == "no"]
+    labelled = [line for line in kept if line["side_label"]]
+    assert side["n"] == 6
+    assert side["share_kept"]["value"] == pytest.approx(len(kept) / 6) == pytest.approx(4 / 6)
+    assert side["labelled_kept"] == len(labelled)
+    right = sum(line["side_grade"] == line["side_label"] for line in labelled)
+    assert side["accuracy_of_kept"]["value"] == pytest.approx(right / len(labelled))
+    brightness = results["referral"]["brightness"]
+    assert brightness["share_kept"]["value"] == brightness["labelled_kept"] == 0
+    assert brightness["accuracy_of_kept"] == {"value": None, "low": None, "high": None}
+    assert "the others are referred to a rater" in capsys.readouterr().out
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert f'<td class="n">{tables.percent(grading.Estimate(**side["share_kept"]))}</td>' in page
+
+
+@pytest.mark.parametrize("below", [-0.1, 1.5, float("nan")])
+def test_a_probability_to_refer_below_is_in_range(run, tiny, tmp_path, below):
+    with pytest.raises(SpinejaxError, match=r"--refer-below is .*: expected a probability, from 0 to 1"):
+        grade(run, tiny, tmp_path / "out", refer_below=below)
+    assert not (tmp_path / "out").exists()
+
+
 def test_averaging_logits_differs_from_averaging_probabilities(run, tiny, tmp_path):
     _, probabilities = grade(run, tiny, tmp_path / "p", tta=True)
     _, logits = grade(run, tiny, tmp_path / "l", tta=True, average="logits")

@@ -65,9 +65,16 @@ def test_results_are_here_and_say_which_network(network, tiny, tmp_path, capsys)
 
 
 def test_its_own_temperatures_calibrate_it(network, tiny, tmp_path):
-    for name, calibrate in (("as it is", False), ("calibrated", True)):
-        evaluate.main(evaluate.Arguments(data=tiny, tta=True, batch_size=8, calibrate=calibrate, out=tmp_path / name))
-    before, after = (rows(tmp_path / name / "predictions.csv") for name in ("as it is", "calibrated"))
+    """And grades are referred to a rater by their calibrated probabilities."""
+
+    def graded(name, **options):
+        evaluate.main(evaluate.Arguments(data=tiny, tta=True, batch_size=8, out=tmp_path / name, **options))
+        return rows(tmp_path / name / "predictions.csv")
+
+    before = graded("as it is")
+    surest = max(float(row[f"side_p_{grade}"]) for row in before for grade in ("front", "back"))
+    after = graded("calibrated", calibrate=True, refer_below=surest - 0.001)  # temperature 2 brings all of them below
+    assert {row["side_refer"] for row in after} == {"yes"}
     for task in TASKS:
         columns = [f"{task.name}_p_{grade}" for grade in task.grades]
         probabilities = np.array([[float(row[column]) for column in columns] for row in before])
