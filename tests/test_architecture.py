@@ -86,7 +86,7 @@ ONLY_IN = {
     "jinja2": {"spinejax/files/html.py"},
     "PIL": {"spinejax/files/html.py"},
     "distributed": {"data_prep/dataset/workers.py"},
-    "sklearn": {"data_prep/detector/training/calibration.py"},
+    "sklearn": {"data_prep/detector/training/calibration.py", "spinejax/inference/unusual.py"},
 }
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}

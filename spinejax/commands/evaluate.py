@@ -30,7 +30,7 @@ from spinejax.data.scan_picture import check_scan_pictures
 from spinejax.errors import SpinejaxError, printable, require_option, status_of
 from spinejax.files.addresses import PATHS, ScanPath
 from spinejax.files.atomic import make_folder
-from spinejax.inference import hotspots, predict, temperatures
+from spinejax.inference import hotspots, predict, temperatures, unusual
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.inference.hotspots import Method
 from spinejax.metrics.calibration import Fit
@@ -337,6 +337,9 @@ def conclude(job: Job, graded: Graded) -> None:
     calibrated: dict = {}
     if arguments.calibrate:
         graded, calibrated = calibrate(job, graded)
+    if usual := shipped.read_usual(job.step) if job.about else None:
+        distance = usual.distance(unusual.features(job.data, graded.rows)) / usual.threshold
+        graded = dataclasses.replace(graded, distance=distance)
     graded.write(out / "predictions.csv", network=f"{job.name} ({job.weights[:12]})")
     traced = hotspots.choose_grades(job.model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
     page = Report(arguments.report, graded, traced if arguments.hotspots else None) if arguments.report else None
@@ -358,6 +361,8 @@ def conclude(job: Job, graded: Graded) -> None:
         "data": job.data.digest,
         "trained_on_this_data": same_data,
         "validation_split": chosen_on,
+        "discs": len(graded.rows),
+        "unusual_discs": None if graded.distance is None else int(graded.unusual.sum()),
         "split_chose_the_step": same_data and chosen_on is not None and arguments.split in (chosen_on, ALL),
     }
     measured = (graded.results(), graded.doubts(), calibrated, pointing, graded.kept())

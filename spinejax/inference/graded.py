@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -40,6 +40,8 @@ class Graded:
     """How far the views disagree, from `predict.predict_step`; 0 for a single view."""
     refer_below: float | None = None
     """Grades with a lower probability are referred to a rater; None refers none, and tells of none."""
+    distance: Float[np.ndarray, "M"] | None = None
+    """How far each disc is from those that the network learned from: above 1 it is unusual. None: not known."""
 
     @property
     def patients(self) -> Shaped[np.ndarray, "M"]:
@@ -65,6 +67,11 @@ class Graded:
         labelled = [(task, self.labelled(task)) for task in self.tasks]
         return [calibration.doubt(task, *discs) for task, discs in labelled if len(discs.labels)]
 
+    @property
+    def unusual(self) -> Bool[np.ndarray, "M"]:
+        """Which discs are unlike those that the network learned from; none if that is not known."""
+        return np.zeros(len(self.rows), bool) if self.distance is None else self.distance > 1
+
     def kept(self) -> list[Kept]:
         """What is kept of each task's grades; nothing without `refer_below`."""
         if self.refer_below is None:
@@ -81,7 +88,7 @@ class Graded:
 
         Columns: patient, scan, level, and for each task `<task>_label` (empty where missing), `<task>_grade`,
         the probability `<task>_p_<grade>` of each grade, `<task>_spread`, and with `refer_below` `<task>_refer`, yes
-        or no; then `network`, if it is given.
+        or no; then `unusual`, yes or no, and `distance`, if they are known; and `network`, if it is given.
         """
         columns = [(name, getattr(self.data, name)[self.rows].tolist()) for name in ("patient", "scan", "level")]
         for task in self.tasks:
@@ -95,6 +102,9 @@ class Graded:
             if self.refer_below is not None:
                 referred = calibration.refers(probabilities, self.refer_below)
                 columns += [(f"{task.name}_refer", np.where(referred, "yes", "no").tolist())]
+        if self.distance is not None:
+            columns += [("unusual", np.where(self.unusual, "yes", "no").tolist())]
+            columns += [("distance", [f"{number:.4f}" for number in self.distance])]
         if network:
             columns += [("network", [network] * len(self.rows))]
 

@@ -20,7 +20,7 @@ from spinejax.files.atomic import make_folder, write_atomically
 from spinejax.files.html import style_and_script, templates, webp
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded
-from spinejax.metrics.calibration import Doubt
+from spinejax.metrics.calibration import Doubt, refers
 from spinejax.report import spine, tables
 from spinejax.report.results import RESEARCH_ONLY, Findings
 from spinejax.tasks import LEVELS
@@ -134,6 +134,8 @@ class Report:
             "label": [int(graded.labels[name][place]) for name in names],
             "p": [graded.probabilities[name][place].round(4).tolist() for name in names],
             "spread": [round(float(graded.spread[name][place]), 4) for name in names],
+            "refer": [bool(refers(graded.probabilities[n][place, None], graded.refer_below or 0)[0]) for n in names],
+            "unusual": bool(graded.unusual[place]),
             "traced": None if self._traced is None else self._traced[place].tolist(),
         }
 

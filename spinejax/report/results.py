@@ -48,6 +48,11 @@ class Findings:
                 f"The {chose} split decided this network's learning rate and which step was kept: expect lower metrics "
                 "on other discs."
             )
+        if number := self.about.get("unusual_discs"):
+            found.append(
+                f"{number} of {self.about['discs']} discs look unlike those that the network learned from: check their "
+                "grades."
+            )
         return found
 
 

@@ -1,6 +1,7 @@
 """The network that ships: two files, made from a run, that the commands read like a checkpoint.
 
-    spinenet.npz     the weights as float16, by name (`params/trunk/conv1/kernel`); constants as float32
+    spinenet.npz     the weights as float16, by name (`params/trunk/conv1/kernel`); constants as float32; and, if it is
+                     known, what is usual for the network: `usual/mean`, `usual/precision`, `usual/threshold`
     spinenet.json    `About`: the network and its tasks, what it learned from, its temperatures, the weights' sha256
 
 Rounding to float16 halves the file, and moves a probability by less than a thousandth.
@@ -21,6 +22,7 @@ from spinejax.files.arrays import read_arrays, write_arrays
 from spinejax.files.checksums import sha256_of
 from spinejax.files.json_files import read_json, write_json
 from spinejax.metrics.calibration import Fit
+from spinejax.metrics.usual import Usual
 from spinejax.network.views import ViewRanges
 from spinejax.training import saved_step
 from spinejax.training.saved_step import CHECKPOINTS, OPTIONS, Record
@@ -29,6 +31,7 @@ FOLDER = Path(__file__).parents[1] / "weights"
 """Where the network lies in the package."""
 WEIGHTS, ABOUT = "spinenet.npz", "spinenet.json"
 _VERSION: Literal[1] = 1
+_USUAL = "usual/"
 
 
 class Provenance(TypedDict):
@@ -77,6 +80,7 @@ def write(
     provenance: Provenance,
     contrasts: Sequence[str],
     temperatures: Sequence[Fit] = (),
+    usual: Usual | None = None,
 ) -> Path:
     """Write a run's best step as the two files, and return their folder. The same run gives the same bytes.
 
@@ -84,6 +88,7 @@ def write(
         run: the run's folder.
         out: the folder for the files, made if missing.
         provenance, contrasts, temperatures: as in `About`.
+        usual: by which unusual discs are told, from `inference.unusual.fit`.
 
     Raises:
         SpinejaxError: the run has no whole checkpoint or no options; or a weight is too large for float16.
@@ -94,6 +99,8 @@ def write(
     record, items = saved_step.read(run / CHECKPOINTS / str(best), "variables")
     leaves = flax.traverse_util.flatten_dict(items["variables"], sep="/")
     stored = {name: _rounded(name, leaf) for name, leaf in sorted(leaves.items())}
+    if usual:
+        stored |= {f"{_USUAL}{name}": np.asarray(each, np.float32) for name, each in usual._asdict().items()}
     out.mkdir(parents=True, exist_ok=True)
     write_arrays(out / WEIGHTS, stored)
     about: About = {
@@ -138,7 +145,22 @@ def read(folder: Path = FOLDER) -> tuple[Record, dict[str, Any]]:
     Raises:
         SpinejaxError: a file is missing, damaged or of a later version.
     """
-    known, path = about(folder), folder / WEIGHTS
+    known = about(folder)
+    leaves = _leaves(folder, known)
+    floats = {name: leaf.astype(np.float32) for name, leaf in leaves.items() if not name.startswith(_USUAL)}
+    return known["record"], flax.traverse_util.unflatten_dict(floats, sep="/")
+
+
+def read_usual(folder: Path = FOLDER) -> Usual | None:
+    """What is usual for a network; None if it was written without. Raises SpinejaxError as `read`."""
+    leaves = _leaves(folder, about(folder))
+    found = {name.removeprefix(_USUAL): leaf for name, leaf in leaves.items() if name.startswith(_USUAL)}
+    return Usual(found["mean"], found["precision"], float(found["threshold"])) if found else None
+
+
+def _leaves(folder: Path, known: About) -> dict[str, np.ndarray]:
+    """The arrays of the weights' file, verified."""
+    path = folder / WEIGHTS
     try:
         fault = None if sha256_of(path) == known["sha256"] else f"damaged: its sha256 is not the one in {ABOUT}"
         leaves = {} if fault else read_arrays(path)
@@ -146,8 +168,7 @@ def read(folder: Path = FOLDER) -> tuple[Record, dict[str, Any]]:
         fault = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     if fault:
         raise SpinejaxError(f"{path}: {fault}. {_way_back(folder)}")
-    floats = {name: leaf.astype(np.float32) for name, leaf in leaves.items()}
-    return known["record"], flax.traverse_util.unflatten_dict(floats, sep="/")
+    return leaves
 
 
 def _rounded(name: str, leaf: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Grading with the network that ships: nothing to train first, and every result says which network it was."""
 
 import csv
+import dataclasses
 import json
+import re
 
 import h5py
 import numpy as np
@@ -9,7 +11,11 @@ import pytest
 
 from data_prep.read.metaimage import write_mha
 from spinejax.commands import evaluate
+from spinejax.data.dataset import DataSet
+from spinejax.data.manifest import write_manifest
+from spinejax.data.shards import shard_name, write_shard
 from spinejax.errors import SpinejaxError
+from spinejax.inference import unusual
 from spinejax.inference.hotspots import Method
 from spinejax.metrics import calibration
 from spinejax.parallel import runtime
@@ -25,10 +31,13 @@ def no_compilation_cache(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    run = make_run(folder / "run")
-    return shipped.write(run, folder / "network", provenance=PROVENANCE, contrasts=["t2"], temperatures=[FIT])
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def made(run):
+    return shipped.write(run, run.parent / "network", provenance=PROVENANCE, contrasts=["t2"], temperatures=[FIT])
 
 
 @pytest.fixture
@@ -84,6 +93,39 @@ def test_its_own_temperatures_calibrate_it(network, tiny, tmp_path):
     with pytest.raises(SpinejaxError, match=r"no temperatures for 1 view and prob.* only: 54 views and prob"):
         evaluate.main(evaluate.Arguments(data=tiny, calibrate=True, out=tmp_path / "one view"))
     assert not (tmp_path / "one view").exists()
+
+
+def test_discs_that_look_unlike_those_it_learned_from_are_told_and_graded(run, network, tiny, tmp_path, capsys):
+    data = DataSet(tiny)
+    usual = unusual.fit(data)
+    usual = usual._replace(threshold=2 * usual.threshold)  # six unseen discs are few
+    *others, last = (data.disc(row) for row in data.rows("test"))
+    negative = np.where(last.volume > 0, 65535 - last.volume, 0).astype(np.uint16)
+    discs = [*others, dataclasses.replace(last, volume=negative)]
+    (tmp_path / "data").mkdir()
+    summary = write_shard(tmp_path / "data" / shard_name(0, 1), discs, TASKS)
+    write_manifest(tmp_path / "data", [summary], TASKS, {}, ())
+
+    def graded(name):
+        page = tmp_path / f"page of {name}"
+        evaluate.main(evaluate.Arguments(data=tmp_path / "data", batch_size=8, out=tmp_path / name, report=page))
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        return rows(tmp_path / name / "predictions.csv"), results, (page / "index.html").read_text()
+
+    before, results, _ = graded("before")
+    assert results["unusual_discs"] is None
+    assert not {"unusual", "distance"} & set(before[0])
+    shipped.write(run, network, provenance=PROVENANCE, contrasts=["t2"], usual=usual)
+    capsys.readouterr()
+    after, results, page = graded("after")
+    assert [row["unusual"] for row in after] == ["no"] * 5 + ["yes"]
+    assert [float(row["distance"]) > 1 for row in after] == [False] * 5 + [True]
+    assert [row["side_p_front"] for row in after] == [row["side_p_front"] for row in before]
+    assert results["unusual_discs"] == 1
+    told = "1 of 6 discs look unlike those that the network learned from"
+    assert told in capsys.readouterr().out
+    assert told in page
+    assert re.findall(r'"unusual": ?(\w+)', page) == ["false"] * 5 + ["true"]
 
 
 def test_hotspots_are_drawn_from_the_views_that_it_was_trained_with(network, tiny, tmp_path):

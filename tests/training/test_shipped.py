@@ -13,6 +13,7 @@ import spinejax
 from spinejax import config
 from spinejax.config import Config
 from spinejax.errors import SpinejaxError
+from spinejax.metrics.usual import Usual
 from spinejax.network.views import ViewRanges
 from spinejax.training import checkpoint, shipped, train_step
 from tests.conftest import TASKS
@@ -80,6 +81,20 @@ def test_what_is_known_of_the_network_is_read_back(run, folder):
     assert about["temperatures"] == [FIT]
     assert about["provenance"] == PROVENANCE  # entries of its own, too
     assert about["record"] == checkpoint.read_record(checkpoint.find(run))
+
+
+def test_what_is_usual_for_the_network_is_read_back(run, folder, tmp_path):
+    assert shipped.read_usual(folder) is None
+    usual = Usual(np.array([1.0, 2.0]), np.array([[2.0, 0.5], [0.5, 1.0]]), 3.5)
+    other = shipped.write(run, tmp_path / "other", provenance=PROVENANCE, contrasts=["T2"], usual=usual)
+    found = shipped.read_usual(other)
+    np.testing.assert_array_equal(found.mean, usual.mean)
+    np.testing.assert_array_equal(found.precision, usual.precision)
+    assert found.threshold == usual.threshold
+    jax.tree.map(np.testing.assert_array_equal, shipped.read(other), shipped.read(folder))
+    (other / shipped.WEIGHTS).write_bytes((folder / shipped.WEIGHTS).read_bytes())
+    with pytest.raises(SpinejaxError, match=r"spinenet.npz: damaged: its sha256 is not"):
+        shipped.read_usual(other)
 
 
 def test_the_same_run_gives_the_same_bytes(run, folder, tmp_path):

@@ -116,7 +116,9 @@ function describe() {
     ? `The rater gave ${task.grades[disc.label[state.task]]}.` : "The rater did not grade this disc.";
   const spread = disc.spread[state.task] > 0
     ? ` The views' probabilities for ${task.grades[given]} spread by ± ${(100 * disc.spread[state.task]).toFixed(1)} points.` : "";
-  element("doubt").textContent = rater + spread;
+  const refer = disc.refer[state.task] ? " This grade is referred to a rater." : "";
+  const unusual = disc.unusual ? " The disc looks unlike those that the network learned from." : "";
+  element("doubt").textContent = rater + spread + refer + unusual;
   const traced = disc.traced && task.grades[disc.traced[state.task]];
   element("traced").textContent = traced === null ? "" : `Hotspot: evidence for the score of ${task.title.toLowerCase()}, grade ${traced}. Not proven pathology.`;
   element("tasks").tBodies[0].replaceChildren(...facts.tasks.map((other, index) => {

@@ -177,6 +177,7 @@ function inWords(disc, task) {
     const second = next.indexOf(Math.max(...next));
     said.push(`close: ${grades[second]}, ${percent(next[second])} %`);
   }
+  if (disc.refer[task]) said.push("referred to a rater");
   if (isGraded(disc, task)) said.push(`rater ${grades[disc.label[task]]}`);
   return `${title} ${grades[grade]} (${said.join("; ")})`;
 }
@@ -185,7 +186,8 @@ function asText(scan) {
   const doubt = scan.picture?.doubtfulLevels ? ["The levels are doubtful: all names may be off by one."] : [];
   const lines = scan.discs.map((index) => {
     const disc = facts.discs[index];
-    return `${disc.level}: ${facts.tasks.map((_, task) => inWords(disc, task)).join(", ")}.`;
+    const unusual = disc.unusual ? " (looks unlike the discs that the network learned from)" : "";
+    return `${disc.level}${unusual}: ${facts.tasks.map((_, task) => inWords(disc, task)).join(", ")}.`;
   });
   return [`${scan.name} (${scan.id})`, ...doubt, ...lines, facts.researchOnly].join("\n") + "\n";
 }
