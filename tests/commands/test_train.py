@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import itertools
 import json
-from pathlib import Path
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -75,13 +76,21 @@ def test_each_step_has_a_line_and_the_last_of_an_epoch_its_speed(uninterrupted):
 
 
 def test_a_saved_runs_options_start_another(uninterrupted, tmp_path):
-    path, rest = uninterrupted[0] / "config.json", ["--data", "discs", "--workdir", "run", "--epochs", "7"]
-    expected = dataclasses.replace(config.load(path), epochs=7)
-    arguments = train.parsed(["--config", str(path), *rest])
-    assert arguments.options == expected
-    assert (arguments.data, arguments.workdir) == (Path("discs"), Path("run"))
+    path, options = uninterrupted[0] / "config.json", tmp_path / "options.json"
+    parse = """
+import sys
+from spinejax import config
+from spinejax.commands import train
+arguments = train.parsed(sys.argv[1:])
+config.save(arguments.options, arguments.workdir)
+print(arguments.data)
+"""
+    words = ["--data", "discs", "--workdir", options, "--epochs", "7"]
+    child = [sys.executable, "-c", parse, "--config", path, *words]
+    assert subprocess.run(child, check=True, capture_output=True, text=True).stdout == "discs\n"
+    assert config.load(options) == dataclasses.replace(config.load(path), epochs=7)
     with pytest.raises(SpinejaxError, match="missing, so its folder is not a run"):
-        train.parsed(["--config", str(tmp_path / "config.json"), *rest])
+        train.parsed(["--config", str(tmp_path / "config.json"), "--data", "discs", "--workdir", "run"])
 
 
 def test_a_run_starts_from_another_and_goes_on_without_it(uninterrupted, launcher, tiny, tmp_path):
