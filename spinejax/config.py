@@ -10,6 +10,9 @@ from spinejax.errors import SpinejaxError, require_option
 from spinejax.files.json_files import read_json, write_json
 from spinejax.network.views import ViewRanges
 
+SHIPPED = Path("shipped")
+"""What `--init-from` calls the network that ships with this package."""
+
 MAX_WIDTH = 64
 """Factor on the paper's features. No machine has room for it; somewhat more makes XLA end the process."""
 
@@ -33,7 +36,9 @@ class Config:
     """Repeat the nearest slice where a scan has none, which the paper leaves black: for scans of one or few slices."""
     init_from: Path | None = None
     """Run, or its `export` folder, from which a new run takes initial weights: those whose name and shape are also in
-    this network. The others are drawn."""
+    this network. The others are drawn. The word `shipped` stands for the network that ships with this package."""
+    freeze: tuple[str, ...] = ()
+    """Layers that keep the weights of `--init-from`: `trunk`, or single ones as `trunk/conv1` and `head_modic/fc6`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, loss and optimiser stay float32."""
 
@@ -168,6 +173,12 @@ PRESETS = {
             average_weights=0.999,
             contrast=0.4,
         ),
+    ),
+    "finetune": (
+        "Your own grades, from 50 discs up: starts from the network that ships, and has its layers (docs/training.md).",
+        # A fifth of the other presets' rate keeps more of what the network knows. Few discs make few steps in an epoch
+        # and a noisy validation error: hence many epochs, and patience.
+        replace(_NARROW, init_from=SHIPPED, epochs=100, learning_rate=0.002, plateau_patience=10, num_decays=1),
     ),
 }
 """Name → (what it is for, the options)."""

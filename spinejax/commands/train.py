@@ -28,7 +28,7 @@ from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import cpu_kernels, losses
 from spinejax.parallel import devices, layout, processes, runtime
 from spinejax.report import figures
-from spinejax.training import checkpoint, epoch, speed, train_step
+from spinejax.training import checkpoint, epoch, shipped, speed, train_step
 from spinejax.training.log import Log, progress
 from spinejax.training.saving import Saver
 
@@ -173,6 +173,15 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     return state, unlogged, step, save, feed, model, speed.Utilisation(lower, options.dtype)
 
 
+def like_shipped(options: Config) -> Config:
+    """The options, with the layers and the views of the network that ships, so that all of its weights fit."""
+    about = shipped.about(shipped.FOLDER)
+    network = about["record"]["model"]
+    layers: dict = {"width": network["width"], "initialiser": network["initialiser"], "dropout": network["dropout"]}
+    layers |= {"branch_point": network["branch_point"] or "none", "fill_slices": network.get("fill_slices", False)}
+    return dataclasses.replace(options, **layers, views=about["views"])
+
+
 def parsed(words: Sequence[str]) -> Arguments:
     """The command's arguments, from its words after its name; the first is a preset, or the first two `--config FILE`.
 
@@ -180,6 +189,9 @@ def parsed(words: Sequence[str]) -> Arguments:
         SpinejaxError: FILE is missing or damaged.
     """
     chosen = dict(config.PRESETS)
+    if words[:1] == ["finetune"]:
+        purpose, options = chosen["finetune"]
+        chosen["finetune"] = purpose, like_shipped(options)
     if words[:1] == ["--config"] and len(words) > 1:
         chosen["saved"] = f"The options in {words[1]}.", config.load(local_path(words[1]))
         words = ["saved", *words[2:]]

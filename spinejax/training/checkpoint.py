@@ -230,7 +230,7 @@ def resume(
 
     Returns:
         The state, the metrics of the steps before it that the log lacks, and the layers that began with the weights of
-        `init_from`, a run or its exported folder.
+        `init_from`, a run or its exported folder, or the word for the network that ships.
     """
     found = template = to_host(template)
 
@@ -241,7 +241,8 @@ def resume(
             return read_record(checkpoints.directory / str(latest)).get("unlogged", []), []
         if init_from is None:
             return None
-        found, layers = initialise_from(template, load(init_from)[1]["params"])
+        source = shipped.FOLDER if init_from == config.SHIPPED else init_from
+        found, layers = initialise_from(template, load(source)[1]["params"])
         return [], layers
 
     result = processes.by_first(read)

@@ -70,8 +70,13 @@ def make_model(config: Config, tasks: Sequence[Task]) -> SpineNet:
 
 
 def init(key: jax.Array, model: SpineNet, config: Config, slice_mean: Float[Array | np.ndarray, "9"]) -> TrainState:
-    """A new run's state. The key decides the initial weights; `slice_mean` is the training set's mean of each slice."""
+    """A new run's state. The key decides the initial weights; `slice_mean` is the training set's mean of each slice.
+
+    Raises:
+        SpinejaxError: `config.freeze` names a layer that the network does not have, or leaves none to learn.
+    """
     variables = jax.jit(model.init)(key, jnp.zeros((1, *WINDOW_SHAPE)))
+    _check_frozen(variables["params"], config.freeze)
     return TrainState(
         step=jnp.int32(0),
         params=variables["params"],
@@ -98,6 +103,8 @@ def initialise_from(state: TrainState, params: Mapping) -> tuple[TrainState, lis
     """
     new, loaded = (flax.traverse_util.flatten_dict(tree) for tree in (state.params, params))
     fitting = {path: leaf for path, leaf in loaded.items() if path in new and new[path].shape == leaf.shape}
+    # A bias alone may fit by accident: that of the last layer has a number for each grade, in a network of any width.
+    fitting = {path: leaf for path, leaf in fitting.items() if (*path[:-1], "kernel") in fitting}
     if not fitting:
         raise SpinejaxError(
             "--init-from: none of that run's weights fits this network by name and shape. Does its --width differ?"
@@ -109,8 +116,16 @@ def initialise_from(state: TrainState, params: Mapping) -> tuple[TrainState, lis
 
 
 def make_optimiser(config: Config) -> optax.GradientTransformation:
-    """SGD's velocity with momentum, and weight decay on weights: v ← µv + (g + λw). A step is then w ← w − ηv."""
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_is_weight), optax.trace(config.momentum))
+    """SGD's velocity with momentum, and weight decay on weights: v ← µv + (g + λw). A step is then w ← w − ηv.
+
+    Of a frozen layer g is zero (`update`), and so is λ: it keeps its weights, bit for bit.
+    """
+
+    def decays(params: dict) -> dict:
+        frozen = _is_frozen(params, config.freeze)
+        return jax.tree.map_with_path(lambda path, frozen: path[-1].key == "kernel" and not frozen, frozen)
+
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=decays), optax.trace(config.momentum))
 
 
 def make_plateau(config: Config) -> optax.GradientTransformationExtraArgs:
@@ -242,6 +257,8 @@ def update(
     label = _by_task(labels, model.tasks)
 
     def loss(params):
+        frozen = _is_frozen(params, config.freeze)
+        params = jax.tree.map(lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf, params, frozen)
         variables = {"params": params, "constants": state.constants}
         logits = cast(dict, model.apply(variables, windows, train=True, rngs={"dropout": dropout_key}))
         return losses.multi_task_loss(logits, label, class_weights, dict(config.task_weights), config.soft_labels)
@@ -320,8 +337,23 @@ def _written_first(tree):
     return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree)
 
 
-def _is_weight(params: dict) -> dict:
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+def _is_frozen(params: Mapping, names: Sequence[str]) -> dict:
+    """Whether each weight belongs to a layer, or to a stack of layers, that `names` lists."""
+
+    def is_frozen(path: Sequence, _) -> bool:
+        place = "/".join(part.key for part in path)
+        return any(place.startswith(f"{name}/") for name in names)
+
+    return jax.tree.map_with_path(is_frozen, params)
+
+
+def _check_frozen(params: Mapping, names: Sequence[str]) -> None:
+    layers = ["/".join(path[:-1]) for path in flax.traverse_util.flatten_dict(params) if path[-1] == "kernel"]
+    for name in names:
+        if not any(f"{layer}/".startswith(f"{name}/") for layer in layers):
+            raise SpinejaxError(f"--freeze {name}: no such layer. The network has {', '.join(layers)}.")
+    if all(jax.tree.leaves(_is_frozen(params, names))):
+        raise SpinejaxError(f"--freeze {' '.join(names)}: no layer is left to learn.")
 
 
 def _by_task(labels: jax.Array | np.ndarray, tasks: Sequence[Task]) -> dict[str, jax.Array]:

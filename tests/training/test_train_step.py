@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import re
+from pathlib import Path
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,10 +80,42 @@ def test_weights_of_another_network_are_taken_over_where_they_fit():
 def test_a_network_of_another_width_has_no_weight_to_start_with():
     _, state = fresh()
     wide = dataclasses.replace(CONFIG, width=0.05)
-    theirs = initial(wide)[1].params
-    kept = {name: {k: v for k, v in theirs[name].items() if k != "fc8"} for name in theirs}
     with pytest.raises(SpinejaxError, match="--init-from: none of that run's weights"):
-        train_step.initialise_from(state, jax.tree.map(lambda leaf: leaf[None], kept))
+        train_step.initialise_from(state, initial(wide)[1].params)  # though the last layers' biases would fit
+
+
+def test_frozen_layers_keep_their_weights_and_the_others_learn_as_before(batch, weights):
+    model, state = fresh()
+    before = flax.traverse_util.flatten_dict(devices.to_host(state.params), sep="/")
+    config = dataclasses.replace(CONFIG, freeze=("trunk", "head_side/fc8"), init_from=Path("run"))
+    free, _ = stepped(state, model, batch, weights)
+    frozen, metrics = stepped(fresh()[1], model, batch, weights, config)
+    free, frozen = (flax.traverse_util.flatten_dict(each.params, sep="/") for each in (free, frozen))
+    squares = 0.0
+    for name, leaf in before.items():
+        if name.startswith(("trunk/", "head_side/fc8/")):  # kernels too, in spite of the weight decay
+            np.testing.assert_array_equal(frozen[name], leaf)
+        else:
+            np.testing.assert_allclose(frozen[name], free[name], rtol=1e-5, atol=1e-7)
+            decay = CONFIG.weight_decay * leaf * name.endswith("kernel")
+            squares += np.square((leaf - frozen[name]) / CONFIG.learning_rate - decay).sum()
+    assert metrics["gradient_norm"] == pytest.approx(np.sqrt(squares), rel=1e-3)  # of what learns, alone
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (("trunk/conv",), r"--freeze trunk/conv: no such layer\. The network has .*trunk/conv1"),
+        (
+            ("trunk", "head_brightness", "head_side"),
+            "--freeze trunk .* head_side: no layer is left to learn",
+        ),
+    ],
+)
+def test_layers_to_freeze_are_the_networks_and_not_all(names, fault):
+    config = dataclasses.replace(CONFIG, freeze=names, init_from=Path("run"))
+    with pytest.raises(SpinejaxError, match=fault):
+        train_step.init(KEY, train_step.make_model(config, TASKS), config, np.zeros(9, np.float32))
 
 
 def test_a_step_is_the_papers_rule_written_out(batch, weights):
