@@ -36,6 +36,7 @@ from data_prep.sources.scan_files import Cutting
 from spinejax.data.dataset import DataSet
 from spinejax.files.atomic import write_atomically
 from spinejax.files.json_files import write_json
+from spinejax.inference import unusual
 from spinejax.metrics.calibration import Fit, fit_temperature
 from spinejax.parallel import runtime
 from spinejax.training import shipped
@@ -230,6 +231,7 @@ def ship(arguments: Arguments, pool: Pool, data: DataSet, patients: dict[str, Pa
         },
         contrasts=("t1", "t2"),
         temperatures=[fit],
+        usual=unusual.fit(data),
     )
 
 
