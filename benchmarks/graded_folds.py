@@ -4,6 +4,7 @@ Every disc is graded by the network whose training had none of its patient's dis
 training patients. Discs that are labelled, but were not found or were left out, are counted in a second time, as wrong.
 """
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from benchmarks import intensity_baseline
-from benchmarks.own_side import predictions
 from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import Patient
 from spinejax.data.dataset import DataSet
@@ -33,6 +33,20 @@ _STATISTICS = {
 def group(source: str, contrast: str) -> str:
     """The name of a source and a contrast in the tables."""
     return f"{source.upper() if source == 'spider' else source.capitalize()} {contrast.upper()}"
+
+
+def predictions(folder: Path) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """(Scan, level) → task name → each grade's probability, for the discs that were graded in a fold's folder."""
+    found = {}
+    with open(folder / "graded" / "predictions.csv", newline="") as file:
+        for line in csv.DictReader(file):
+            given: dict[str, list[float]] = {}
+            for name, cell in line.items():
+                task, told, _ = name.partition("_p_")
+                if told:
+                    given.setdefault(task, []).append(float(cell))
+            found[line["scan"], line["level"]] = given
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Where the endplate tasks' hotspots lie on real stacks: in the vertebral body on the task's own side, or the other."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.graded_folds import predictions
 from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
@@ -19,20 +19,6 @@ from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.parallel import devices
 from spinejax.tasks import Task
 from spinejax.training import checkpoint
-
-
-def predictions(folder: Path) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """(Scan, level) → task name → each grade's probability, for the discs that were graded in a fold's folder."""
-    found = {}
-    with open(folder / "graded" / "predictions.csv", newline="") as file:
-        for line in csv.DictReader(file):
-            given: dict[str, list[float]] = {}
-            for name, cell in line.items():
-                task, told, _ = name.partition("_p_")
-                if told:
-                    given.setdefault(task, []).append(float(cell))
-            found[line["scan"], line["level"]] = given
-    return found
 
 
 def point_in_stacks(data: DataSet, folder: Path) -> None:

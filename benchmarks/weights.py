@@ -28,7 +28,6 @@ from benchmarks.running import ROOT, require_trained, run_script, start
 from benchmarks.subgroups import by_subgroup
 from benchmarks.subgroups import markdown as subgroups_table
 from data_prep.dataset.folds import write_split
-from data_prep.dataset.job import Job
 from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
 from data_prep.detector.training.cross_fitting import NUM_FOLDS
 from data_prep.sources.pooled import POOLED_TASKS, Patient, patients_of, pooled_jobs, splits_of
@@ -190,16 +189,11 @@ def missed_discs(arguments: Arguments, key: Pseudonyms, data: DataSet) -> list[M
     )
     found = set(zip(data.scan.tolist(), data.level.tolist(), strict=True))
     return [
-        Missed(group_of(job), job.patient, labels)
+        Missed(graded_folds.group(job.source, job.contrast), job.patient, labels)
         for job in jobs
         for level, labels in job.labels.items()
         if (job.scan, level) not in found
     ]
-
-
-def group_of(job: Job) -> str:
-    """The row of the tables that a scan's discs belong to."""
-    return graded_folds.group(job.source, job.contrast)
 
 
 # The file that ships --------------------------------------------------------------------------------------------------
