@@ -1,6 +1,5 @@
 """The training steps between two evaluations, their metrics, and the validation after them."""
 
-import contextlib
 import functools
 import math
 import time
@@ -25,6 +24,32 @@ from spinejax.training.saved_step import Unlogged
 from spinejax.training.train_step import TrainState, eval_step
 
 
+class Ahead:
+    """Batches on the devices, each sent there before it is asked for.
+
+    Args:
+        batches: on the host; closed with this.
+        put: sends one to the devices, and does not wait for it.
+    """
+
+    def __init__(self, batches: Generator[Batch], put: Callable[[Batch], dict[str, jax.Array]]):
+        self._batches, self._put = batches, put
+        self._coming: list[dict[str, jax.Array]] = []  # one, or none
+
+    def __next__(self) -> dict[str, jax.Array]:
+        self.send()
+        return self._coming.pop()
+
+    def send(self) -> None:
+        """Send the next batch, if it is not on its way yet."""
+        if not self._coming:
+            self._coming.append(self._put(next(self._batches)))
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._batches.close()
+
+
 class Feed(NamedTuple):
     """The batches of a run, on the devices.
 
@@ -36,7 +61,7 @@ class Feed(NamedTuple):
     """
 
     columns: list[int]
-    batches: Generator[dict[str, jax.Array]]
+    batches: Ahead
     validation: Callable[[], Iterable[dict[str, jax.Array]]]
     note: str
 
@@ -58,16 +83,7 @@ def make_feed(options: Config, data: DataSet, tasks: Sequence[Task], mesh: Mesh,
     if cached:
         put = device_cache.DeviceCache(data, kept, mesh).put
         validation = list(validation()).__iter__  # row numbers alone, the same in each evaluation
-    return Feed(columns, _ahead(batches, put), lambda: map(put, validation()), note)
-
-
-def _ahead(batches: Generator[Batch], put: Callable[[Batch], dict[str, jax.Array]]) -> Generator[dict[str, jax.Array]]:
-    """Each batch is on its way to the devices while the one before it is used."""
-    with contextlib.closing(batches):
-        coming = put(next(batches))
-        for batch in batches:
-            present, coming = coming, put(batch)
-            yield present
+    return Feed(columns, Ahead(batches, put), lambda: map(put, validation()), note)
 
 
 class Taken(NamedTuple):
@@ -121,6 +137,7 @@ def take_steps(
         batch = next(feed.batches)
         seconds_waiting += time.perf_counter() - wait_start
         state, metrics = step(state, batch)
+        feed.batches.send()  # after the epoch's last step too: the next epoch then begins without waiting
         if metrics_of_steps:
             metrics_of_steps[-1] = devices.to_host(metrics_of_steps[-1])  # waits for the step before this one
         metrics_of_steps.append(metrics)
