@@ -1,0 +1,373 @@
+"""What each part of the recipe of the network that ships brings: one change at a time, and what was left out.
+
+    python -m benchmarks.recipe --weights OUT_OF_BENCHMARKS_WEIGHTS --spider ROOT --sudirman ROOT --out DIR
+
+All networks learn from the same patients, those of folds 2 to 4 of `benchmarks.weights`; one in eight of these chooses
+the epoch. The patients of folds 0 and 1 judge the variants. So a choice made by this table leaves the figures of folds
+2 to 4 untouched. It writes `recipe.json` and `recipe.md`, the table of docs/results.md: each variant's difference from
+the base, over patients. Two networks of the base, which differ in the seed alone, show what is chance.
+
+Finished parts are kept: after an interruption, start the same command again.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from scipy import stats
+
+from benchmarks.graded_folds import group, predictions, show
+from benchmarks.own_side import own_sides, point_in_stacks
+from benchmarks.running import require_trained, run_script, start
+from data_prep.dataset.folds import write_split
+from data_prep.dataset.pseudonyms import load_or_make_key
+from data_prep.detector.training.cross_fitting import fold_of
+from data_prep.sources.pooled import patients_of, splits_of
+from spinejax.commands import train
+from spinejax.config import PRESETS
+from spinejax.data.dataset import DataSet
+from spinejax.errors import require_option
+from spinejax.files.atomic import write_atomically
+from spinejax.files.json_files import write_json
+from spinejax.metrics import grading
+from spinejax.network import losses
+from spinejax.parallel import runtime
+from spinejax.tasks import UNLABELLED
+from spinejax.training import train_step
+
+JUDGES = (0, 1)
+"""Folds whose patients judge the variants."""
+BASE, OTHER_SEED, SPIDER_ALONE = "base", "another seed", "SPIDER alone"
+SPIDER_TASKS = (
+    *("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic"),
+    *("bulging", "herniation", "spondylolisthesis"),
+)
+"""The tasks that SPIDER's gradings label."""
+MEASURES = {
+    "Pfirrmann, %": ("pfirrmann", grading.mean_per_class_accuracy),
+    "κ": ("pfirrmann", grading.kappa),
+    "narrowing, %": ("narrowing", grading.mean_per_class_accuracy),
+    "upper endplate, %": ("upper_endplate", grading.mean_per_class_accuracy),
+    "lower endplate, %": ("lower_endplate", grading.mean_per_class_accuracy),
+    "Modic, %": ("modic", grading.mean_per_class_accuracy),
+}
+GROUPS = ("SPIDER T2", "SPIDER T1", "Sudirman T2")
+
+Graded = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train and judge variants of the recipe."""
+
+    weights: Path
+    """The `--out` of `benchmarks.weights`: its data set, its key and its run on phantoms."""
+    spider: Path
+    """ROOT of SPIDER, as for `benchmarks.weights`."""
+    sudirman: Path
+    """ROOT of the Lumbar Spine MRI Dataset, as for `benchmarks.weights`."""
+    out: Path
+    """Folder of the runs and the table."""
+    only: tuple[str, ...] = ()
+    """Variants to train now; all of them if none is named. The table has what is finished."""
+
+
+# The variants --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A change of the recipe.
+
+    Args:
+        options: of `train.py`, that differ from the preset's.
+        discs: makes the training discs out of the base's.
+        patches: put in place of functions of the library while the network is trained: module, name, function.
+    """
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    discs: Callable[[DataSet, Path], DataSet] = lambda data, weights: data
+    patches: Sequence[tuple[Any, str, Callable]] = ()
+
+
+def _contrasts(data: DataSet) -> np.ndarray:
+    return np.array([data.manifest["scans"][scan]["contrast"] for scan in data.scan.tolist()])
+
+
+def spider_alone(data: DataSet, weights: Path) -> DataSet:
+    """No patient of Sudirman's teaches or chooses the epoch."""
+    source = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
+    data.split = np.where((source != "spider") & (data.split != "test"), "unused", data.split)
+    return data
+
+
+def t2_alone(data: DataSet, weights: Path) -> DataSet:
+    """No T1 slice teaches or chooses the epoch."""
+    data.split = np.where((_contrasts(data) == "t1") & (data.split != "test"), "unused", data.split)
+    return data
+
+
+def t1_without_pfirrmann(data: DataSet, weights: Path) -> DataSet:
+    """T1 slices teach the other tasks: a disc's signal, of which the grade is made, is a matter of T2."""
+    column = [task.name for task in data.tasks].index("pfirrmann")
+    data.labels = data.labels.copy()
+    data.labels[_contrasts(data) == "t1", column] = UNLABELLED
+    return data
+
+
+class WithPhantoms(DataSet):
+    """Real discs, and the training discs of phantoms with the labels that mean the same in both."""
+
+    shared = ("pfirrmann", "upper_endplate", "lower_endplate")
+
+    @classmethod
+    def added(cls, data: DataSet, weights: Path) -> "WithPhantoms":
+        """The real discs first, then the phantoms' as further training discs."""
+        both = cls(data.folder)
+        both._drawn = DataSet(weights / "phantoms")
+        both._num_real, both._drawn_rows = len(data), both._drawn.rows("train")
+        names, drawn_names = ([task.name for task in each.tasks] for each in (data, both._drawn))
+        labels = np.full((len(both._drawn_rows), len(names)), UNLABELLED)
+        for name in cls.shared:
+            labels[:, names.index(name)] = both._drawn.labels[both._drawn_rows, drawn_names.index(name)]
+        both.labels = np.concatenate([data.labels, labels])
+        both.slices = np.concatenate([data.slices, both._drawn.slices[both._drawn_rows]])
+        both.split = np.concatenate([data.split, np.repeat("train", len(labels))])
+        return both
+
+    def volumes(self, rows, *, threads: int = 1) -> np.ndarray:
+        """As `DataSet.volumes`, of either kind."""
+        real = rows < self._num_real
+        volumes = super().volumes(np.where(real, rows, 0), threads=threads)
+        volumes[~real] = self._drawn.volumes(self._drawn_rows[rows[~real] - self._num_real])
+        return volumes
+
+
+def squared_distance(logits, labels, class_weights, softness: float = 0.0) -> jax.Array:
+    """An ordinal loss: the squared difference of the cumulated probabilities of grades and of the label."""
+    labelled = labels != UNLABELLED
+    grade = jnp.where(labelled, labels, 0)
+    target = jax.nn.one_hot(grade, logits.shape[1])
+    distance = jnp.sum(jnp.square(jnp.cumsum(jax.nn.softmax(logits) - target, axis=1)), axis=1)
+    # Twelve times the distance pulls about as hard as the log-loss does, which the other tasks keep.
+    each = 12 * distance / (logits.shape[1] - 1) * jnp.asarray(class_weights)[grade]
+    return jnp.sum(each, where=labelled) / jnp.maximum(jnp.sum(labelled, dtype=each.dtype), 1)
+
+
+def _ordinal(logits, labels, class_weights, softness: float = 0.0) -> jax.Array:
+    loss = squared_distance if logits.shape[1] > 2 else _task_loss
+    return loss(logits, labels, class_weights, softness)
+
+
+def _shares(num: int) -> jax.Array:
+    """Mixup's share of each disc of a batch beside its partner's: quantiles of Beta(0.2, 0.2), from a half up.
+
+    A batch is in random order, so that a share fixed by the place in it is a random share.
+    """
+    return jnp.asarray(stats.beta(0.2, 0.2).ppf(0.5 + (np.arange(num) + 0.5) / (2 * num)), jnp.float32)
+
+
+def _mixed_windows(key, step, windows, **options) -> jax.Array:
+    windows = _change_looks(key, step, windows, **options)
+    share = _shares(len(windows))[:, None, None, None]
+    return share * windows + (1 - share) * windows[::-1]
+
+
+def _mixed_loss(logits, labels, class_weights, softness: float = 0.0) -> jax.Array:
+    """The loss of each disc's label and of its partner's, by their shares."""
+    share = _shares(len(labels))
+    num = jnp.maximum(jnp.sum(labels != UNLABELLED), 1)
+
+    def weighted(labels, share):
+        each = jax.vmap(lambda *one: _task_loss(*(part[None] for part in one), jnp.asarray(class_weights), softness))
+        return jnp.sum(share * each(logits, labels))
+
+    return (weighted(labels, share) + weighted(labels[::-1], 1 - share)) / num
+
+
+def _mirrored_windows(key, step, windows, **options) -> jax.Array:
+    """Every other disc of a batch upside down."""
+    windows = _change_looks(key, step, windows, **options)
+    return windows.at[::2].set(windows[::2, ::-1])
+
+
+def _mirrored_loss(logits, labels, *options) -> tuple:
+    """What is upper in a disc that is upside down is lower."""
+    upper, lower = labels["upper_endplate"], labels["lower_endplate"]
+    swapped = {"upper_endplate": upper.at[::2].set(lower[::2]), "lower_endplate": lower.at[::2].set(upper[::2])}
+    return _multi_task_loss(logits, labels | swapped, *options)
+
+
+_task_loss, _multi_task_loss, _change_looks = losses.task_loss, losses.multi_task_loss, train_step.change_looks
+MIRRORED = ((train_step, "change_looks", _mirrored_windows), (losses, "multi_task_loss", _mirrored_loss))
+
+VARIANTS = {
+    BASE: Variant(),
+    OTHER_SEED: Variant({"seed": 1}),
+    "T1 without Pfirrmann": Variant(discs=t1_without_pfirrmann),
+    SPIDER_ALONE: Variant({"tasks": SPIDER_TASKS}, discs=spider_alone),
+    "hard labels": Variant({"soft_labels": 0.0}),
+    "mixup": Variant(patches=((train_step, "change_looks", _mixed_windows), (losses, "task_loss", _mixed_loss))),
+    "ordinal loss": Variant(patches=((losses, "task_loss", _ordinal),)),
+    "phantoms along": Variant(discs=WithPhantoms.added),
+    "mirrored": Variant(patches=MIRRORED),
+    "phantoms along, mirrored": Variant(discs=WithPhantoms.added, patches=MIRRORED),
+    "T2 alone": Variant(discs=t2_alone),
+    "five tasks": Variant({"tasks": ("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic")}),
+    "no contrast": Variant({"contrast": 0.0}),
+    "no average": Variant({"average_weights": 0.0}),
+    "blur": Variant({"blur": 0.5}),
+    "from nothing": Variant({"init_from": None}),
+    "branch at fc6": Variant({"branch_point": "fc6"}),
+    "branch at conv4": Variant({"branch_point": "conv4"}),
+    "twice as wide": Variant({"width": 0.25, "init_from": None}),
+}
+
+
+# Training and grading ------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Arguments) -> None:
+    """Train and grade the variants, then print the table of those that are finished."""
+    runtime.set_up()
+    for name in arguments.only:
+        require_option(name in VARIANTS, "only", name, f"one of {', '.join(VARIANTS)}")
+    discs = inner_split(arguments)
+    for name in arguments.only or VARIANTS:
+        train_and_grade(name, discs, arguments)
+    data = DataSet(discs)
+    graded = {name: predictions(folder(arguments.out, name)) for name in VARIANTS if is_graded(arguments.out, name)}
+    content = {"variants": {name: differences(data, each, graded[BASE]) for name, each in graded.items()}}
+    content["networks together"] = together(data, graded)
+    content["own side"] = {name: own_sides([folder(arguments.out, name)]) for name in graded}
+    write_json(arguments.out / "recipe.json", content)
+    text = markdown(content)
+    write_atomically(arguments.out / "recipe.md", lambda path: path.write_text(text))
+    Console(width=200).print(text, markup=False, highlight=False)
+
+
+def folder(out: Path, name: str) -> Path:
+    """The folder of a variant."""
+    return out / name.replace(",", "").replace(" ", "-")
+
+
+def is_graded(out: Path, name: str) -> bool:
+    """Whether a variant is finished."""
+    return (folder(out, name) / "own_side.json").is_file()
+
+
+def inner_split(arguments: Arguments) -> Path:
+    """The data set of `benchmarks.weights`, with the patients of the judging folds as its test split."""
+    out = arguments.out / "discs"
+    if not (out / "manifest.json").is_file():
+        data = DataSet(arguments.weights / "discs")
+        key = load_or_make_key(arguments.weights / "discs.key", arguments.weights / "discs")
+        everyone = patients_of(arguments.spider, arguments.sudirman, key)
+        patients = {name: everyone[name] for name in np.unique(data.patient).tolist()}
+        splits = splits_of(patients)
+        splits |= {name: "test" for name, patient in patients.items() if fold_of(*patient) in JUDGES}
+        write_split(data, out, splits, {"judges": list(JUDGES)})
+    return out
+
+
+def train_and_grade(name: str, discs: Path, arguments: Arguments) -> None:
+    """Train one variant, grade the judging patients with 54 views, and point in their stacks."""
+    variant, here = VARIANTS[name], folder(arguments.out, name)
+    if is_graded(arguments.out, name):
+        return
+    run, graded = here / "run", here / "graded"
+    if not (run / "export").is_dir():
+        options = {"init_from": arguments.weights / "phantom-run", "cache": "none"} | dict(variant.options)
+        jax.clear_caches()  # what was traced before has the library's own functions in it
+        with ExitStack() as patches:
+            for where, what, by in variant.patches:
+                patches.enter_context(mock.patch.object(where, what, by))
+            data = variant.discs(DataSet(discs), arguments.weights)
+            train.run(dataclasses.replace(PRESETS["pooled"][1], **options), data, run, lambda step: False)
+        require_trained(run)
+    if not (graded / "predictions.csv").is_file():
+        run_script("evaluate.py", "--checkpoint", run, "--data", discs, "--split", "test", "--tta", "--out", graded)
+    point_in_stacks(DataSet(discs), here)
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def differences(data: DataSet, graded: Graded, base: Graded) -> dict[str, Any]:
+    """Group → measure → n, the variant's value, and how much better it is than the base's; JSON."""
+    found: dict[str, Any] = {}
+    groups = np.array([group(*data.manifest["scans"][scan].values()) for scan in data.scan.tolist()])
+    for name in GROUPS:
+        for words, (task, statistic) in MEASURES.items():
+            labels = data.labels[:, [each.name for each in data.tasks].index(task)].astype(np.int64)
+            rows = np.flatnonzero((data.split == "test") & (groups == name) & (labels != UNLABELLED))
+            if not len(rows):
+                continue
+            keys = [*zip(data.scan[rows].tolist(), data.level[rows].tolist(), strict=True)]
+            num_grades = len(base[keys[0]][task])
+            variant, reference = (
+                grading.patient_confusions(
+                    labels[rows], np.argmax([each[key][task] for key in keys], axis=1), data.patient[rows], num_grades
+                )
+                for each in (graded, base)
+            )
+            found.setdefault(name, {})[words] = {
+                "n": len(rows),
+                "value": float(statistic(variant.sum(0))),
+                "better than the base by": grading.difference(statistic, variant, reference).to_json(),
+            }
+    return found
+
+
+def together(data: DataSet, graded: Mapping[str, Graded]) -> dict[str, Any]:
+    """The mean probabilities of several networks, compared like a variant."""
+
+    def mean(names: Sequence[str]) -> Graded:
+        each = [graded[name] for name in names]
+        return {
+            key: {task: np.mean([one[key][task] for one in each], axis=0).tolist() for task in given}
+            for key, given in each[0].items()
+        }
+
+    ten_tasks = set(next(iter(graded[BASE].values())))
+    same_tasks = [name for name, each in graded.items() if set(next(iter(each.values()))) == ten_tasks]
+    sets = {f"{BASE} and {OTHER_SEED}": [BASE, OTHER_SEED], f"all {len(same_tasks)} with ten tasks": same_tasks}
+    return {
+        words: differences(data, mean(names), graded[BASE])
+        for words, names in sets.items()
+        if set(names) <= set(graded)
+    }
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The tables of docs/results.md: one for each group, a row for each variant."""
+    lines: list[str] = []
+    base = content["variants"][BASE]
+    for name, measures in base.items():
+        lines += ["", f"| {name} (n = {measures['Pfirrmann, %']['n']}) | {' | '.join(measures)} |"]
+        lines.append("|---" * (len(measures) + 1) + "|")
+        for words, found in (content["variants"] | content["networks together"]).items():
+            cells = [_cell(found[name][each], each, is_base=words == BASE) for each in measures if each in found[name]]
+            lines.append(f"| {words} | {' | '.join(cells)} |")
+    lines += ["", "| hotspots' energy at the own side, % | upper endplate | lower endplate |", "|---|---|---|"]
+    for words, tasks in content["own side"].items():
+        lines.append(f"| {words} | {' | '.join(show(tasks[task]['own_side']) for task in sorted(tasks)[::-1])} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _cell(found: Mapping[str, Any], measure: str, *, is_base: bool) -> str:
+    statistic = "" if measure.endswith("%") else "kappa"
+    if is_base:
+        return f"{found['value']:.2f}" if statistic else f"{100 * found['value']:.1f}"
+    return show(found["better than the base by"], statistic)
+
+
+if __name__ == "__main__":
+    start("recipe", Arguments, main)
