@@ -183,7 +183,7 @@ def _mixed_windows(key, step, windows, **options) -> jax.Array:
 def _mixed_loss(logits, labels, class_weights, softness: float = 0.0) -> jax.Array:
     """The loss of each disc's label and of its partner's, by their shares."""
     share = _shares(len(labels))
-    num = jnp.maximum(jnp.sum(labels != UNLABELLED), 1)
+    num = jnp.maximum(jnp.sum(labels != UNLABELLED, dtype=share.dtype), 1)
 
     def weighted(labels, share):
         each = jax.vmap(lambda *one: _task_loss(*(part[None] for part in one), jnp.asarray(class_weights), softness))

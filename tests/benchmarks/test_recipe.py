@@ -1,0 +1,237 @@
+"""Variants of the recipe: what each changes, that all are judged alike, and the learning curve of fine-tuning."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import learning_curve, recipe, weights
+from data_prep.dataset.pseudonyms import load_or_make_key
+from data_prep.detector.training.cross_fitting import fold_of
+from data_prep.sources.pooled import patients_of
+from spinejax.data.dataset import DataSet
+from spinejax.data.manifest import write_manifest
+from spinejax.data.shards import Disc, shard_name, write_shard
+from spinejax.errors import SpinejaxError
+from spinejax.geometry import VOLUME_SHAPE
+from spinejax.network import losses
+from spinejax.tasks import PAPER_TASKS, UNLABELLED
+from tests.benchmarks.test_weights import KEY, grade_perfectly, write_discs, write_roots
+
+
+def write_phantoms(folder):
+    """Three training discs, which differ, and one for validation, with labels for the tasks of phantoms."""
+    folder.mkdir()
+    discs = [
+        Disc(
+            volume=np.full(VOLUME_SHAPE, 1000 * number, np.uint16),
+            affine=np.eye(4),
+            slices=(0, 15),
+            labels={"pfirrmann": number, "narrowing": 3, "upper_endplate": 1, "lower_endplate": 0},
+            level="L4-L5",
+            patient=KEY.patient(f"phantom {number}"),
+            scan=KEY.scan(f"phantom {number}"),
+            split="train" if number < 3 else "validation",
+        )
+        for number in range(4)
+    ]
+    write_manifest(folder, [write_shard(folder / shard_name(0, 1), discs, PAPER_TASKS, ())], PAPER_TASKS, {}, ())
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Both sources' tables, and the folder of `benchmarks.weights` with its discs. Not to be written to."""
+    folder = tmp_path_factory.mktemp("sources")
+    spider, sudirman = write_roots(folder)
+    made = weights.Arguments(spider, sudirman, folder / "weights", held_out=())
+    write_discs(made.out / "discs", made)
+    (made.out / "discs.key").touch(mode=0o600)
+    (made.out / "discs.key").write_bytes(bytes(32))
+    write_phantoms(made.out / "phantoms")
+    return made
+
+
+@pytest.fixture
+def arguments(sources, tmp_path):
+    return recipe.Arguments(sources.out, sources.spider, sources.sudirman, tmp_path / "out")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The trainings asked for, each with its options and its discs; gradings are right, or as `wrong` says."""
+    asked = []
+
+    def run(options, data, folder, stop):
+        asked.append(SimpleNamespace(options=options, data=data, loss=losses.task_loss, folder=folder))
+        (folder / "export").mkdir(parents=True)
+
+    def grade(*words):
+        after = dict(zip(map(str, words), words[1:], strict=False))
+        grade_perfectly(after["--data"], after["--out"])
+
+    def no_hotspots(data, folder):
+        tasks = ("upper_endplate", "lower_endplate")
+        shares = [{"task": task, "patient": str(data.patient[0]), "own_side": 0.75} for task in tasks]
+        (folder / "own_side.json").write_text(json.dumps(shares))
+
+    for module in (recipe, learning_curve):
+        monkeypatch.setattr(module, "run_script", grade)
+    monkeypatch.setattr(recipe.train, "run", run)
+    monkeypatch.setattr(recipe, "point_in_stacks", no_hotspots)
+    monkeypatch.setattr(recipe.runtime, "set_up", lambda: None)
+    return asked
+
+
+def differ_as_their_names_say(trained):
+    of = {training.folder.parent.name: training for training in trained}
+    base = of["base"]
+    column = [task.name for task in base.data.tasks].index("pfirrmann")
+    t1 = recipe._contrasts(base.data) == "t1"
+    assert (base.data.labels[t1, column] != UNLABELLED).any()
+    assert (of["T1-without-Pfirrmann"].data.labels[t1, column] == UNLABELLED).all()
+    np.testing.assert_array_equal(of["T1-without-Pfirrmann"].data.labels[~t1], base.data.labels[~t1])
+    assert not t1[of["T2-alone"].data.rows("train")].any()
+    assert t1[of["T2-alone"].data.rows("test")].any(), "the judges stay the same"
+    sources = base.data.manifest["scans"]
+    alone = of["SPIDER-alone"].data
+    assert {sources[scan]["source"] for scan in alone.scan[alone.rows("train")].tolist()} == {"spider"}
+    assert of["another-seed"].options.seed != base.options.seed
+    assert of["hard-labels"].options.soft_labels == 0 < base.options.soft_labels
+    assert of["ordinal-loss"].loss is recipe._ordinal
+    assert base.loss is recipe._task_loss is losses.task_loss, "a patch must not outlive its training"
+
+
+def test_the_patients_of_two_folds_judge_every_variant_and_teach_none(arguments, trained):
+    recipe.main(arguments)
+    assert len(trained) == len(recipe.VARIANTS)
+    key = load_or_make_key(arguments.weights / "discs.key", arguments.weights / "discs")
+    everyone = patients_of(arguments.spider, arguments.sudirman, key)
+    for training in trained:
+        data = training.data
+        split = data.split[: len(data.patient)]  # phantoms come after the real discs
+        judging = set(data.patient[split == "test"].tolist())
+        assert judging == {n for n in data.patient.tolist() if fold_of(*everyone[n]) in recipe.JUDGES}
+        assert not judging & {*data.patient[(split == "train") | (split == "validation")].tolist()}
+    found = json.loads((arguments.out / "recipe.json").read_text())
+    assert set(found["variants"]) == set(recipe.VARIANTS)
+    assert found["variants"]["mixup"]["SPIDER T2"]["κ"]["better than the base by"]["value"] == 0
+    table = (arguments.out / "recipe.md").read_text()
+    assert "| hard labels | 0.0 [0.0, 0.0] |" in table
+    assert "| base | 75.0 [75.0, 75.0] | 75.0 [75.0, 75.0] |" in table
+    differ_as_their_names_say(trained)
+
+
+def test_what_is_finished_is_kept_and_a_better_variant_is_told(arguments, trained, monkeypatch):
+    def grade_nothing_right(*words):
+        after = dict(zip(map(str, words), words[1:], strict=False))
+        grade_perfectly(after["--data"], after["--out"])
+        path = after["--out"] / "predictions.csv"
+        header, *rows = path.read_text().splitlines()
+        cells = header.split(",")
+        first, last = cells.index("pfirrmann_p_1"), cells.index("pfirrmann_p_5")
+        for place, row in enumerate(rows):
+            values = row.split(",")
+            values[first : last + 1] = ["0.6", "0.1", "0.1", "0.1", "0.1"]
+            rows[place] = ",".join(values)
+        path.write_text("\n".join([header, *rows]) + "\n")
+
+    only = recipe.dataclasses.replace(arguments, only=("base",))
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "run_script", grade_nothing_right)
+        recipe.main(only)
+    recipe.main(recipe.dataclasses.replace(arguments, only=("base", "another seed")))
+    assert [training.folder.parent.name for training in trained] == ["base", "another-seed"]
+    found = json.loads((arguments.out / "recipe.json").read_text())
+    better = found["variants"]["another seed"]["SPIDER T2"]["Pfirrmann, %"]
+    base = found["variants"]["base"]["SPIDER T2"]["Pfirrmann, %"]
+    assert better["value"] == 1
+    assert better["better than the base by"]["value"] == pytest.approx(1 - base["value"])
+    assert "base and another seed" in found["networks together"]
+
+
+def test_an_unknown_variant_is_refused(arguments, trained):
+    with pytest.raises(SpinejaxError, match=r"--only is mixdown: expected one of base, another seed"):
+        recipe.main(recipe.dataclasses.replace(arguments, only=("mixdown",)))
+    assert not trained
+
+
+def example(num, num_grades=5):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(-1, num_grades, num)
+    return jnp.asarray(rng.normal(size=(num, num_grades)), jnp.float32), labels, jnp.asarray([1.0, 2, 3, 4, 5])
+
+
+def test_mixup_is_the_loss_of_both_labels_by_their_shares():
+    logits, labels, class_weights = example(8)
+    share = np.asarray(recipe._shares(8))
+    assert ((share >= 0.5) & (share <= 1)).all()
+    log_probability = np.log(np.asarray(jax.nn.softmax(logits)))
+    expected = 0.0
+    for disc in range(8):
+        for label, weight in ((labels[disc], share[disc]), (labels[7 - disc], 1 - share[disc])):
+            if label != UNLABELLED:
+                expected -= weight * float(class_weights[label]) * log_probability[disc, label]
+    loss = recipe._mixed_loss(logits, jnp.asarray(labels), class_weights)
+    np.testing.assert_allclose(loss, expected / (labels != UNLABELLED).sum(), rtol=1e-5)
+
+
+def test_the_ordinal_loss_grows_with_the_distance():
+    sure = 50 * jnp.eye(5)
+    ones = jnp.ones(5)
+    losses_of_first = [
+        float(recipe.squared_distance(sure[grade : grade + 1], jnp.array([0]), ones)) for grade in range(5)
+    ]
+    np.testing.assert_allclose(losses_of_first, [0, 3, 6, 9, 12], atol=1e-5)
+    unlabelled = recipe.squared_distance(sure[:2], jnp.array([0, UNLABELLED]), ones)
+    np.testing.assert_allclose(unlabelled, 0, atol=1e-5)
+
+
+def test_a_mirrored_disc_has_its_endplates_swapped(monkeypatch):
+    windows = jnp.asarray(np.random.default_rng(0).random((4, 112, 224, 9)), jnp.float32)
+    monkeypatch.setattr(recipe, "_change_looks", lambda key, step, windows: windows)
+    mirrored = recipe._mirrored_windows(None, None, windows)
+    np.testing.assert_array_equal(mirrored[1::2], windows[1::2])
+    np.testing.assert_array_equal(mirrored[0, 0], windows[0, -1])
+    seen = {}
+    monkeypatch.setattr(recipe, "_multi_task_loss", lambda logits, labels, *options: seen.update(labels))
+    labels = {"upper_endplate": jnp.array([0, 0, 1, 1]), "lower_endplate": jnp.array([1, 1, 0, 0]), "modic": None}
+    recipe._mirrored_loss({}, labels)
+    assert seen["upper_endplate"].tolist() == [1, 0, 0, 1]
+    assert seen["lower_endplate"].tolist() == [0, 1, 1, 0]
+
+
+def test_phantoms_teach_beside_real_discs(arguments):
+    data, drawn = DataSet(recipe.inner_split(arguments)), DataSet(arguments.weights / "phantoms")
+    both = recipe.WithPhantoms.added(data, arguments.weights)
+    rows = both.rows("train")
+    assert len(rows) == len(data.rows("train")) + len(drawn.rows("train"))
+    np.testing.assert_array_equal(both.rows("test"), data.rows("test"))
+    mixed = rows[[0, -1, 1, -2]]
+    volumes, real, phantoms = (
+        both.volumes(mixed),
+        data.volumes(mixed[::2]),
+        drawn.volumes(drawn.rows("train")[[-1, -2]]),
+    )
+    np.testing.assert_array_equal(volumes[::2], real)
+    np.testing.assert_array_equal(volumes[1::2], phantoms)
+
+
+def test_the_learning_curve_adds_patients_and_keeps_the_judges(arguments, trained, monkeypatch):
+    monkeypatch.setattr(learning_curve, "NUM_PATIENTS", (3, 6))
+    learning_curve.main(arguments)
+    first, second = (training.data for training in trained[1:])
+    taught = [
+        {*data.patient[(data.split == "train") | (data.split == "validation")].tolist()} for data in (first, second)
+    ]
+    assert [len(patients) for patients in taught] == [3, 6]
+    assert taught[0] < taught[1]
+    sources = first.manifest["scans"]
+    assert {sources[scan]["source"] for scan in second.scan[second.rows("train")].tolist()} == {"sudirman"}
+    np.testing.assert_array_equal(first.rows("test"), second.rows("test"))
+    assert all(training.options.init_from == trained[0].folder for training in trained[1:])
+    table = (arguments.out / "learning-curve.md").read_text().splitlines()
+    assert [row.split(" | ")[0] for row in table[2:]] == ["| 0", "| 3", "| 6"]
+    assert "100.0 [100.0, 100.0]" in table[3]
