@@ -52,6 +52,7 @@ SPIDER_TASKS = (
 """The tasks that SPIDER's gradings label."""
 MEASURES = {
     "Pfirrmann, %": ("pfirrmann", grading.mean_per_class_accuracy),
+    "within ±1, %": ("pfirrmann", grading.within_one),
     "κ": ("pfirrmann", grading.kappa),
     "narrowing, %": ("narrowing", grading.mean_per_class_accuracy),
     "upper endplate, %": ("upper_endplate", grading.mean_per_class_accuracy),
@@ -245,7 +246,7 @@ def main(arguments: Arguments) -> None:
     data = DataSet(discs)
     graded = {name: predictions(folder(arguments.out, name)) for name in VARIANTS if is_graded(arguments.out, name)}
     content = {"variants": {name: differences(data, each, graded[BASE]) for name, each in graded.items()}}
-    content["networks together"] = together(data, graded)
+    content["from their grades"] = from_grades(data, graded)
     content["own side"] = {name: own_sides([folder(arguments.out, name)]) for name in graded}
     write_json(arguments.out / "recipe.json", content)
     text = markdown(content)
@@ -326,8 +327,8 @@ def differences(data: DataSet, graded: Graded, base: Graded) -> dict[str, Any]:
     return found
 
 
-def together(data: DataSet, graded: Mapping[str, Graded]) -> dict[str, Any]:
-    """The mean probabilities of several networks, compared like a variant."""
+def from_grades(data: DataSet, graded: Mapping[str, Graded]) -> dict[str, Any]:
+    """The mean probabilities of several networks, and another choice of the grade, compared like a variant."""
 
     def mean(names: Sequence[str]) -> Graded:
         each = [graded[name] for name in names]
@@ -339,11 +340,19 @@ def together(data: DataSet, graded: Mapping[str, Graded]) -> dict[str, Any]:
     ten_tasks = set(next(iter(graded[BASE].values())))
     same_tasks = [name for name, each in graded.items() if set(next(iter(each.values()))) == ten_tasks]
     sets = {f"{BASE} and {OTHER_SEED}": [BASE, OTHER_SEED], f"all {len(same_tasks)} with ten tasks": same_tasks}
-    return {
-        words: differences(data, mean(names), graded[BASE])
-        for words, names in sets.items()
-        if set(names) <= set(graded)
-    }
+    found = {BASE: graded[BASE]} | {words: mean(names) for words, names in sets.items() if set(names) <= set(graded)}
+    found |= {f"{words}, least expected distance": by_distance(each) for words, each in found.items()}
+    return {words: differences(data, each, graded[BASE]) for words, each in found.items() if words != BASE}
+
+
+def by_distance(graded: Graded) -> Graded:
+    """Certainty of the grade that is fewest grades away from the true one, on average over the probabilities."""
+
+    def decided(probabilities: Sequence[float]) -> list[float]:
+        grades = np.arange(len(probabilities))
+        return np.eye(len(grades))[np.argmin(abs(grades[:, None] - grades) @ np.asarray(probabilities))].tolist()
+
+    return {key: {task: decided(each) for task, each in given.items()} for key, given in graded.items()}
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -353,7 +362,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     for name, measures in base.items():
         lines += ["", f"| {name} (n = {measures['Pfirrmann, %']['n']}) | {' | '.join(measures)} |"]
         lines.append("|---" * (len(measures) + 1) + "|")
-        for words, found in (content["variants"] | content["networks together"]).items():
+        for words, found in (content["variants"] | content["from their grades"]).items():
             cells = [_cell(found[name][each], each, is_base=words == BASE) for each in measures if each in found[name]]
             lines.append(f"| {words} | {' | '.join(cells)} |")
     lines += ["", "| hotspots' energy at the own side, % | upper endplate | lower endplate |", "|---|---|---|"]

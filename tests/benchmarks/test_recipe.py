@@ -149,7 +149,7 @@ def test_what_is_finished_is_kept_and_a_better_variant_is_told(arguments, traine
     base = found["variants"]["base"]["SPIDER T2"]["Pfirrmann, %"]
     assert better["value"] == 1
     assert better["better than the base by"]["value"] == pytest.approx(1 - base["value"])
-    assert "base and another seed" in found["networks together"]
+    assert "base and another seed" in found["from their grades"]
 
 
 def test_an_unknown_variant_is_refused(arguments, trained):
@@ -187,6 +187,11 @@ def test_the_ordinal_loss_grows_with_the_distance():
     np.testing.assert_allclose(losses_of_first, [0, 3, 6, 9, 12], atol=1e-5)
     unlabelled = recipe.squared_distance(sure[:2], jnp.array([0, UNLABELLED]), ones)
     np.testing.assert_allclose(unlabelled, 0, atol=1e-5)
+
+
+def test_the_grade_of_least_expected_distance_is_the_median():
+    graded = {("scan", "L4-L5"): {"pfirrmann": [0.4, 0.15, 0.15, 0.15, 0.15], "modic": [0.3, 0.7]}}
+    assert recipe.by_distance(graded) == {("scan", "L4-L5"): {"pfirrmann": [0, 1, 0, 0, 0], "modic": [0, 1]}}
 
 
 def test_a_mirrored_disc_has_its_endplates_swapped(monkeypatch):
