@@ -44,6 +44,7 @@ from spinejax.training import train_step
 
 JUDGES = (0, 1)
 """Folds whose patients judge the variants."""
+POOLED = PRESETS["pooled"][1]
 BASE, OTHER_SEED, SPIDER_ALONE = "base", "another seed", "SPIDER alone"
 SPIDER_TASKS = (
     *("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic"),
@@ -223,6 +224,7 @@ VARIANTS = {
     "T2 alone": Variant(discs=t2_alone),
     "five tasks": Variant({"tasks": ("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic")}),
     "no contrast": Variant({"contrast": 0.0}),
+    "greys unchanged": Variant({"contrast": 0.0, "views": dataclasses.replace(POOLED.views, intensity=0.0)}),
     "no average": Variant({"average_weights": 0.0}),
     "blur": Variant({"blur": 0.5}),
     "from nothing": Variant({"init_from": None}),
@@ -291,7 +293,7 @@ def train_and_grade(name: str, discs: Path, arguments: Arguments) -> None:
             for where, what, by in variant.patches:
                 patches.enter_context(mock.patch.object(where, what, by))
             data = variant.discs(DataSet(discs), arguments.weights)
-            train.run(dataclasses.replace(PRESETS["pooled"][1], **options), data, run, lambda step: False)
+            train.run(dataclasses.replace(POOLED, **options), data, run, lambda step: False)
         require_trained(run)
     if not (graded / "predictions.csv").is_file():
         run_script("evaluate.py", "--checkpoint", run, "--data", discs, "--split", "test", "--tta", "--out", graded)
