@@ -85,6 +85,7 @@ ONLY_IN = {
     # Every HTML page is made with one environment, one content policy and one coding of pictures.
     "jinja2": {"spinejax/files/html.py"},
     "PIL": {"spinejax/files/html.py"},
+    "fsspec": {"spinejax/files/stores.py"},
     "distributed": {"data_prep/dataset/workers.py"},
     "sklearn": {"data_prep/detector/training/calibration.py", "spinejax/inference/unusual.py"},
 }

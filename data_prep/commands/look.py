@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.commands.printing import PROGRESS, print_notes
-from data_prep.commands.reading import DataFolder, Reading
+from data_prep.commands.reading import CacheFolder, DataFolder, Reading
 from data_prep.look.contact_sheet import contact_sheet
 from data_prep.look.corner_page import corner_pages
 from data_prep.look.grade_table import grade_table
@@ -98,12 +98,15 @@ def overlay(
     return 0
 
 
-def verify(data: DataFolder) -> int:
+def verify(data: DataFolder, *, cache_dir: CacheFolder = None) -> int:
     """Read a whole data set and list every fault."""
-    faults = faults_of(data)
+    faults = faults_of(data, cache_dir=cache_dir)
     for fault in faults:
         print(printable(fault), file=sys.stderr)
-    print(f"{data}: " + (f"{len(faults)} faults" if faults else f"{len(DataSet(data))} discs, no fault"))
+    print(
+        f"{data}: "
+        + (f"{len(faults)} faults" if faults else f"{len(DataSet(data, cache_dir=cache_dir))} discs, no fault")
+    )
     return 2 if faults else 0
 
 
@@ -113,7 +116,7 @@ def stats(data: DataFolder) -> int:
     return 0
 
 
-def inspect(data: DataFolder, *, out: Path, discs: int = 20, seed: int = 0) -> int:
+def inspect(data: DataFolder, *, out: Path, discs: int = 20, seed: int = 0, cache_dir: CacheFolder = None) -> int:
     """Draw a page of discs with the outlines of their regions and lesions, their levels and grades.
 
     Args:
@@ -121,6 +124,6 @@ def inspect(data: DataFolder, *, out: Path, discs: int = 20, seed: int = 0) -> i
         discs: Number of discs, chosen at random.
         seed: Seed of the choice.
     """
-    contact_sheet(DataSet(data), out, num_discs=discs, seed=seed)
+    contact_sheet(DataSet(data, cache_dir=cache_dir), out, num_discs=discs, seed=seed)
     print(out)
     return 0

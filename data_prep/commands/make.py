@@ -10,7 +10,7 @@ import tyro
 
 from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.commands.printing import PROGRESS, print_failures, print_notes
-from data_prep.commands.reading import DataFolder, Reading
+from data_prep.commands.reading import LocalDataFolder, Reading
 from data_prep.dataset.build import NoDataSetError, Settings, build
 from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
@@ -180,7 +180,7 @@ def scans(
     return _build(jobs, writing, known, masks, preprocessing, found, compare_labels=True)
 
 
-def fold(data: DataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
+def fold(data: LocalDataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
     """Split a data set's patients again, for one fold of a cross-validation: test is the fold, validation an eighth of
     the rest. Over all folds every patient is in test once. A test split that must stay unseen has to be left out first.
 

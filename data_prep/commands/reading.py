@@ -21,8 +21,17 @@ from data_prep.read.series_rule import one_of_each_patient
 from data_prep.sources.labels import Labels
 from data_prep.sources.scan_files import Cutting, scan_jobs
 from data_prep.sources.search import search
+from spinejax.files.addresses import Folder
 
-DataFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of the data set.")]
+LocalDataFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of the data set.")]
+DataFolder = Annotated[
+    tyro.conf.Positional[Folder],
+    tyro.conf.arg(help="Folder of the data set, also in a bucket (s3://…, gs://…; extra cloud)."),
+]
+CacheFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(help="Folder for copies of what is in a bucket. Default: ~/.cache/spinejax.", name="cache-dir"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import ALL, DataSet
 from spinejax.data.scan_picture import check_scan_pictures
 from spinejax.errors import SpinejaxError, printable, require_option, status_of
-from spinejax.files.addresses import PATHS, ScanPath
+from spinejax.files.addresses import PATHS, Folder, ScanPath
 from spinejax.files.atomic import make_folder
 from spinejax.inference import hotspots, predict, temperatures, unusual
 from spinejax.inference.graded import Graded, labels_of
@@ -53,8 +53,9 @@ class Arguments:
     checkpoint: Path | None = None
     """Run of `train.py`, whose best step is used; or a run's `export` folder, or the folder of one step. Default: the
     network that ships with this package."""
-    data: Path | None = None
-    """Data set to grade: a folder that `python -m data_prep` made."""
+    data: Folder | None = None
+    """Data set to grade: a folder that `python -m data_prep` made, also in a bucket (`s3://…`, `gs://…`; extra
+    `cloud`)."""
     scan: tuple[ScanPath, ...] = ()
     """Raw scans to grade instead of a data set: files or folders, or a study or series of a DICOMweb server
     (dicomweb://HOST/PATH/studies/UID; dicomwebs:// by TLS), which is deleted here afterwards. Their vertebrae are
@@ -106,6 +107,8 @@ class Arguments:
     """Seconds to wait for the other processes of `--distributed`."""
     report: Path | None = None
     """Folder for an HTML page with the results and a browser of the discs and their hotspots."""
+    cache_dir: Path | None = None
+    """Folder for copies of what is in a bucket. Default: `~/.cache/spinejax`."""
 
     @property
     def num_views(self) -> int:
@@ -256,9 +259,10 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.
         remove_earlier(out)
         for note in notes:
             new_console().print(f"note: {printable(note)}", highlight=False, soft_wrap=True, markup=False)
-    data = DataSet(arguments.data or out / "discs")
+    data = DataSet(arguments.data or out / "discs", cache_dir=arguments.cache_dir)
     rows = data.rows(arguments.split)
     labels_of(data, rows, model.tasks)
+    data.copy(rows, tell=print)
     if arguments.hotspots:
         hotspot_files.check_nifti(data, rows)
     if arguments.report:

@@ -23,7 +23,7 @@ from spinejax.data.batches import num_steps, refuse_unlabelled
 from spinejax.data.dataset import DataSet
 from spinejax.errors import status_of
 from spinejax.files import lock
-from spinejax.files.addresses import PATHS, local_path
+from spinejax.files.addresses import PATHS, Folder, local_path
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import cpu_kernels, losses
 from spinejax.parallel import devices, layout, processes, runtime
@@ -37,8 +37,8 @@ from spinejax.training.saving import Saver
 class Arguments:
     """Train SpineNet; options start from the preset's values."""
 
-    data: Path
-    """Data set: a folder that `python -m data_prep` made."""
+    data: Folder
+    """Data set: a folder that `python -m data_prep` made, also in a bucket (`s3://…`, `gs://…`; extra `cloud`)."""
     workdir: Path
     """The run's folder. If it holds a run of the same options, that run is resumed."""
     options: Annotated[Config, tyro.conf.arg(name="")]
@@ -49,6 +49,8 @@ class Arguments:
     """Seconds to wait for the other processes, with --distributed."""
     profile: str | None = None
     """Write a trace of steps FROM:TO, counted from 0, into the run's `profile`: for TensorBoard and Perfetto."""
+    cache_dir: Path | None = None
+    """Folder for copies of what is in a bucket. Default: `~/.cache/spinejax`."""
 
 
 def main(arguments: Arguments) -> None:
@@ -57,7 +59,8 @@ def main(arguments: Arguments) -> None:
     runtime.set_up(deterministic=arguments.options.deterministic)
     start = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with start, processes.stop_notices() as stop:
-        message = run(arguments.options, DataSet(arguments.data), arguments.workdir, stop, profile=steps)
+        data = DataSet(arguments.data, cache_dir=arguments.cache_dir)
+        message = run(arguments.options, data, arguments.workdir, stop, profile=steps)
         if processes.is_first():
             print(message)
 
@@ -77,6 +80,7 @@ def run(
     chosen = tasks.select(data.tasks, options.tasks)
     tasks.select(chosen, [name for name, _ in options.task_weights])
     refuse_unlabelled(data, chosen, ("train", options.validation_split))
+    data.copy(np.concatenate([data.rows("train"), data.rows(options.validation_split)]), tell=print)
     advice = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
     with contextlib.ExitStack() as exit_stack:
         processes.by_first(lambda: exit_stack.enter_context(lock.locked(folder, advice)))

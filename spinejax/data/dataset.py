@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, Shaped, UInt8, UInt16
 
 from spinejax import tasks as task_tables
+from spinejax.data.copies import Copies
 from spinejax.data.manifest import folder_of_shards, read_manifest, totals
 from spinejax.data.shards import (
     SPLITS,
@@ -32,6 +33,7 @@ from spinejax.data.shards import (
 )
 from spinejax.errors import SpinejaxError
 from spinejax.files.checksums import sha256_of
+from spinejax.files.stores import Address, cache_folder, located
 from spinejax.geometry import VOLUME_SHAPE, WINDOW_SHAPE
 from spinejax.tasks import LEVELS, UNLABELLED
 
@@ -40,7 +42,7 @@ ALL = "all"
 
 
 @contextlib.contextmanager
-def _report_damage(path: Path) -> Iterator[None]:
+def _report_damage(path: Path | Address) -> Iterator[None]:
     """Turn HDF5's errors about a damaged file into one message that names it."""
     try:
         yield
@@ -51,7 +53,7 @@ def _report_damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str], version: int) -> h5py.File:
+def open_shard(path: Path | Address, num_discs: int, num_tasks: int, masks: Sequence[str], version: int) -> h5py.File:
     """Open a shard, and refuse one that is not exactly what `shards.write_shard` writes, or wrote in version 1.
 
     Raises:
@@ -61,7 +63,8 @@ def open_shard(path: Path, num_discs: int, num_tasks: int, masks: Sequence[str],
         raise SpinejaxError(f"{path}: the manifest lists this shard, but it is missing.")
     expected = columns(num_tasks, version) | {name: (VOLUME_DTYPES[name], VOLUME_SHAPE) for name in ("volume", *masks)}
     with _report_damage(path):
-        file = h5py.File(path, "r", rdcc_nbytes=0)  # a disc is read whole and once: no chunk cache
+        source = path.open() if isinstance(path, Address) else path
+        file = h5py.File(source, "r", rdcc_nbytes=0)  # a disc is read whole and once: no chunk cache
         try:
             if set(file) != set(expected):
                 raise SpinejaxError(f"{path}: holds {', '.join(sorted(file))}; expected {', '.join(sorted(expected))}.")
@@ -97,13 +100,20 @@ def _fault_of(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...
 class DataSet:
     """A data set opened for reading: the small columns in memory, the volumes on disk, one read each.
 
+    Of a data set in an object store the columns are read there. A shard is copied to this machine when a disc in it is
+    read, or by `copy`.
+
+    Args:
+        folder: a folder of this machine, or one in a store: `s3://…`, `gs://…`.
+        cache_dir: where the copies are kept. Default: the user's cache.
+
     Raises:
         SpinejaxError: on opening, if the manifest or a shard is missing, damaged or of another schema; if a label is
             out of range; if a patient is in two splits; if a fold's original is not there.
     """
 
     paths: list[Path]
-    """The shards: in the data set's folder, or for a fold in that of the original data set."""
+    """The shards: in the data set's folder, or for a fold in that of the original data set; or their copies."""
     slice_mean: Float32[np.ndarray, "9"]
     """Mean intensity of each slice of the training windows."""
     # The columns, over all shards in order, as in `shards`. Version 1 of the schema has no `checksum`.
@@ -116,11 +126,16 @@ class DataSet:
     scan: Shaped[np.ndarray, "N"]
     split: Shaped[np.ndarray, "N"]
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path | Address, *, cache_dir: Path | None = None):
+        self.folder = located(folder)
         self.manifest = read_manifest(self.folder)
         shards = folder_of_shards(self.folder, self.manifest)
-        self.paths = [shards / entry["name"] for entry in self.manifest["files"]]
+        self._copies = None
+        if isinstance(shards, Address):
+            self._copies = Copies(shards, self.manifest["files"], cache_folder(cache_dir))
+            self.paths = self._copies.paths
+        else:
+            self.paths = [shards / entry["name"] for entry in self.manifest["files"]]
         self._version = self.manifest["schema_version"]
         self.tasks = task_tables.from_json(self.manifest["tasks"])
         self.masks = tuple(self.manifest["masks"])
@@ -175,6 +190,15 @@ class DataSet:
             counts = ", ".join(f"{name}: {np.sum(self.split == name)}" for name in SPLITS)
             raise SpinejaxError(f"{self.folder}: no disc in split {split!r} ({counts}).")
         return rows
+
+    def copy(self, rows: Int[np.ndarray, "M"], *, tell: Callable[[str], None] = lambda line: None) -> None:
+        """Copy the shards that have these rows to this machine, if they are in a store and not copied yet.
+
+        Raises:
+            SpinejaxError: there is no room, the store fails, or a shard's sha256 is not the manifest's.
+        """
+        if self._copies:
+            self._copies.make({self._locate(int(row))[0] for row in rows}, tell=tell)
 
     def volume(self, row: int | np.integer) -> UInt16[np.ndarray, "192 320 15"]:
         """A disc volume as stored. Raises SpinejaxError if its checksum does not fit."""
@@ -255,13 +279,22 @@ class DataSet:
 
     def _file(self, index: int) -> h5py.File:
         if index not in self._files:
-            num_discs = self.manifest["files"][index]["discs"]
-            file = open_shard(self.paths[index], num_discs, len(self.tasks), self.masks, self._version)
+            if self._copies:
+                self._copies.make({index})
+            file = self._open(index, self.paths[index])
             self._volumes[index] = file["volume"]
             self._files[index] = file
         return self._files[index]
 
+    def _open(self, index: int, path: Path | Address) -> h5py.File:
+        num_discs = self.manifest["files"][index]["discs"]
+        return open_shard(path, num_discs, len(self.tasks), self.masks, self._version)
+
     def _read_columns(self, index: int) -> dict[str, np.ndarray]:
+        if self._copies and not self.paths[index].is_file():
+            path = self._copies.sources[index]
+            with _report_damage(path), self._open(index, path) as file:
+                return {name: file[name][()] for name in columns(0, self._version)}
         with _report_damage(self.paths[index]):
             return {name: self._file(index)[name][()] for name in columns(0, self._version)}
 
@@ -271,7 +304,7 @@ class DataSet:
             raise SpinejaxError(f"{self.folder}: unknown levels or splits {', '.join(sorted(unknown))}.")
         check_labels(self.labels, self.tasks, str(self.folder))
         check_geometry(self.affine, self.slices, str(self.folder))
-        refuse_shared_patients({s: set(self.patient[self.split == s]) for s in SPLITS}, self.folder)
+        refuse_shared_patients({s: set(self.patient[self.split == s]) for s in SPLITS}, str(self.folder))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -285,7 +318,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 # Verifying -----------------------------------------------------------------------------------------------------------
 
 
-def verify(folder: str | Path) -> list[str]:
+def verify(folder: str | Path | Address, *, cache_dir: Path | None = None) -> list[str]:
     """Read a whole data set and list every fault; the list is empty if there is none.
 
     Beyond what opening checks: each file's sha256, each checksum, zeros outside the valid slices, a level twice in one
@@ -294,7 +327,8 @@ def verify(folder: str | Path) -> list[str]:
     Raises:
         SpinejaxError: the data set cannot be opened.
     """
-    data = DataSet(folder)
+    data = DataSet(folder, cache_dir=cache_dir)
+    data.copy(data.rows(ALL))
     faults = [
         f"{entry['name']}: its sha256 is not the manifest's: the file was changed after it was made."
         for entry, path in zip(data.manifest["files"], data.paths, strict=True)

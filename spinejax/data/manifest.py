@@ -17,6 +17,7 @@ from spinejax import tasks as task_tables
 from spinejax.data.shards import SCHEMA_VERSION, SPLITS, ShardSummary, refuse_shared_patients
 from spinejax.errors import SpinejaxError
 from spinejax.files.json_files import read_json, write_json
+from spinejax.files.stores import Address
 from spinejax.geometry import INTENSITY_ONE, WINDOW_SHAPE
 from spinejax.tasks import LEVELS, Task
 
@@ -138,7 +139,7 @@ def _refuse_shared_images(summaries: Sequence[ShardSummary], folder: Path) -> No
             )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path | Address) -> Manifest:
     """`manifest.json` of a data set's folder, unchanged.
 
     Raises:
@@ -156,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def folder_of_shards(folder: Path, manifest: Manifest) -> Path:
+def folder_of_shards(folder: Path | Address, manifest: Manifest) -> Path | Address:
     """The folder that has a data set's shards: its own, or for a fold that of the original data set.
 
     Raises:
@@ -164,7 +165,11 @@ def folder_of_shards(folder: Path, manifest: Manifest) -> Path:
     """
     if "original" not in manifest:
         return folder
-    original = Path(os.path.normpath(folder.resolve() / manifest["original"]))
+    original: Path | Address
+    if isinstance(folder, Address):
+        original = folder.relative(manifest["original"])
+    else:
+        original = Path(os.path.normpath(folder.resolve() / manifest["original"]))
     if not (original / MANIFEST).is_file():
         raise SpinejaxError(
             f"{folder}: is a fold of {original}, where no data set is now. Move it back, or make the fold again."

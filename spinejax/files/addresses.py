@@ -1,16 +1,18 @@
-"""Addresses such as `gs://bucket/folder`: the commands read and write local and mounted disks, and refuse the others.
+"""Options that take a path: folders and files of this machine, or also folders in object stores and studies of servers.
 
-As a `Path`, an address is a folder with the name `gs:`, which would be made here.
+As a `Path`, an address such as `gs://bucket/folder` is a folder with the name `gs:`, which would be made here. So every
+option says what it takes, and refuses all other addresses when the command's words are read.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from spinejax.errors import SpinejaxError
+from spinejax.files.stores import Address, is_address, located
 
 PATHS = ConstructorRegistry()
 """Given to tyro, it makes every option and argument of type `Path` by `local_path`."""
@@ -22,7 +24,7 @@ def local_path(text: str) -> Path:
     Raises:
         SpinejaxError: it is an address. A folder whose name looks like one can be given as `./gs:/…`.
     """
-    if re.match(r"[a-z][a-z0-9+.-]+:/", text, re.IGNORECASE):  # one letter would be a drive
+    if is_address(text):
         raise SpinejaxError(
             f"{text}: an address, not a folder or file of this machine. Give a path on a local or mounted disk; copy "
             "the files of a bucket there, or mount it."
@@ -35,18 +37,21 @@ def is_study_address(text: str) -> bool:
     return re.match(r"dicomwebs?:", text) is not None
 
 
-def _by(path_of: Callable[[str], Path]) -> PrimitiveConstructorSpec:
+def _by(path_of: Callable[[str], Any]) -> PrimitiveConstructorSpec:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
         instance_from_str=lambda words: path_of(words[0]),
-        is_instance=lambda value: isinstance(value, Path),
+        is_instance=lambda value: isinstance(value, (Path, Address)),
         str_from_instance=lambda value: [str(value)],
     )
 
 
 ScanPath = Annotated[Path, _by(lambda text: Path(text) if is_study_address(text) else local_path(text))]
 """An option's file or folder, or the address of a study, which `data_prep.read.dicomweb.fetched` brings here."""
+
+Folder = Annotated[Path | Address, _by(located)]
+"""An option's folder, on a disk or in an object store. A store that this machine cannot read is refused by name."""
 
 
 @PATHS.primitive_rule

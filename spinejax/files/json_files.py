@@ -8,6 +8,7 @@ import pydantic
 
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
+from spinejax.files.stores import Address
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ def as_json(content: Any) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def read_json(path: Path, kind: type[T], advice: str, *, strict: bool = False) -> T:
+def read_json(path: Path | Address, kind: type[T], advice: str, *, strict: bool = False) -> T:
     """Read JSON of a type that pydantic knows.
 
     Args:
