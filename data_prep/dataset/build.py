@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -136,9 +137,13 @@ def build(
     return outcome
 
 
-def _origins(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
-    """Scan → its source and contrast, as far as they are known."""
-    known = {job.scan: {"source": job.source, "contrast": job.contrast} for job in jobs}
+def _origins(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """Scan → its source, contrast and examination, as far as they are known."""
+    known = {
+        job.scan: {"source": job.source, "contrast": job.contrast}
+        | ({"examination": job.examination.number, "days": job.examination.days} if job.examination else {})
+        for job in jobs
+    }
     return {scan: known[scan] for scan in sorted(known) if any(known[scan].values())}
 
 

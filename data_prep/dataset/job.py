@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.anatomy.body_size import implausible_mask, implausible_size
 from data_prep.anatomy.discs import DiscVolume, extract_discs, slices_per_slab
@@ -35,6 +36,13 @@ class Located:
         return cls(scan, bodies, [*notes, *left_out], regions, lesions)
 
 
+class Examination(NamedTuple):
+    """When a scan was made, of a patient who has several; never the date itself."""
+
+    number: int  # from 1, in the order of time
+    days: int | None  # since the first; None where dates are not known, and the order is that of the names
+
+
 @dataclass(frozen=True)
 class Job:
     """One scan to be cut into discs. `patient` and `scan` are pseudonyms."""
@@ -52,6 +60,7 @@ class Job:
     refuse_doubtful: bool = False  # leave the scan out if its levels are doubtful
     source: str = ""  # the public data set that it comes from
     contrast: str = ""  # as of `data_prep.read.contrast`
+    examination: Examination | None = None  # None for a patient's only scan
 
     def cut(self) -> tuple[list[DiscVolume], list[str]]:
         """The scan's disc volumes, and notes on what is doubtful or was left out. Raises SpinejaxError: as `locate`."""

@@ -1,9 +1,11 @@
 """A hospital's scans as jobs: series of any format, with or without masks, corners and labels."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -14,7 +16,7 @@ from data_prep.anatomy.corner_file import bodies_from_corners, read_corners
 from data_prep.anatomy.mask_checks import flipped
 from data_prep.anatomy.mask_labels import CONVENTIONS, to_spider
 from data_prep.anatomy.plausibility import doubts_of
-from data_prep.dataset.job import Job, Located
+from data_prep.dataset.job import Examination, Job, Located
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.dataset.splits import split_patients
 from data_prep.detector.doubt import MAX_DOUBT
@@ -109,12 +111,14 @@ def scan_jobs(
         patients.setdefault(one.patient, []).extend(of_scan[one.key].values())
     given = labels.splits if labels else {}
     splits = _given_splits(patients, given, notes) if given else split_patients(patients, seed=seed)
+    when = examinations(found.series)
     jobs = [
         job_of(
             series,
             vertebrae,
             cutting,
             labels=of_scan[series.key],
+            examination=when.get(series.key),
             split=splits[series.patient],
             pseudonyms=pseudonyms,
             refuse_doubtful=bool(of_scan[series.key]) and not keep_doubtful,
@@ -187,6 +191,7 @@ def job_of(
     refuse_doubtful: bool,
     member: int | None = None,
     source: str = "",
+    examination: Examination | None = None,
 ) -> Job:
     """The job of one series. The arguments are those of `locate` and `Job`."""
     mask = files_of(vertebrae) if isinstance(vertebrae, Path) else ()
@@ -204,7 +209,36 @@ def job_of(
         refuse_doubtful=refuse_doubtful,
         source=source,
         contrast=series.facts.contrast,
+        examination=examination,
     )
+
+
+def examinations(found: Sequence[Series]) -> dict[str, Examination]:
+    """Key of a scan → its examination, for patients with several scans.
+
+    Scans of one date are one examination. If a scan of the patient has no date, or none that is one, each scan counts
+    as an examination, in the order of their names.
+    """
+    of_patient: dict[str, list[Series]] = {}
+    for one in found:
+        of_patient.setdefault(one.patient, []).append(one)
+    known: dict[str, Examination] = {}
+    for scans in of_patient.values():
+        try:
+            dates = {one.key: date.fromisoformat(one.facts.date) for one in scans}  # YYYYMMDD, too
+        except ValueError:
+            in_order = sorted((one.key for one in scans), key=_by_number)
+            dated = {key: Examination(number, None) for number, key in enumerate(in_order, start=1)}
+        else:
+            in_time = sorted(set(dates.values()))
+            dated = {key: Examination(1 + in_time.index(day), (day - in_time[0]).days) for key, day in dates.items()}
+        known |= dated if len(scans) > 1 else {}
+    return known
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts `t2_10` behind `t2_9`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def locate(series: Series, vertebrae: Vertebrae, cutting: Cutting, member: int | None = None) -> Located:

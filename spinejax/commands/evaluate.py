@@ -1,7 +1,7 @@
 """Grade discs and measure how well: `python evaluate.py [--checkpoint RUN] --data DIR [--tta]`.
 
 Without `--checkpoint` the network that ships grades. With `--scan PATH` instead of `--data`, the discs are cut out of
-raw scans first.
+raw scans first. With `--compare A B` nothing is graded: two evaluations of the same discs are compared.
 """
 
 import contextlib
@@ -39,9 +39,10 @@ from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, processes, runtime
-from spinejax.report import hotspot_files, tables
+from spinejax.report import comparison, hotspot_files, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report, prepare_folder
+from spinejax.report.predictions import read_predictions
 from spinejax.report.results import RESEARCH_ONLY, Findings, remove_earlier, write_results
 from spinejax.training import checkpoint, shipped
 
@@ -109,6 +110,10 @@ class Arguments:
     """Folder for an HTML page with the results and a browser of the discs and their hotspots."""
     cache_dir: Path | None = None
     """Folder for copies of what is in a bucket. Default: `~/.cache/spinejax`."""
+    compare: tuple[Path, Path] | None = None
+    """Compare two evaluations of the same discs, A and B, instead of grading: two folders with `results.json` and
+    `predictions.csv`, or a reader's grades as such a table. Writes `comparison.json` into `--out` (default:
+    `comparison`), and a page into `--report` (default: the same folder)."""
 
     @property
     def num_views(self) -> int:
@@ -144,6 +149,9 @@ class Job:
 
 def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
+    if arguments.compare:
+        compare(arguments, *arguments.compare)
+        return
     runtime.set_up()
     together = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with together, contextlib.ExitStack() as exit_stack:
@@ -378,6 +386,20 @@ def conclude(job: Job, graded: Graded) -> None:
     tables.show(console, findings)
     if page:
         console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
+    console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def compare(arguments: Arguments, a: Path, b: Path) -> None:
+    """Compare two evaluations: no network, no discs."""
+    if arguments.data or arguments.scan or arguments.checkpoint:
+        raise SpinejaxError("--compare reads what two evaluations wrote: leave out --data, --scan and --checkpoint.")
+    found = comparison.compare(read_predictions(a), read_predictions(b))
+    out = make_folder(arguments.out or arguments.report or Path("comparison"), "--out")
+    folder = make_folder(arguments.report or out, "--report")
+    comparison.write(found, out)
+    console = new_console()
+    comparison.show(console, found)
+    console.print(f"The page is {comparison.write_page(found, folder)}.", highlight=False, soft_wrap=True)
     console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
 
 

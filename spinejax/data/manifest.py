@@ -52,6 +52,8 @@ class _Task(TypedDict):
 class _Scan(TypedDict):
     source: str
     contrast: str
+    examination: NotRequired[_Count]  # of a patient with several scans: from 1, in the order of time
+    days: NotRequired[_Count | None]  # since the patient's first examination; None where that is not known
 
 
 class Manifest(TypedDict):
@@ -65,7 +67,7 @@ class Manifest(TypedDict):
     splits: Annotated[dict[Literal["train", "validation", "test"], _Split], pydantic.Field(min_length=3)]
     slice_mean: Annotated[list[_Fraction], pydantic.Field(min_length=WINDOW_SHAPE[2], max_length=WINDOW_SHAPE[2])]
     files: Annotated[list[_File], pydantic.Field(min_length=1)]
-    scans: NotRequired[dict[str, _Scan]]  # by pseudonym: the public data set and the contrast, where they are known
+    scans: NotRequired[dict[str, _Scan]]  # by pseudonym: source, contrast and examination, where they are known
     # Of a fold only:
     original: NotRequired[_Folder]  # the data set that has the shards, relative to the fold's folder
     patients: NotRequired[dict[str, Literal["train", "validation", "test"]]]

@@ -4,6 +4,7 @@ All statistics but the area under the ROC curve are functions of a confusion mat
 patients, not discs, because discs of one spine resemble each other.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -172,7 +173,7 @@ def evaluate_task(
     labels, probabilities, patients = labels[labelled], probabilities[labelled], patients[labelled]
     by_patient = patient_confusions(labels, probabilities.argmax(1), patients, task.num_grades)
     draws = _draws(len(by_patient), num_resamples, seed)
-    confusions = np.einsum("rp,pij->rij", draws, by_patient)
+    confusions = _resampled(draws, by_patient)
     statistics = [mean_per_class_accuracy, kappa, matthews, normal_abnormal_accuracy]
     statistics += [within_one] if task.num_grades > 2 else []
     estimates = {statistic.__name__: _estimate(statistic(confusions)) for statistic in statistics}
@@ -187,6 +188,18 @@ def evaluate_task(
         grade_n=confusions[0].sum(1).tolist(),
         confusion=confusions[0],
     )
+
+
+def estimate(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    by_patient: Int[np.ndarray, "P C C"],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of confusion counts, such as `kappa`. `by_patient` is from `patient_confusions`; others as above."""
+    draws = _draws(len(by_patient), num_resamples, seed)
+    return _estimate(statistic(_resampled(draws, by_patient)))
 
 
 def difference(
@@ -211,7 +224,7 @@ def difference(
         Estimate(value=0.25, low=0.25, high=0.25)
     """
     draws = _draws(len(one), num_resamples, seed)
-    values = [statistic(np.einsum("rp,pij->rij", draws, each)) for each in (one, other)]
+    values = [statistic(_resampled(draws, each)) for each in (one, other)]
     return _estimate(values[0] - values[1])
 
 
@@ -237,12 +250,22 @@ def mean_over_patients(
     return _estimate((draws @ sums) / (draws @ np.bincount(patient, minlength=len(names))))
 
 
+@functools.lru_cache(maxsize=1)  # each statistic of some discs asks for the same ones
 def _draws(num_patients: int, num_resamples: int, seed: int) -> np.ndarray:
     """int[1 + R, P]: how often each patient counts in each resample. The first row is the set itself, so that one
     call of a statistic gives both the value and the interval.
     """
     draws = np.random.default_rng(seed).multinomial(num_patients, [1 / num_patients] * num_patients, num_resamples)
-    return np.concatenate([np.ones((1, num_patients), draws.dtype), draws])
+    draws = np.concatenate([np.ones((1, num_patients), draws.dtype), draws])
+    draws.setflags(write=False)
+    return draws
+
+
+def _resampled(draws: np.ndarray, by_patient: np.ndarray) -> np.ndarray:
+    """int[1 + R, C, C]: the confusion counts of each resample."""
+    num_grades = by_patient.shape[-1]
+    counts = draws.astype(np.float64) @ by_patient.reshape(len(by_patient), -1)  # BLAS; counts are exact in float64
+    return counts.astype(np.int64).reshape(-1, num_grades, num_grades)
 
 
 def _estimate(values: np.ndarray) -> Estimate:

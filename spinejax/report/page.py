@@ -63,7 +63,10 @@ class Report:
         self._pages = list(_by_scan(graded.data.scan[graded.rows], limit))
         self._place, self._page = 0, 0
         self._pictures: dict[str, str] = {}
-        self._names = spine.short_names(graded.patients.tolist(), graded.data.scan[graded.rows].tolist())
+        self._known = graded.data.manifest.get("scans", {})
+        examinations = {scan: known["examination"] for scan, known in self._known.items() if "examination" in known}
+        scans = graded.data.scan[graded.rows].tolist()
+        self._names = spine.short_names(graded.patients.tolist(), scans, examinations)
 
     def add(self, row: int | np.integer, maps: Float[np.ndarray, "T 112 224 9"] | None = None) -> None:
         """Add one disc: its row in the data set, and its maps if there are any."""
@@ -91,7 +94,8 @@ class Report:
         pictures, self._pictures = self._pictures, {}
         rows = self._graded.rows[places]
         discs = [self._disc(place) for place in range(places.start, places.stop)]
-        found = dict.fromkeys(disc["scan"] for disc in discs)
+        here = {disc["scan"] for disc in discs}
+        found = [scan for scan in self._names if scan in here]  # a patient's scans in the order of time
         scans = [self._scan(scan, rows, discs, number, pictures) for number, scan in enumerate(found)]
         facts = {
             "tasks": [{"name": t.name, "title": title(t.name), "grades": list(t.grades)} for t in self._graded.tasks],
@@ -111,6 +115,8 @@ class Report:
         places = [place for place, disc in enumerate(discs) if disc["scan"] == scan]
         places.sort(key=lambda place: LEVELS.index(discs[place]["level"]))
         facts = {"id": scan, "patient": discs[places[0]]["patient"], "name": self._names[scan], "discs": places}
+        known = {"contrast": "", "examination": None, "days": None} | self._known.get(scan, {})
+        facts |= {name: known[name] for name in ("contrast", "examination", "days")}
         picture = read_scan_picture(data, scan)
         if picture is None:
             return facts | {"picture": None}
@@ -146,10 +152,10 @@ class Report:
             for number, places in enumerate(self._pages)
         ]
         text = (
-            _environment()
+            environment()
             .get_template("page.html")
             .render(
-                **style_and_script(Path(__file__).parent / "templates", "page", "spine"),
+                **style_and_script(Path(__file__).parent / "templates", "page", "cells", "spine", "follow"),
                 browser=browser,
                 findings=findings,
                 published=tables.published(findings.results, findings.branch_point) if findings else {},
@@ -172,7 +178,7 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         SpinejaxError: it cannot be made, or Jinja2 is not installed.
     """
-    _environment()
+    environment()
     for old in make_folder(folder, "--report").glob("discs-[0-9][0-9][0-9].html"):
         old.unlink()
 
@@ -197,17 +203,18 @@ def title(name: str) -> str:
 
 
 @functools.cache
-def _environment():
-    environment = templates("spinejax.report", "Option --report needs Jinja2")
-    environment.filters |= {
+def environment():
+    """The Jinja environment of the report's pages. Raises NotInstalledError without Jinja2."""
+    made = templates("spinejax.report", "Option --report needs Jinja2")
+    made.filters |= {
         "title_of": title,
         "mean_over_tasks": tables.mean_over_tasks,
         "percent": tables.percent,
         "number": tables.number,
         "coverage_floor": _coverage_floor,
     }
-    environment.globals["zip"] = zip
-    return environment
+    made.globals["zip"] = zip
+    return made
 
 
 def _coverage_floor(doubt: Doubt) -> int:

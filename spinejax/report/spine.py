@@ -1,6 +1,6 @@
 """What the view of a whole spine needs: short names of scans, and where each disc lies in its scan's picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ _HALF_HEIGHT_PX = (14, 20, 32)  # of a disc's box in the window: least, where it
 _MARGIN_PX = 7
 
 
-def short_names(patients: Sequence[str], scans: Sequence[str]) -> dict[str, str]:
+def short_names(patients: Sequence[str], scans: Sequence[str], examinations: Mapping[str, int] = {}) -> dict[str, str]:
     """Pseudonym of a scan → a name for reading: `Patient 12`, or `Patient 12, scan 3` if the patient has several.
 
-    They are counted in the order given, so a name holds within one report.
+    Patients are counted in the order given, their scans in that of their examinations where these are known. So a name
+    holds within one report.
     """
     of_patient: dict[str, list[str]] = {}
     for patient, scan in zip(patients, scans, strict=True):
@@ -28,7 +29,7 @@ def short_names(patients: Sequence[str], scans: Sequence[str]) -> dict[str, str]
     return {
         scan: f"Patient {number}" + (f", scan {place}" if len(known) > 1 else "")
         for number, known in enumerate(of_patient.values(), start=1)
-        for place, scan in enumerate(known, start=1)
+        for place, scan in enumerate(sorted(known, key=lambda scan: examinations.get(scan, 0)), start=1)
     }
 
 

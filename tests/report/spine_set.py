@@ -15,7 +15,9 @@ from tests.conftest import TASKS
 SPINE = block_spine(spacing_mm=(1.1, 0.7, 4.0), angles_deg=(6.0, -4.0))
 
 
-def write_spines(folder, *, scans=(("p0", "p0-t2"),), pictured=None, tasks=TASKS, unsure=None):
+def write_spines(
+    folder, *, scans=(("p0", "p0-t2"),), pictured=None, tasks=TASKS, unsure=None, spines=(SPINE,), known=()
+):
     """One block spine a scan, given as (patient, scan); `pictured` are those with a picture, by default all.
 
     Args:
@@ -24,12 +26,15 @@ def write_spines(folder, *, scans=(("p0", "p0-t2"),), pictured=None, tasks=TASKS
         pictured: those that have a picture; all by default.
         tasks: the task table.
         unsure: name of a body that was detected with little confidence, in levels that are doubtful.
+        spines: the block spines, taken in turn.
+        known: what the manifest tells of each scan: its examination, and the days since the first.
     """
     folder.mkdir(parents=True)
-    found = Located.by_mask(SPINE.scan, SPINE.mask)
+    located = [Located.by_mask(spine.scan, spine.mask) for spine in spines]
     if unsure:
-        found = Located(SPINE.scan, found.bodies, confidence={unsure: 0.2}, doubtful_levels=True)
-    cut = extract_discs(SPINE.scan, found.bodies)
+        doubt = {"confidence": {unsure: 0.2}, "doubtful_levels": True}
+        located = [Located(found.scan, found.bodies, **doubt) for found in located]
+    found_in = {scan: located[number % len(located)] for number, (_, scan) in enumerate(scans)}
     discs = [
         Disc(
             disc.volume + np.uint16(number),  # one image is not two patients'
@@ -42,10 +47,12 @@ def write_spines(folder, *, scans=(("p0", "p0-t2"),), pictured=None, tasks=TASKS
             "test",
         )
         for number, (patient, scan) in enumerate(scans)
-        for place, disc in enumerate(cut)
+        for place, disc in enumerate(extract_discs(found_in[scan].scan, found_in[scan].bodies))
     ]
-    write_manifest(folder, [write_shard(folder / shard_name(0, 1), discs, tasks)], tasks, {}, ())
+    examined = {scan: {"source": "", "contrast": "t2"} | told for (_, scan), told in zip(scans, known, strict=False)}
+    also = {"scans": examined} if known else {}
+    write_manifest(folder, [write_shard(folder / shard_name(0, 1), discs, tasks)], tasks, {}, (), also)
     for scan in [scan for _, scan in scans] if pictured is None else pictured:
-        write_scan_picture(folder, scan, picture_of(found))
+        write_scan_picture(folder, scan, picture_of(found_in[scan]))
     checksums.seal(folder)
     return folder

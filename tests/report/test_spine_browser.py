@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +16,12 @@ from spinejax.report.page import Report
 from spinejax.tasks import Task
 from tests import browser
 from tests.browser import chromium_driver
+from tests.report.axe import needs_axe, violations
 from tests.report.spine_set import SPINE, write_spines
 from tests.report.test_page import made_up, write
 
 pytestmark = pytest.mark.browser
 
-AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 LEFT, RIGHT, UP, DOWN, ENTER, SPACE = "\ue012\ue014\ue013\ue015\ue007 "
 SCANS = [("p0", "p0-t1"), ("p0", "p0-t2"), ("p1", "p1-t2")]
 LESION = (60, 150, 4)  # row, column and slice of the window
@@ -282,7 +281,12 @@ def test_tab_reaches_every_control_of_the_spine(page):
     while "task" not in seen[-1:]:
         page.driver.switch_to.active_element.send_keys("\ue004")
         seen.append(page.run("return document.activeElement.id || document.activeElement.textContent"))
-        assert len(seen) < 60
+        assert len(seen) < 80
+    start = seen.index("follow-level")
+    followed = ["follow-level", "follow-task", "follow-overlay", "follow-slice", "follow-copy"]
+    assert [name for name in seen[start:] if name in followed] == followed
+    assert seen[start:].count("L4-L5") == 1
+    seen = seen[:start]
     wanted = [
         "pseudonyms",
         "plane",
@@ -300,19 +304,12 @@ def test_tab_reaches_every_control_of_the_spine(page):
     assert {"copy-text", "copy-csv", "print", "print-all"} <= set(seen)
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: `npm install --no-save axe-core@4.14.1` gets it")
+@needs_axe
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1366, 390])
 def test_axe_finds_no_fault(chromium, address, width, theme):
     """Contrast, names, roles and the like, by the rules of WCAG 2.1 A and AA."""
-    page = Page(chromium, address, width=width, theme=theme)
-    # The page's own policy lets no script in: this one comes as if from the developer tools.
-    page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text()})
-    found = page.driver.execute_async_script(
-        "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']}).then(arguments[0])"
-    )
-    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]] == []
-    assert {"color-contrast", "label"} <= {each["id"] for each in found["passes"]}
+    assert violations(Page(chromium, address, width=width, theme=theme)) == []
 
 
 def test_a_scan_is_printed_on_one_page_and_all_scans_on_one_each(chromium, data, tmp_path):

@@ -1,8 +1,6 @@
 "use strict";
 // The disc browser. Everything it shows is in the page: the facts as JSON, the pictures as text that is decoded when shown.
 
-const element = (id) => document.getElementById(id);
-const facts = JSON.parse(element("facts").textContent);
 const [rows, columns, numSlices] = facts.window;
 const state = { scan: 0, plane: 0, disc: 0, task: 0, slice: (numSlices - 1) / 2, shown: [] };
 
@@ -22,7 +20,6 @@ const disagreement = (disc, task) =>
 const places = new Map(facts.scans.map((scan, index) => [scan.id, index]));
 const scanOf = (disc) => places.get(disc.scan);
 const nameOf = (disc) => facts.scans[scanOf(disc)].name;
-const percent = (share) => (share > 0.995 && share < 1 ? ">99" : String(Math.round(100 * share)));
 
 // Pictures: decoded once, and a few kept ------------------------------------------------------------------------------
 
@@ -145,21 +142,6 @@ function describeSlice() {
   element("slice").setAttribute("aria-label", `${disc.level}, slice ${state.slice + 1} of ${numSlices}, ${side}. ${task.title}: ${task.grades[gradeOf(disc, state.task)]}`);
 }
 
-function span(text, name) {
-  const made = document.createElement("span");
-  made.className = name;
-  made.append(text);
-  return made;
-}
-
-function cell(content, name = "", kind = "td") {
-  const made = document.createElement(kind);
-  if (kind === "th") made.scope = "row";
-  made.className = name;
-  made.append(content);
-  return made;
-}
-
 // The list ------------------------------------------------------------------------------------------------------------
 
 function passes(disc) {
@@ -219,6 +201,7 @@ function select() {
 
 function chooseDisc(index) {
   state.disc = index;
+  follow.level = facts.discs[index].level;
   const [first, stop] = facts.discs[index].slices;
   state.slice = Math.min(Math.max(state.slice, first), stop - 1);
   select();

@@ -2,15 +2,7 @@
 // The view of a whole spine: the scan's slices with the discs' boxes, bodies and hotspots, and the grades of all levels.
 // `page.js` follows, and has what both share: the facts, the state, and the pictures.
 
-// From the mildest grade to the most severe. Brightness alone tells them apart, so it survives colour blindness.
-const severities = [[75, 139, 203], [127, 166, 184], [179, 183, 149], [224, 198, 103], [255, 224, 75]];
 const closeCall = 0.2; // a grade is doubtful if the next likely one is less behind it
-
-function severity(grade, task) {
-  const at = (grade / (facts.tasks[task].grades.length - 1)) * (severities.length - 1);
-  const below = severities[Math.floor(at)], above = severities[Math.ceil(at)];
-  return `rgb(${below.map((value, channel) => Math.round(value + (above[channel] - value) * (at % 1))).join(" ")})`;
-}
 
 function isDoubtful(disc, task) {
   const [first, second] = [...disc.p[task]].sort((a, b) => b - a);
@@ -21,7 +13,7 @@ const currentScan = () => facts.scans[state.scan];
 
 // The picture ---------------------------------------------------------------------------------------------------------
 
-const painted = new Map(); // maps of the current scan and task; painting takes a few ms each
+const painted = new Map(); // maps of the patient's discs and tasks; painting takes a few ms each
 let latestSpine = 0;
 
 async function drawSpine() {
@@ -42,23 +34,23 @@ async function drawSpine() {
   context.globalAlpha = 1;
   context.drawImage(plane, 0, 0, columns, rows);
   context.globalAlpha = Number(element("spine-opacity")?.value ?? 0) / 100;
-  wanted.forEach((index, place) => maps[place] && drawHotspot(context, index, paintedMaps(index, maps[place], task)));
+  wanted.forEach((index, place) => maps[place] && drawHotspot(context, index, paintedMaps(index, maps[place], task), state.plane));
   document.body.dataset.spine = `${state.scan} ${task} ${state.plane} ${wanted.length ? element("spine-opacity").value : "plain"}`;
 }
 
 function paintedMaps(index, maps, task) {
   const id = `${index} ${task}`;
   if (!painted.has(id)) {
-    if (painted.size > 24) painted.clear();
+    if (painted.size > 60) painted.clear();
     painted.set(id, paint(maps, task));
   }
   return painted.get(id);
 }
 
 // One disc's hotspot, turned and scaled to where the disc lies in the scan.
-function drawHotspot(context, index, strip) {
+function drawHotspot(context, index, strip, plane) {
   const { plane: [a, b, c, d, e, f], slot } = facts.discs[index].at;
-  const at = Math.round(slot[0] * state.plane + slot[1]), width = columns / facts.shrink;
+  const at = Math.round(slot[0] * plane + slot[1]), width = columns / facts.shrink;
   if (at < 0 || at >= numSlices) return;
   context.save();
   context.transform(a, b, c, d, e + 0.5, f + 0.5); // coordinates are those of pixel centres
@@ -192,21 +184,15 @@ function asText(scan) {
   return [`${scan.name} (${scan.id})`, ...doubt, ...lines, facts.researchOnly].join("\n") + "\n";
 }
 
-// A spreadsheet would run a text that begins like a formula.
-const csvCell = (value) => {
-  const text = typeof value === "string" && /^[=+@\t\r-]/.test(value) && Number.isNaN(Number(value)) ? `'${value}` : String(value);
-  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-};
-
 function asCsv(discs) {
   const header = ["patient", "scan", "name", "level", ...facts.tasks.flatMap(({ name }) => [name, `${name}_probability`, `${name}_rater`])];
   const names = new Map(facts.scans.map((scan) => [scan.id, scan.name]));
   const lines = discs.map((disc) => [disc.patient, disc.scan, names.get(disc.scan), disc.level, ...facts.tasks.flatMap(({ grades }, task) => [
     grades[gradeOf(disc, task)], confidence(disc, task), isGraded(disc, task) ? grades[disc.label[task]] : ""])]);
-  return [header, ...lines].map((line) => line.map(csvCell).join(",")).join("\r\n") + "\r\n";
+  return csvTable([header, ...lines]);
 }
 
-async function copyText(text, what) {
+async function copyText(text, what, where = "copied") {
   let done = true;
   try {
     await navigator.clipboard.writeText(text);
@@ -218,7 +204,7 @@ async function copyText(text, what) {
     done = document.execCommand("copy");
     area.remove();
   }
-  element("copied").textContent = done ? `${what} copied.` : "The browser did not allow copying.";
+  element(where).textContent = done ? `${what} copied.` : "The browser did not allow copying.";
 }
 
 // Choosing ------------------------------------------------------------------------------------------------------------
@@ -236,6 +222,7 @@ function describeSpine() {
   listLevels();
   labelSpine();
   describePlane();
+  describeFollow();
 }
 
 function chooseScan(index) {
@@ -260,7 +247,12 @@ function chooseScan(index) {
 function choosePlane(plane) {
   const picture = currentScan().picture;
   if (!picture) return;
-  state.plane = Math.min(Math.max(plane, 0), picture.slices - 1);
+  showPlane(Math.min(Math.max(plane, 0), picture.slices - 1));
+  if (follow.scans.length > 1) followPlane();
+}
+
+function showPlane(plane) {
+  state.plane = plane;
   labelSpine();
   describePlane();
   drawSpine();
@@ -292,6 +284,7 @@ function startSpine() {
   element("copy-csv").addEventListener("click", () => copyText(asCsv(currentScan().discs.map((index) => facts.discs[index])), "Table"));
   element("print").addEventListener("click", () => printScans([state.scan]));
   element("print-all")?.addEventListener("click", () => printScans(facts.scans.map((_, index) => index)));
+  startFollow();
   chooseScan(0);
 }
 

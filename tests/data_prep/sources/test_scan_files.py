@@ -12,6 +12,7 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
+from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.detect import Detection
 from data_prep.read.dicom_files import is_dicom
 from data_prep.read.metaimage import read_mha, write_mha
@@ -19,6 +20,7 @@ from data_prep.read.nifti import write_nifti
 from data_prep.read.scan import Scan
 from data_prep.read.series import find_series
 from data_prep.sources.phantoms import FORMATS
+from data_prep.sources.scan_files import examinations
 from spinejax.data.dataset import DataSet, verify
 from spinejax.geometry import INTENSITY_ONE
 from tests.block_spine import block_spine
@@ -886,3 +888,47 @@ def test_discs_of_an_inverted_and_padded_series_are_those_of_the_original(tmp_pa
     np.testing.assert_array_equal(odd.affine, plain.affine)
     for row in range(len(plain)):
         assert np.abs(odd.volume(row)[40:150, 100:220].astype(int) - plain.volume(row)[40:150, 100:220]).max() <= 16
+
+
+# Examinations of one patient -----------------------------------------------------------------------------------------
+
+
+def dated(folder, scan, number, date):
+    """One examination of patient p1, on a day; None for a series without a date."""
+    for one in series(folder, Scan(scan.voxels + np.float32(number), scan.affine, ""), name=f"examination {number}"):
+        one.SeriesDescription = "SAG T2"
+        for name in ("SeriesDate", "AcquisitionDate", "StudyDate"):
+            if name in one:
+                del one[name]
+        if date:
+            one.SeriesDate = date
+        save(one)
+    return one.SeriesInstanceUID
+
+
+@pytest.mark.parametrize(
+    ("dates", "expected"),
+    [
+        (("20240301", "20230301", "20240301"), [(2, 366), (1, 0), (2, 366)]),  # a leap year's day is between
+        (("20240301", "20230301", None), [(1, None), (2, None), (3, None)]),
+        (("20240301", "20230301", "20240231"), [(1, None), (2, None), (3, None)]),
+    ],
+)
+def test_examinations_are_counted_in_the_order_of_time_and_no_date_is_kept(tmp_path, dates, expected):
+    uids = [dated(tmp_path / "in" / str(n), SPINE.scan, n, date) for n, date in enumerate(dates)]
+    found = examinations(find_series([tmp_path / "in"]).series)
+    in_order = sorted(uids) if None in dict(expected).values() else uids  # without dates by name
+    assert [tuple(found[uid]) for uid in in_order] == expected
+
+
+def test_the_manifest_has_examinations_of_patients_with_several_scans_alone(tmp_path):
+    write_set(tmp_path, patients=("a", "b_t2_10", "b_t2_9"), suffix="")
+    assert scans(tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "out") == 0
+    data = DataSet(tmp_path / "out")
+    known = data.manifest["scans"]
+    people = {patient: set(data.scan[data.patient == patient]) for patient in set(data.patient)}
+    several = max(people.values(), key=len)
+    assert {(known[scan]["examination"], known[scan]["days"]) for scan in several} == {(1, None), (2, None)}
+    pseudonyms = Pseudonyms((tmp_path / "out.key").read_bytes())
+    assert known[pseudonyms.scan("b_t2_9")]["examination"] == 1  # 9 is before 10
+    assert not any("examination" in told for scan, told in known.items() if scan not in several)
