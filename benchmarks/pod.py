@@ -215,7 +215,7 @@ def explain(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
         "row": jax.ShapeDtypeStruct((mesh.size,), np.int32),
     }
     key, variables = _placed((jax.eval_shape(lambda: jax.random.key(0)), variables), devices.replicated(mesh))
-    return hotspots.hotspot_step.lower(key, variables, _placed(batch, devices.by_disc(mesh)), model=model)
+    return hotspots.whole_step.lower(key, variables, _placed(batch, devices.by_disc(mesh)), model=model)
 
 
 STEPS: dict[str, Callable[[Mesh, str, Arguments], jax.stages.Lowered]] = {

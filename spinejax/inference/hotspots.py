@@ -40,7 +40,8 @@ class Method:
     num_views: int = 32
     """Random views averaged for each disc."""
     views_at_once: int = 32
-    """At most this many views of a disc are in memory; memory grows with it, and with the discs that share a device."""
+    """At most this many views of a disc are in memory; memory grows with it, and with the discs that share a device.
+    On CPUs no more than 8 are."""
     ranges: ViewRanges = field(default_factory=ViewRanges)
     """Ranges of the random views."""
     warp: Literal["inverse", "adjoint"] = "inverse"
@@ -204,7 +205,10 @@ def keys_of(key: PRNGKeyArray, row: Any, num_views: int) -> tuple[Shaped[PRNGKey
     return jax.vmap(functools.partial(jax.random.fold_in, disc_key))(jnp.arange(num_views)), noise_key
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
+CPU_VIEWS_AT_ONCE = 8
+"""Views of a disc that a CPU has in memory. More do not make it faster."""
+
+
 def hotspot_step(
     key: PRNGKeyArray,
     variables: Mapping[str, Any],
@@ -218,13 +222,78 @@ def hotspot_step(
     `batch` has `volume` uint16[N, 192, 320, 15], `slices` int[N, 2], `grades` int[N, T], and `row` int[N], the index in
     the data set.
     """
+    # Without a loop, a program for all views has all of them in memory; in a loop, a CPU runs a network at half its
+    # speed. So there one small program is called for one group of views after the other.
+    step = _in_groups if jax.default_backend() == "cpu" else whole_step
+    return step(key, variables, batch, model=model, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def whole_step(
+    key: PRNGKeyArray,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, Array | np.ndarray],
+    *,
+    model: Network,
+    method: Method = Method(),
+) -> Float[Array, "N T 112 224 9"]:
+    """`hotspot_step` as one program."""
 
     def one_disc(volume: jax.Array, slices: jax.Array, grades: jax.Array, row: jax.Array) -> jax.Array:
-        view_keys, noise_key = keys_of(key, row, method.num_views)
-        view_set = jax.vmap(functools.partial(views.sample, ranges=method.ranges))(view_keys)
+        view_set, noise_key = _views_of_disc(key, row, method)
         return evidence(noise_key, variables, volume, slices, grades, view_set, model=model, method=method)
 
     return jax.vmap(one_disc)(*(jnp.asarray(batch[name]) for name in ("volume", "slices", "grades", "row")))
+
+
+def _views_of_disc(key: PRNGKeyArray, row: jax.Array, method: Method) -> tuple[View, PRNGKeyArray]:
+    view_keys, noise_key = keys_of(key, row, method.num_views)
+    return jax.vmap(functools.partial(views.sample, ranges=method.ranges))(view_keys), noise_key
+
+
+def _in_groups(
+    key: PRNGKeyArray,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, Array | np.ndarray],
+    *,
+    model: Network,
+    method: Method,
+) -> Float[Array, "N T 112 224 9"]:
+    num_groups = -(-method.num_views // min(method.views_at_once, CPU_VIEWS_AT_ONCE))
+    discs = {name: jnp.asarray(batch[name]) for name in ("volume", "slices", "grades", "row")}
+    groups = np.array_split(np.arange(method.num_views), num_groups)
+
+    def sums(numbers: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        found = _sums_of_group(key, variables, discs, numbers, model=model, method=method)
+        return jax.block_until_ready(found)  # else the next group would be computed beside this one, in as much memory
+
+    maps, coverage = functools.reduce(functools.partial(jax.tree.map, jnp.add), map(sums, groups))
+    return _means_of_discs(maps, coverage, discs["slices"])
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def _sums_of_group(
+    key: PRNGKeyArray,
+    variables: Mapping[str, Any],
+    discs: Mapping[str, Array],
+    numbers: Int[Array | np.ndarray, " V"],
+    *,
+    model: Network,
+    method: Method,
+) -> tuple[Float[Array, "N T 112 224 9"], Float[Array, "N 112 224 9"]]:
+    """Of each disc Σ map and Σ coverage, over its views of these numbers."""
+
+    def one_disc(volume: jax.Array, grades: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        view_set, noise_key = _views_of_disc(key, row, method)
+        chosen = jax.tree.map(lambda leaf: leaf[numbers], view_set)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, noise_key))(numbers)
+        each = evidence_of_views(keys, variables, volume, grades, chosen, model=model, method=method)
+        return jax.tree.map(lambda leaf: leaf.sum(0), each)
+
+    return jax.vmap(one_disc)(discs["volume"], discs["grades"], discs["row"])
+
+
+_means_of_discs = jax.jit(jax.vmap(mean_evidence))
 
 
 def stream(

@@ -201,6 +201,28 @@ def test_a_disc_has_the_same_map_in_any_batch_and_for_any_views_at_once(network,
     assert not np.allclose(another, maps, rtol=1e-2)
 
 
+def test_on_cpus_a_few_views_at_a_time_give_the_maps_of_one_program(network, batch):
+    """Memory grows with the views that go through the network together."""
+    model, variables = network
+    together = []
+
+    @dataclass(frozen=True)
+    class Watched:
+        tasks: tuple[Task, ...] = TASKS
+
+        def apply(self, variables, windows):
+            together.append(len(windows))
+            return model.apply(variables, windows)
+
+    discs = {name: array[:2] for name, array in batch.items()}
+    method = Method(num_views=19, noise=0.05)
+    got = hotspots.hotspot_step(KEY, variables, discs, model=Watched(), method=method)
+    assert set(together) == {7, 6}
+    expected = np.asarray(hotspots.whole_step(KEY, variables, discs, model=Watched(), method=method))
+    assert set(together) == {7, 6, 19}
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6 * expected.max())
+
+
 def test_eight_devices_and_a_stream_agree_with_one(tiny, network, maps):
     model, variables = network
     data, mesh = DataSet(tiny), devices.make_mesh()
