@@ -5,7 +5,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: demo quickstart test lint format clean
+.PHONY: demo quickstart test docs lint format clean
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -22,6 +22,11 @@ quickstart: .venv/installed
 
 test: .venv/installed-dev lint node_modules/axe-core
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The manual, in build/manual/index.html. Material's advertisement for its successor is no warning of ours.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "The manual is build/manual/index.html."
 
 # Checks the contrast and the names of the pages in the browser tests, which do without it where there is no npm.
 node_modules/axe-core:
@@ -43,9 +48,14 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv, which takes a minute or two…"
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[report,scans]'
 	touch $@
 
+.venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	touch $@
+
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[all,dev,docs]'
 	touch $@

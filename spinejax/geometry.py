@@ -6,11 +6,14 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 VOLUME_SHAPE = (192, 320, 15)
+"""Rows, columns and slices of a disc volume, as it is stored."""
 WINDOW_SHAPE = (112, 224, 9)
+"""Those of a window, as the network sees it (paper, Sect. 4)."""
 MARGINS = tuple((outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True))
 """Rows, columns and slices of a volume on either side of its central window."""
 
 INTENSITY_ONE = 65535
+"""The stored value of intensity 1."""
 INTENSITY_STEP = np.float32(1 / INTENSITY_ONE)  # a product, unlike a quotient, is the same to the bit on every backend
 
 

@@ -13,14 +13,15 @@ import pytest
 import data_prep.__main__
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what was, too
+BEFORE = r"(?:    |)(?:taskset -c 0 |[A-Z_]+=\S+ )*"  # a command
 
 
 def commands(page):
     """The project's commands in a page's blocks of code, as lists of words."""
     text = page.read_text().replace("\\\n", " ")
-    for line in re.findall(r"^(?:    |)(?:taskset -c 0 )?(python .+)$", text, re.MULTILINE):
+    for line in re.findall(rf"^{BEFORE}(python .+?)(?: &)?$", text, re.MULTILINE):
         words = shlex.split(line, comments=True)
         if not re.search(r"[\[…|]", " ".join(words)):  # a synopsis
             yield words[1:]
@@ -69,17 +70,25 @@ def test_files_and_modules_that_are_named_exist(page):
     assert not [file for file in files if not (ROOT / file).exists()]
     for name in re.findall(r"`((?:spinejax|data_prep|benchmarks)(?:\.\w+)+)", text):
         assert is_there(name), name
+    for name in re.findall(r"\]\[((?:spinejax|data_prep)[\w.]*)\]", text):  # of the manual's reference
+        assert is_there(name), name
     for module, names in re.findall(r"^from ((?:spinejax|data_prep)[\w.]*) import (.+)$", text, re.MULTILINE):
         for name in names.split(","):
             assert is_there(f"{module}.{name.strip()}"), name
 
 
 def is_there(name):
-    """Whether a dotted name is a module, or an attribute of one."""
+    """Whether a dotted name is a module, an attribute of one, or a field of a class."""
     found = importlib.import_module(name.split(".")[0])
     for place, part in enumerate(name.split(".")[1:], start=2):
+        if part in getattr(found, "__annotations__", {}) and not hasattr(found, part):
+            return True
         try:
-            found = getattr(found, part, None) or importlib.import_module(".".join(name.split(".")[:place]))
+            found = getattr(found, part) if hasattr(found, part) else import_part(name, place)
         except ModuleNotFoundError:
             return False
     return True
+
+
+def import_part(name, place):
+    return importlib.import_module(".".join(name.split(".")[:place]))

@@ -121,7 +121,7 @@ def labels_of(data: DataSet, rows: Int[np.ndarray, "M"], tasks: Sequence[Task]) 
     """Task name → the data set's labels; `UNLABELLED` where missing, and for a task that the data set lacks.
 
     Raises:
-        SpinejaxError: the data set has different grades for a task of the same name.
+        SpinejaxError: a disc has a label of a task of the same name with different grades.
     """
     columns = {task.name: column for column, task in enumerate(data.tasks)}
     labels = {}
@@ -130,10 +130,10 @@ def labels_of(data: DataSet, rows: Int[np.ndarray, "M"], tasks: Sequence[Task]) 
             labels[task.name] = np.full(len(rows), UNLABELLED)
             continue
         stored = data.tasks[columns[task.name]]
-        if stored != task:
+        labels[task.name] = data.labels[rows, columns[task.name]].astype(np.int64)
+        if stored != task and (labels[task.name] != UNLABELLED).any():
             raise SpinejaxError(
                 f"{data.folder}: task {task.name} has the grades {', '.join(stored.grades)}; the network learned "
                 f"{', '.join(task.grades)}."
             )
-        labels[task.name] = data.labels[rows, columns[task.name]].astype(np.int64)
     return labels

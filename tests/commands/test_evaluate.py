@@ -1,4 +1,4 @@
-"""Evaluation as its users run it, and the two ways of the README to load a checkpoint in other code."""
+"""Evaluation as its users run it, and the manual's two ways to load a checkpoint in other code."""
 
 import csv
 import json
@@ -537,10 +537,10 @@ def test_published_results_are_shown_for_tasks_of_the_same_grades_only():
     assert row(Task("narrowing", ("absent", "present")))[-2:] == ["–", "–"]
 
 
-def test_the_readmes_code_runs_on_one_device(run, tiny, tmp_path):
+def test_the_manuals_code_runs_on_one_device(run, tiny, tmp_path):
     """With a checkpoint that was saved on eight devices. The last block reads it without this library."""
-    section = (ROOT / "README.md").read_text().split("## In other JAX code")[1].split("\n## ")[0]
-    *ours, plain = re.findall(r"```python\n(.*?)```", section, re.S)
+    page = (ROOT / "docs" / "jax.md").read_text()
+    *ours, plain = re.findall(r"```python\n(.*?)```", page, re.S)
     assert "spinejax" not in plain
     replacements = {
         "spinejax.load()": f"spinejax.load({str(run)!r})",  # whatever network ships
@@ -553,8 +553,8 @@ def test_the_readmes_code_runs_on_one_device(run, tiny, tmp_path):
         f"import sys\nsys.modules['spinejax'] = None\n{plain}\nassert sorted(variables) == ['constants', 'params']\n"
     )
     for code in (ours, plain):
-        for readmes, here in replacements.items():
-            code = code.replace(readmes, here)
+        for manuals, here in replacements.items():
+            code = code.replace(manuals, here)
         environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
