@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.running import peer, start
-from benchmarks.torch_twin import Twin, windows_of
+from benchmarks.torch_twin import (
+    Twin,
+    input_gradients,
+    loss_of,
+    mean_of_grid,
+    optimiser_of,
+    volumes_of,
+    windows_of,
+)
 from spinejax.config import Config
 from spinejax.geometry import VOLUME_SHAPE
+from spinejax.inference import hotspots as hotspots_of
 from spinejax.inference import predict
-from spinejax.inference.hotspots import input_gradients
 from spinejax.network import losses, views
 from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
@@ -119,7 +127,7 @@ def interleaved(calls: Sequence[Callable], rounds: int) -> list[list[float]]:
 def forward(model, variables, twin, size, compiled):
     """Windows → scores."""
     windows = _windows(size)
-    theirs = _channels_last(windows)
+    theirs = windows_of(windows)
     apply = jax.jit(model.apply)
     twin.eval()
     with torch.no_grad():
@@ -141,35 +149,23 @@ def train(model, variables, twin, size, compiled):
     options = Config(width=model.width)
     state = train_step.init(jax.random.key(0), model, options, np.zeros(9, np.float32))
     state = state.replace(params=jax.tree.map(jnp.array, variables["params"]))
-    windows, theirs = _windows(size), None
+    windows = _windows(size)
     labels = np.random.default_rng(1).integers(0, 2, (size, len(model.tasks))).astype(np.int32)
     weights = losses.class_weights(np.tile(labels, (2, 1)), model.tasks)
-    theirs, targets = _channels_last(windows), torch.tensor(labels).long()
+    theirs, targets = windows_of(windows), torch.tensor(labels).long()
     class_weights = {name: torch.tensor(np.asarray(each), dtype=torch.float32) for name, each in weights.items()}
-
-    def loss_of(scores):
-        total = torch.zeros(())
-        for column, task in enumerate(model.tasks):
-            each = torch.nn.functional.cross_entropy(scores[task.name], targets[:, column], reduction="none")
-            total = total + (each * class_weights[task.name][targets[:, column]]).mean()
-        return total
 
     by_name = {task.name: labels[:, column] for column, task in enumerate(model.tasks)}
     ours, _ = losses.multi_task_loss(jax.jit(model.apply)(variables, windows), by_name, weights, {})
     twin.eval()
-    agree(ours, loss_of(twin(theirs)), "train, loss")
+    agree(ours, loss_of(twin(theirs), targets, class_weights), "train, loss")
     learner = Twin(model, variables).to(memory_format=torch.channels_last).train()
-    named = list(learner.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if name.endswith("weight")], "weight_decay": options.weight_decay},
-        {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, fused=True)
+    optimiser = optimiser_of(learner, options)
 
     def run(module):
         def call():
             optimiser.zero_grad(set_to_none=True)
-            loss_of(module(theirs)).backward()
+            loss_of(module(theirs), targets, class_weights).backward()
             optimiser.step()
 
         return call
@@ -187,33 +183,23 @@ def train(model, variables, twin, size, compiled):
 def tta(model, variables, twin, size, compiled):
     """The mean over 54 views of stored discs, crops included."""
     volumes = np.random.default_rng(0).integers(0, 65536, (size, *VOLUME_SHAPE), dtype=np.uint16)
-    grid = views.grid()
-    # PyTorch starts from float32, converted once and not timed, because it has little support for uint16.
-    theirs = torch.tensor(np.moveaxis(volumes, -1, 1).astype(np.float32) / 65535)
-    shifts = np.column_stack([np.asarray(grid.shift_px, int), np.asarray(grid.shift_slices), np.asarray(grid.flip)])
+    theirs, grid = volumes_of(volumes), views.grid()  # converted once, and not timed
 
-    def average(module):
-        total = None
-        with torch.no_grad():
-            for turn in range(0, len(shifts), predict.IN_PLANE_VIEWS):
-                taken = []
-                for row, column, slices, flip in shifts[turn : turn + predict.IN_PLANE_VIEWS]:
-                    window = theirs[:, 3 + slices : 12 + slices, 40 + row : 152 + row, 48 + column : 272 + column]
-                    taken.append(window.flip(1) if flip else window)
-                batch = torch.cat(taken).to(memory_format=torch.channels_last)
-                scores = module(batch)
-                each = {n: s.softmax(1).unflatten(0, (len(taken), -1)).sum(0) for n, s in scores.items()}
-                total = each if total is None else {name: total[name] + each[name] for name in total}
-        return {name: each / len(shifts) for name, each in cast(dict, total).items()}
+    def run(module):
+        def call():
+            with torch.no_grad():
+                return mean_of_grid(module, theirs)
+
+        return call
 
     def ours():
         return jax.block_until_ready(predict.predict_step(variables, volumes, grid, model=model, grid=True))
 
     twin.eval()
-    expected = average(twin)
+    expected = run(twin)()
     for name, probabilities in ours()[0].items():
         agree(probabilities, expected[name], f"tta, {name}")
-    return ours, _eager_and_compiled(lambda module: lambda: average(module), twin, compiled)
+    return ours, _eager_and_compiled(run, twin, compiled)
 
 
 def hotspots(model, variables, twin, size, compiled):
@@ -224,26 +210,16 @@ def hotspots(model, variables, twin, size, compiled):
 
     @jax.jit
     def gradients(variables, windows):
-        return input_gradients(variables, windows, grades, model)
+        return hotspots_of.input_gradients(variables, windows, grades, model)
 
-    theirs = _channels_last(windows)
+    theirs = windows_of(windows)
     twin.eval()
     torch._functorch.config.donated_buffer = False  # otherwise a compiled graph could not be kept for the next task
+    expected = input_gradients(twin, theirs).movedim(2, -1)
+    agree(gradients(variables, windows), expected, "hotspots")
 
     def run(module):
-        def call():
-            leaf = theirs.detach().requires_grad_()
-            found = module(leaf)
-            last = len(model.tasks) - 1
-            return [
-                torch.autograd.grad(found[task.name][:, 0].sum(), leaf, retain_graph=number < last)[0]
-                for number, task in enumerate(model.tasks)
-            ]
-
-        return call
-
-    expected = torch.stack(run(twin)(), dim=1).movedim(2, -1)
-    agree(gradients(variables, windows), expected, "hotspots")
+        return lambda: input_gradients(module, theirs)
 
     return lambda: jax.block_until_ready(gradients(variables, windows)), _eager_and_compiled(run, twin, compiled)
 
@@ -261,10 +237,6 @@ def agree(ours, theirs: torch.Tensor, where: str) -> None:
 
 def _windows(size: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(0), (size, 112, 224, 9))
-
-
-def _channels_last(windows) -> torch.Tensor:
-    return windows_of(windows).contiguous(memory_format=torch.channels_last)
 
 
 def _eager_and_compiled(run, module, compiled: bool) -> list[Callable]:

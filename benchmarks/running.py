@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import tyro
-
 from spinejax.errors import NotInstalledError, status_of
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 def start(name: str, arguments: type, main: Callable) -> None:
     """Run a benchmark's `main` with the options of its command line, and end with its exit status."""
+    import tyro  # here, because the twin in PyTorch imports this module where only JAX and PyTorch are installed
+
     sys.exit(status_of(lambda: main(tyro.cli(arguments, prog=f"python -m benchmarks.{name}"))))
 
 

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.running import peer
-from spinejax.geometry import WINDOW_SHAPE
+from spinejax.config import Config
+from spinejax.geometry import MARGINS, WINDOW_SHAPE
+from spinejax.inference.predict import IN_PLANE_VIEWS
+from spinejax.network import views
 from spinejax.network.spinenet import LAYERS, Conv, Dense, SpineNet
 
 torch = peer("torch")
@@ -47,8 +50,64 @@ class Twin(torch.nn.Module):
 
 
 def windows_of(windows) -> torch.Tensor:
-    """float32[N, 9, 112, 224] from spinejax's float32[N, 112, 224, 9]."""
-    return torch.tensor(np.ascontiguousarray(np.moveaxis(np.asarray(windows), -1, 1)))
+    """float32[N, 9, 112, 224] from spinejax's float32[N, 112, 224, 9]; in memory the slices stay last."""
+    slices_first = np.ascontiguousarray(np.moveaxis(np.asarray(windows), -1, 1))
+    return torch.tensor(slices_first).contiguous(memory_format=torch.channels_last)
+
+
+def volumes_of(volumes) -> torch.Tensor:
+    """float32[N, 15, 192, 320] from spinejax's uint16[N, 192, 320, 15]: PyTorch has little support for uint16."""
+    return torch.tensor(np.moveaxis(np.asarray(volumes), -1, 1).astype(np.float32) / 65535)
+
+
+def loss_of(scores: Mapping, targets: torch.Tensor, class_weights: Mapping) -> torch.Tensor:
+    """The sum of the tasks' losses, as `losses.multi_task_loss`: of scores by task name and int64[N, T]."""
+    total = torch.zeros((), device=targets.device)
+    for column, (name, each) in enumerate(scores.items()):
+        of_discs = torch.nn.functional.cross_entropy(each.float(), targets[:, column], reduction="none")
+        total = total + (of_discs * class_weights[name][targets[:, column]]).mean()
+    return total
+
+
+def optimiser_of(module: torch.nn.Module, options: Config) -> torch.optim.Optimizer:
+    """SGD as `train_step.make_optimiser`: weights decay, biases do not."""
+    named = list(module.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if name.endswith("weight")], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, fused=True)
+
+
+def mean_of_grid(module: torch.nn.Module, volumes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Task name → float32[N, C], the mean of the probabilities over the 54 views, as `predict.predict_step`."""
+    grid = views.grid()
+    shifts = np.column_stack([np.asarray(grid.shift_slices), np.asarray(grid.shift_px, int)]) + np.roll(MARGINS, 1)
+    total: dict[str, torch.Tensor] = {}
+    for turn in range(0, len(shifts), IN_PLANE_VIEWS):
+        taken = []
+        for number in range(turn, turn + IN_PLANE_VIEWS):
+            slices, rows, columns = (
+                slice(first, first + size) for first, size in zip(shifts[number], np.roll(WINDOW_SHAPE, 1), strict=True)
+            )
+            window = volumes[:, slices, rows, columns]
+            taken.append(window.flip(1) if grid.flip[number] else window)
+        scores = module(torch.cat(taken).contiguous(memory_format=torch.channels_last))
+        for name, each in scores.items():
+            summed = each.float().softmax(1).unflatten(0, (len(taken), -1)).sum(0)
+            total[name] = total[name] + summed if name in total else summed
+    return {name: each / len(shifts) for name, each in total.items()}
+
+
+def input_gradients(module: torch.nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """float32[N, T, 9, 112, 224]: each task's first score traced back, as `hotspots.input_gradients`."""
+    leaf = windows.detach().requires_grad_()
+    scores = list(module(leaf).values())
+    each = [
+        torch.autograd.grad(task[:, 0].sum(), leaf, retain_graph=number < len(scores) - 1)[0]
+        for number, task in enumerate(scores)
+    ]
+    return torch.stack(each, dim=1)
 
 
 def _stack(layers: Sequence[Conv | Dense], params: Mapping, shape: tuple[int, ...], dropout: float):

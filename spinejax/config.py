@@ -1,10 +1,8 @@
 """The options of a training run, the presets, and their JSON."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-
-import pydantic
 
 from spinejax.errors import SpinejaxError, require_option
 from spinejax.files.json_files import read_json, write_json
@@ -100,8 +98,11 @@ class Config:
     """Processes that read ahead, each with its threads; 0 reads in this one."""
     tensorboard: bool = False
     """Also write scalars for TensorBoard into the run's folder (extra `tensorboard`)."""
+    wandb: bool = False
+    """Also log them to Weights & Biases, project spinejax (extra `wandb`); with WANDB_MODE=offline only into the run's
+    folder."""
 
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
@@ -190,6 +191,7 @@ CHANGEABLE_ON_RESUME = (
     "save_minutes",
     "workers",
     "tensorboard",
+    "wandb",
     "layout",
     "cache",
     "read_threads",
@@ -208,7 +210,7 @@ def of_a_step(config: Config) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write a run's options as JSON."""
-    write_json(path, pydantic.TypeAdapter(Config).dump_python(config, mode="json"))
+    write_json(path, asdict(config))
 
 
 def load(path: Path) -> Config:

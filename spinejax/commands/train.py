@@ -99,7 +99,8 @@ def fit(
     first, folder = processes.is_first(), checkpoints.run
     if profile and first:
         step = exit_stack.enter_context(speed.traced(step, int(state.step), profile, folder / "profile"))
-    log = Log(folder, step=int(state.step), tensorboard=options.tensorboard, write=first)
+    also = {"tensorboard": options.tensorboard, "wandb": options.wandb}
+    log = exit_stack.enter_context(contextlib.closing(Log(folder, step=int(state.step), **also, write=first)))
     saver = Saver(checkpoints, save, log, options)
     if log.repeated:
         print(

@@ -70,6 +70,30 @@ def seal(folder: Path) -> None:
         sums.seal()
 
 
+def copy(source: Path, target: Path, *subfolders: str) -> str | None:
+    """Copy some subfolders of a sealed folder into a new folder, sealed too and on disk.
+
+    Each file is summed once, in the copy, and compared with what the source lists.
+
+    Returns:
+        What is wrong with the source, as by `fault_of`; None if nothing is.
+    """
+    for name in subfolders:
+        shutil.copytree(source / name, target / name)
+    if (source / SUMS).is_file():
+        lines = (source / SUMS).read_bytes().splitlines(keepends=True)
+        (target / SUMS).write_bytes(b"".join(line for line in lines if _subfolder(line) in subfolders))
+    fault = fault_of(target)
+    for path in (target, *target.rglob("*")):
+        flush(path)
+    return fault
+
+
+def _subfolder(line: bytes) -> str:
+    """The subfolder in a line of the list."""
+    return line.partition(b"  ")[2].partition(b"/")[0].decode("ascii", "replace")
+
+
 def commit(temporary: Path, target: Path) -> None:
     """Give a sealed folder its name. It is on disk when the call returns."""
     os.replace(temporary, target)

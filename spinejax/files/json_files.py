@@ -1,10 +1,12 @@
-"""JSON files: written whole or not at all, and checked against a type when they are read."""
+"""JSON files: written whole or not at all, and checked against a type when they are read.
+
+Only reading loads pydantic: a training step, which knows its options from `spinejax.config`, runs without it.
+"""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pydantic
 
 from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
@@ -20,8 +22,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def as_json(content: Any) -> str:
-    """JSON as a text of lines. Raises ValueError for NaN and infinity."""
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    """JSON as a text of lines; a path is written as its text. Raises ValueError for NaN and infinity."""
+    return json.dumps(content, indent=1, allow_nan=False, default=os.fspath) + "\n"
 
 
 def read_json(path: Path | Address, kind: type[T], advice: str, *, strict: bool = False) -> T:
@@ -38,6 +40,8 @@ def read_json(path: Path | Address, kind: type[T], advice: str, *, strict: bool 
             the first entry that differs.
         OSError: it cannot be read.
     """
+    import pydantic
+
     try:
         return pydantic.TypeAdapter(kind).validate_json(path.read_bytes(), strict=strict)
     except SpinejaxError as error:

@@ -23,6 +23,7 @@ from spinejax import tasks as task_tables
 from spinejax.config import Config
 from spinejax.errors import SpinejaxError
 from spinejax.files import checksums, lock
+from spinejax.files.atomic import flush
 from spinejax.geometry import WINDOW_SHAPE
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import processes
@@ -335,17 +336,15 @@ def export(run: str | Path) -> Path:
 
     `export/variables` is a plain Orbax checkpoint of numpy arrays.
     """
-    source = find(run)
-    if fault := checksums.fault_of(source, "variables", "record"):
-        raise SpinejaxError(f"{source}: {fault}. {saved_step.way_back(source)}")
-    target = Path(run).absolute() / EXPORT
+    source, target = find(run), Path(run).absolute() / EXPORT
     temporary = target.with_name(f"{EXPORT}-new{checksums.TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)
-    for item in ("variables", "record"):
-        shutil.copytree(source / item, temporary / item)
+    if fault := checksums.copy(source, temporary, "variables", "record"):
+        shutil.rmtree(temporary)
+        raise SpinejaxError(f"{source}: {fault}. {saved_step.way_back(source)}")
     if (source / CALIBRATION).is_file():
         shutil.copy(source / CALIBRATION, temporary / CALIBRATION)
-    checksums.seal(temporary)
+        flush(temporary / CALIBRATION)
     checksums.discard(target)
     checksums.commit(temporary, target)
     return target

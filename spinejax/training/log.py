@@ -1,6 +1,6 @@
 """What a run reports while it trains.
 
-    log.jsonl        a line for each evaluation; also as scalars for TensorBoard, if asked
+    log.jsonl        a line for each evaluation; also as scalars for TensorBoard and Weights & Biases, if asked
     metrics.jsonl    a line for each step
 
 and progress on the terminal.
@@ -9,6 +9,7 @@ and progress on the terminal.
 import contextlib
 import itertools
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from typing_extensions import TypedDict
 
 from spinejax.errors import NotInstalledError, SpinejaxError
 from spinejax.files.atomic import flush, write_atomically
-from spinejax.training.saved_step import Unlogged
+from spinejax.training.saved_step import OPTIONS, Unlogged
 
 LOG = "log.jsonl"
 METRICS = "metrics.jsonl"
+WANDB = "wandb"
 
 
 class _Entry(TypedDict):
@@ -49,13 +51,14 @@ class Log:
         run: the run's folder.
         step: the step that the run resumes from. Later lines are deleted: their steps were not saved, and are repeated.
         tensorboard: also write the evaluations' scalars as event files into the run's folder.
+        wandb: also log them to Weights & Biases.
         write: if not, only keep the entries in memory: another process writes them.
 
     Raises:
-        SpinejaxError: TensorBoard was asked for, but the extra is not installed.
+        SpinejaxError: TensorBoard or Weights & Biases was asked for, but the extra is not installed.
     """
 
-    def __init__(self, run: Path, *, step: int, tensorboard: bool = False, write: bool = True):
+    def __init__(self, run: Path, *, step: int, tensorboard: bool = False, wandb: bool = False, write: bool = True):
         self._path = run / LOG if write else None
         self.entries: list[dict] = []
         self.repeated: int | None = None
@@ -67,6 +70,7 @@ class Log:
             write_atomically(self._path, lambda path: path.write_text(text))
             _cut(run / METRICS, step)
         self._writer = _tensorboard_writer(run, step) if tensorboard and write else None
+        self._wandb = _wandb_run(run) if wandb and write else None
 
     def write(self, entry: dict) -> None:
         """Append an entry; it holds at least `step`."""
@@ -74,10 +78,13 @@ class Log:
         if self._path:
             with open(self._path, "a") as file:
                 file.write(_line(entry))
+        scalars = {name: value for name, value in entry.items() if name != "step" and value is not None}
         if self._writer:
-            for name in (name for name, value in entry.items() if name != "step" and value is not None):
-                self._writer.add_scalar(name, entry[name], entry["step"])
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, entry["step"])
             self._writer.flush()
+        if self._wandb:
+            self._wandb.log(scalars, step=entry["step"])
 
     def write_steps(self, last: int, metrics_of_steps: Unlogged, about: Mapping[str, float | None]) -> None:
         """Append a line for each step up to `last`; that one's also has what is said `about` all of them."""
@@ -93,6 +100,13 @@ class Log:
         for path in (self._path, self._path.with_name(METRICS)) if self._path else ():
             if path.is_file():
                 flush(path)
+
+    def close(self) -> None:
+        """End what is written beside the run's own files."""
+        if self._writer:
+            self._writer.close()
+        if self._wandb:
+            self._wandb.finish()
 
 
 def _line(entry: dict) -> str:
@@ -173,3 +187,30 @@ def _tensorboard_writer(run: Path, step: int):
     except ImportError as error:
         raise NotInstalledError("Option --tensorboard needs tensorboardX", "tensorboard") from error
     return tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+
+def _wandb_run(run: Path):
+    """A run of Weights & Biases, the same one when the folder's run is resumed.
+
+    Neither code nor the machine's name is sent, nor what is printed: paths are there that may name patients.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise NotInstalledError("Option --wandb needs wandb", "wandb") from error
+    identity = run / WANDB / "id"
+    if not identity.is_file():
+        identity.parent.mkdir(exist_ok=True)
+        write_atomically(identity, lambda path: path.write_text(secrets.token_hex(8)))
+    options = json.loads((run / OPTIONS).read_text()) if (run / OPTIONS).is_file() else {}
+    quiet = wandb.Settings(
+        host="undisclosed",
+        console="off",
+        silent=True,
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+    )
+    how = {"project": "spinejax", "id": identity.read_text(), "resume": "allow", "settings": quiet}
+    return wandb.init(dir=run, config={name: value for name, value in options.items() if name != "init_from"}, **how)

@@ -100,6 +100,28 @@ def test_results_and_predictions_have_the_promised_form(run, tiny, tmp_path, cap
         assert text in printed
 
 
+def test_bfloat16_changes_no_probability_by_more_than_two_hundredths(tiny, tmp_path):
+    """Of the network that ships, whose probabilities are far from uniform: a rounding would show."""
+    plain, rounded = (grade(None, tiny, tmp_path / dtype, dtype=dtype)[1] for dtype in ("float32", "bfloat16"))
+    names = [name for name in plain[0] if re.search("_p_", name)]
+    one, other = (np.array([[float(line[name]) for name in names] for line in lines]) for lines in (plain, rounded))
+    assert one.max() > 0.9
+    assert 0 < np.abs(one - other).max() <= 0.02
+
+
+def test_an_unknown_precision_is_refused_by_name(run, tiny, tmp_path, capsys, monkeypatch):
+    words = ["--checkpoint", str(run), "--data", str(tiny), "--out", str(tmp_path / "out"), "--dtype", "float8"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+    with pytest.raises(SystemExit) as ending:
+        evaluate.cli()
+    assert ending.value.code == 2
+    said = capsys.readouterr().err
+    assert "--dtype" in said
+    assert "float8" in said
+    assert "bfloat16" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_splits_are_graded_at_once(run, tiny, tmp_path, capsys):
     results, predictions = grade(run, tiny, tmp_path, split="all", report=tmp_path / "page")
     data = DataSet(tiny)

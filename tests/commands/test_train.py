@@ -22,7 +22,7 @@ from spinejax.parallel import runtime
 from spinejax.training import checkpoint, epoch, train_step
 from spinejax.training.log import read_log
 from tests.conftest import write_tiny
-from tests.running import Launcher, digests, train_command
+from tests.running import ROOT, Launcher, digests, environment, train_command
 
 OPTIONS = Config(
     width=0.02, batch_size=8, epochs=2, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1, 0.05, 0.05)
@@ -253,6 +253,38 @@ def test_one_task_alone_and_tensorboard(tiny, tmp_path):
     assert "loss/side" in entry
     assert "loss/brightness" not in entry
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+RECORDS = """
+import sys
+from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.internal.datastore import DataStore
+
+store = DataStore()
+store.open_for_scan(sys.argv[1])
+while (data := store.scan_data()) is not None:
+    record = Record()
+    record.ParseFromString(data)
+    sys.stdout.write(str(record))
+"""
+
+
+def test_weights_and_biases_gets_the_log_offline_and_nothing_of_the_machine(tiny, tmp_path):
+    pytest.importorskip("wandb")
+    run, alone = tmp_path / "run", {"WANDB_MODE": "offline"}
+    for epochs in ("1", "2"):  # the second goes on with the first's run
+        command = train_command(tiny, run, "--epochs", epochs, "--wandb")
+        subprocess.run([sys.executable, *command], cwd=ROOT, env=environment(tmp_path) | alone, check=True)
+    written = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+    identity = (run / "wandb" / "id").read_text()
+    assert [path.name for path in written] == [f"run-{identity}.wandb"] * 2
+    for path, entry in zip(written, read_log(run / "log.jsonl"), strict=True):
+        said = subprocess.run([sys.executable, "-c", RECORDS, path], check=True, capture_output=True, text=True).stdout
+        for name in ("loss", "validation_error", "learning_rate"):
+            assert f'nested_key: "{name}"' in said or f'key: "{name}"' in said
+            assert f'value_json: "{json.dumps(entry[name])}"' in said
+        assert 'host: "undisclosed"' in said
+        assert str(tiny) not in said
 
 
 def test_epochs_of_evaluation_end_with_the_last_and_go_on_where_they_were():

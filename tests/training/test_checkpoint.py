@@ -284,6 +284,24 @@ def test_load_verifies_and_reads_no_optimiser(run, tmp_path, monkeypatch):
         restored(checkpoint.Checkpoints(copy, read_only=True), 20)
 
 
+def test_export_sums_each_file_once_and_a_damaged_step_leaves_the_export_before(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    before = {name: (copy / "export" / name).read_bytes() for name in files_of(copy / "export")}
+    summed, sha256_of = [], checksums.sha256_of
+    monkeypatch.setattr(checksums, "sha256_of", lambda path: summed.append(path) or sha256_of(path))
+    checkpoint.export(copy)
+    assert len(summed) == len(set(summed)) == sum(len(name.parts) > 1 for name in before)
+    assert {name: (copy / "export" / name).read_bytes() for name in files_of(copy / "export")} == before
+
+    step = copy / "checkpoints" / "20"
+    name = next(name for name in files_of(step / "variables") if (step / "variables" / name).stat().st_size)
+    flip_a_byte(step / "variables" / name)
+    with pytest.raises(SpinejaxError, match=f"checkpoints/20: variables/{name} is not what was saved"):
+        checkpoint.export(copy)
+    assert {name: (copy / "export" / name).read_bytes() for name in files_of(copy / "export")} == before
+    assert {path.name for path in copy.iterdir() if path.name.startswith("export")} == {"export"}
+
+
 def test_records_of_the_version_before_are_read_and_of_the_first_refused(run, tmp_path):
     copy = shutil.copytree(run[0] / "export", tmp_path / "export")
     path = copy / "record" / "metadata"
