@@ -4,12 +4,13 @@ Without `--checkpoint` the network that ships grades. With `--scan PATH` instead
 raw scans first. With `--compare A B` nothing is graded: two evaluations of the same discs are compared.
 """
 
+import collections
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -39,6 +40,7 @@ from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, processes, runtime
+from spinejax.parallel.layout import Layout
 from spinejax.report import comparison, hotspot_files, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report, prepare_folder
@@ -108,6 +110,8 @@ class Arguments:
     """Seconds to wait for the other processes of `--distributed`."""
     report: Path | None = None
     """Folder for an HTML page with the results and a browser of the discs and their hotspots."""
+    write_threads: int = 0
+    """Threads that compress hotspots and pictures; 0 takes one for each core, at most 16."""
     cache_dir: Path | None = None
     """Folder for copies of what is in a bucket. Default: `~/.cache/spinejax`."""
     compare: tuple[Path, Path] | None = None
@@ -138,6 +142,7 @@ class Job:
     weights: str  # a digest that identifies them
     model: SpineNet
     variables: Mapping
+    layout: Layout  # of the network, for grading
     out: Path
     data: DataSet
 
@@ -157,8 +162,7 @@ def main(arguments: Arguments) -> None:
     with together, contextlib.ExitStack() as exit_stack:
         processes.end_on_sigterm()  # there is nothing to save
         job = set_up(arguments, exit_stack)
-        graded = grade(job, arguments.split)
-        processes.by_first(lambda: conclude(job, graded))
+        conclude(job, grade(job, arguments.split))
 
 
 # Set-up: every fault that can be found early is found here ------------------------------------------------------------
@@ -168,12 +172,13 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     """Read the network and the discs, and lock the results' folder until `exit_stack` closes."""
     mesh = devices.make_mesh()
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
-    if arguments.distributed and (arguments.scan or arguments.hotspots or arguments.calibrate):
-        raise SpinejaxError("--scan, --hotspots and --calibrate need a single process: leave out --distributed.")
+    if arguments.distributed and arguments.scan:
+        raise SpinejaxError("--scan needs a single process: leave out --distributed.")
     if (arguments.data is None) == (not arguments.scan):
         raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
     if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
+    require_option(arguments.write_threads >= 0, "write_threads", arguments.write_threads, "0 or more")
     if (below := arguments.refer_below) is not None:
         require_option(0 <= below <= 1, "refer_below", below, "a probability, from 0 to 1")
     step, record, weights, model, variables = read_checkpoint(arguments.network)
@@ -192,7 +197,13 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         processes.by_first(lambda: introduce(about))
     data = open_discs(arguments, model, out, about)
     processes.refuse_difference("data", data.digest)
-    return Job(arguments, mesh, step, about, record, weights, model, variables, out, data)
+    layout = predict.grading_layout(mesh, variables)
+    if mesh.size > 1 and processes.is_first():
+        copies = "Each device has a copy of the network"
+        parts = "A copy of the network does not fit half of a device's free memory: its dense layers are split"
+        said = f"{parts if layout.split else copies} ({mesh.size} devices)."
+        new_console().print(said, highlight=False, soft_wrap=True)
+    return Job(arguments, mesh, step, about, record, weights, model, variables, layout, out, data)
 
 
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
@@ -284,12 +295,11 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.
 def grade(job: Job, split: str) -> Graded:
     """The discs of a split with their grades."""
     rows, tasks = job.data.rows(split), job.model.tasks
-    hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
     size = job.mesh.size
     while size < min(len(rows), job.arguments.batch_size):  # a study has fewer discs than a batch
         size *= 2
-    batches = eval_batches(job.data, rows, [], batch_size=min(size, job.arguments.batch_size), **hosts)
-    how = {"tta": job.arguments.tta, "average_logits": job.arguments.average == "logits"}
+    batches = eval_batches(job.data, rows, [], batch_size=min(size, job.arguments.batch_size), **this_host())
+    how: dict = {"tta": job.arguments.tta, "average_logits": job.arguments.average == "logits", "layout": job.layout}
     stream = predict.predict(job.model, job.variables, batches, job.mesh, **how)
     parts = [found for _, *found in with_progress(stream, "grading", len(rows))]
     probabilities, spread = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
@@ -299,36 +309,58 @@ def grade(job: Job, split: str) -> Graded:
     return Graded(job.data, rows, tasks, labels, probabilities, spread, job.arguments.refer_below)
 
 
+def this_host() -> dict[str, Any]:
+    """Which part of each batch this process reads, for `eval_batches`."""
+    return {"host": jax.process_index(), "num_hosts": jax.process_count()}
+
+
 def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
     """The discs at the checkpoint's temperatures, and the effect on each task that has labels."""
     num_views, average = job.arguments.num_views, job.arguments.average
-    found = temperatures_of(job.arguments, job.step, job.weights)
-    if job.arguments.split in ("validation", ALL) and (found is None or found["data"] == job.data.digest):
-        raise SpinejaxError("--calibrate fits on the validation split, so it cannot be judged there. Choose another.")
-    if found is None:
-        found = temperatures.fit(grade(job, "validation"), num_views=num_views, average=average)
+
+    def stored() -> Fit | None:
+        found = temperatures_of(job.arguments, job.step, job.weights)
+        if job.arguments.split in ("validation", ALL) and (found is None or found["data"] == job.data.digest):
+            raise SpinejaxError(
+                "--calibrate fits on the validation split, so it cannot be judged there. Choose another."
+            )
+        return found
+
+    def fitted(validation: Graded) -> Fit:
+        found = temperatures.fit(validation, num_views=num_views, average=average)
         try:
             said = f"Temperatures are stored in {temperatures.store(job.step, found, weights=job.weights)}."
         except OSError as error:
             said = f"The temperatures cannot be stored with the checkpoint: {error.strerror}."
         new_console().print(said, soft_wrap=True)
+        return found
+
+    if (found := processes.by_first(stored)) is None:
+        validation = grade(job, "validation")
+        found = processes.by_first(lambda: fitted(validation))
     return temperatures.apply(graded, found["temperatures"]), temperatures.effect(graded, found["temperatures"])
 
 
 def explain(job: Job, graded: Graded, traced: Int[np.ndarray, "M T"], page: Report | None) -> Mapping[str, Pointing]:
-    """Write the discs' hotspots, and add them to the page. Returns how well they point, where masks can tell."""
+    """Make the discs' hotspots, by all processes. The first one writes them, and adds them to the page.
+
+    Returns how well they point, where masks can tell.
+    """
     method = job.arguments.hotspot
     if job.arguments.trained_views and (ranges := trained_views(job)):
         method = dataclasses.replace(method, ranges=ranges)
     grades = np.zeros((len(job.data), len(job.model.tasks)), np.int64)
     grades[graded.rows] = traced
     # One disc per device: its views fill the device, and `views_at_once` alone bounds the memory.
-    batches = eval_batches(job.data, graded.rows, [], batch_size=job.mesh.size)
+    batches = eval_batches(job.data, graded.rows, [], batch_size=job.mesh.size, **this_host())
     key = jax.random.key(job.arguments.seed)
     stream = hotspots.stream(key, job.model, job.variables, batches, job.data.slices, grades, job.mesh, method=method)
+    if not processes.is_first():
+        collections.deque(stream, maxlen=0)
+        return {}
     stream = with_progress(stream, "hotspots", len(graded.rows))
-    also = [page.add] if page else []
-    return write_hotspots(stream, job.out / "hotspots", graded, grades, method, seed=job.arguments.seed, also=also)
+    options: dict = {"seed": job.arguments.seed, "page": page, "threads": job.arguments.write_threads}
+    return write_hotspots(stream, job.out / "hotspots", graded, grades, method, **options)
 
 
 def trained_views(job: Job) -> ViewRanges | None:
@@ -343,21 +375,34 @@ def trained_views(job: Job) -> ViewRanges | None:
 
 
 def conclude(job: Job, graded: Graded) -> None:
-    """Write and print everything that follows from the graded discs."""
-    arguments, out, console = job.arguments, job.out, new_console()
-    remove_earlier(out)
+    """Calibrate and explain the graded discs, by all processes. The first one writes and prints what follows."""
+    arguments, out = job.arguments, job.out
+    processes.by_first(lambda: remove_earlier(out))
     calibrated: dict = {}
     if arguments.calibrate:
         graded, calibrated = calibrate(job, graded)
-    if usual := shipped.read_usual(job.step) if job.about else None:
-        distance = usual.distance(unusual.features(job.data, graded.rows)) / usual.threshold
-        graded = dataclasses.replace(graded, distance=distance)
-    graded.write(out / "predictions.csv", network=f"{job.name} ({job.weights[:12]})")
     traced = hotspots.choose_grades(job.model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
-    page = Report(arguments.report, graded, traced if arguments.hotspots else None) if arguments.report else None
-    pointing: Mapping[str, Pointing] = {}
-    if arguments.hotspots:
-        pointing = explain(job, graded, traced, page)
+    page: Report | None = None
+    if processes.is_first():
+        if usual := shipped.read_usual(job.step) if job.about else None:
+            distance = usual.distance(unusual.features(job.data, graded.rows)) / usual.threshold
+            graded = dataclasses.replace(graded, distance=distance)
+        graded.write(out / "predictions.csv", network=f"{job.name} ({job.weights[:12]})")
+        if arguments.report:
+            page = Report(arguments.report, graded, traced if arguments.hotspots else None)
+    pointing = explain(job, graded, traced, page) if arguments.hotspots else {}
+    processes.by_first(lambda: write(job, graded, calibrated, pointing, page))
+
+
+def write(
+    job: Job,
+    graded: Graded,
+    calibrated: Mapping[str, Mapping[str, float]],
+    pointing: Mapping[str, Pointing],
+    page: Report | None,
+) -> None:
+    """Write and print the results."""
+    arguments, out, console = job.arguments, job.out, new_console()
     same_data = job.record["data"] == job.data.digest
     chosen_on = job.record.get("validation_split")  # older runs did not record it
     about = {

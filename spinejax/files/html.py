@@ -57,5 +57,7 @@ def style_and_script(folder: Path, name: str, *before: str) -> dict[str, str]:
 def webp(pixels: UInt8[np.ndarray, "H W"], quality: int) -> str:
     """A grey picture as a WebP file in base64; `quality` is from 0 to 100."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "WEBP", quality=quality, method=2)  # half the time of 4, a tenth more bytes
+    Image.fromarray(pixels).save(
+        file, "WEBP", quality=quality, method=0
+    )  # a third of the time of 4, a third more bytes
     return base64.b64encode(file.getvalue()).decode()

@@ -24,7 +24,7 @@ from spinejax.geometry import MARGINS, VOLUME_SHAPE, WINDOW_SHAPE, central_windo
 from spinejax.network import views
 from spinejax.network.spinenet import SpineNet, shown
 from spinejax.network.views import View, ViewRanges
-from spinejax.parallel.devices import put_batch, put_replicated
+from spinejax.parallel.devices import one_ahead, put_batch, put_replicated, to_host
 from spinejax.tasks import Task
 
 IDENTITY_RANGES = ViewRanges(
@@ -307,21 +307,28 @@ def stream(
     *,
     method: Method = Method(),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The maps of a stream of batches from `data.batches.eval_batches`; one batch of them is in memory.
+    """The maps of a stream of batches from `data.batches.eval_batches`; two batches of them at most are in memory.
 
-    `slices` and `grades`, the grades whose scores are traced back (`choose_grades`), have a row for each disc of the
-    data set.
+    The devices have the next batch while one is fetched. `slices` and `grades`, the grades whose scores are traced back
+    (`choose_grades`), have a row for each disc of the data set. Every process gets the maps of all.
 
     Yields:
         For each batch the rows of its valid discs, int[M], and their maps, float32[M, T, 112, 224, 9].
     """
     key, variables = put_replicated((key, variables), mesh)
-    for batch in batches:
-        row = batch["row"]
-        discs = {"volume": batch["volume"], "row": row}
-        discs |= {"slices": slices[row].astype(np.int32), "grades": grades[row].astype(np.int32)}
-        maps = hotspot_step(key, variables, put_batch(discs, mesh), model=model, method=method)
-        yield row[batch["valid"]], np.asarray(maps)[batch["valid"]]
+
+    def dispatched() -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+        for batch in batches:
+            row = batch["row"]
+            part = {name: batch[name] for name in ("volume", "row", "valid")}
+            part |= {"slices": slices[row].astype(np.int32), "grades": grades[row].astype(np.int32)}
+            discs = put_batch(part, mesh)
+            valid = discs.pop("valid")
+            yield discs["row"], valid, hotspot_step(key, variables, discs, model=model, method=method)
+
+    for each in one_ahead(dispatched()):
+        rows, valid, maps = to_host(each)
+        yield rows[valid], maps[valid]
 
 
 def choose_grades(

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt16
 
+from spinejax.data.device_cache import SHARE_UNASKED, free_bytes
 from spinejax.errors import SpinejaxError
 from spinejax.network import views
 from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import View
 from spinejax.parallel import layout as layouts
-from spinejax.parallel.devices import put_batch, put_replicated, to_host
+from spinejax.parallel import processes
+from spinejax.parallel.devices import one_ahead, put_batch, put_replicated, to_host
+from spinejax.parallel.layout import Layout
 
 IN_PLANE_VIEWS = 9
 """Views of the grid that differ in their rows and columns only; they are adjacent in it."""
@@ -117,20 +121,37 @@ def predict(
     *,
     tta: bool = False,
     average_logits: bool = False,
+    layout: Layout | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Grade a stream of batches from `data.batches.eval_batches`.
+    """Grade a stream of batches from `data.batches.eval_batches`. The devices have the next one while one is fetched.
+
+    `layout` says how the network is divided over the devices. Default: `grading_layout`.
 
     Yields:
         For each batch the rows of its valid discs, int[M], and their probabilities and spread as by `predict_step`.
     """
-    layout = layouts.for_grading(mesh, variables["params"])
+    layout = layout or grading_layout(mesh, variables)
     variables, model = layout.put(variables), layout.on(model)
     chosen = put_replicated(view_set(tta), mesh)
-    for batch in batches:
-        laid_out = put_batch({name: batch[name] for name in ("volume", "row", "valid")}, mesh)
-        volumes = laid_out["volume"]
-        found = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits, grid=tta)
-        # Every process gets the discs of all, so that the one that writes has them.
-        rows, valid, found = to_host((laid_out["row"], laid_out["valid"], found))
+
+    def dispatched() -> Iterator[tuple[jax.Array, jax.Array, Any]]:
+        for batch in batches:
+            laid_out = put_batch({name: batch[name] for name in ("volume", "row", "valid")}, mesh)
+            volumes = laid_out.pop("volume")
+            found = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits, grid=tta)
+            yield laid_out["row"], laid_out["valid"], found
+
+    for each in one_ahead(dispatched()):
+        rows, valid, found = to_host(each)  # every process gets the discs of all, so that the one that writes has them
         probabilities, spread = ({name: each[valid] for name, each in part.items()} for part in found)
         yield rows[valid], probabilities, spread
+
+
+def grading_layout(mesh: Mesh, variables: Mapping) -> Layout:
+    """A copy of the network on every device, if it takes no more than half of what is free there; else it is split.
+
+    The choice is the same on every process.
+    """
+    params = variables["params"]
+    fits = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= SHARE_UNASKED * free_bytes(mesh)
+    return Layout(mesh) if processes.all_agree(fits) else layouts.for_grading(mesh, params)

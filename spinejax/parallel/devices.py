@@ -1,8 +1,9 @@
 """Where arrays are: the mesh of devices, and how batches and parameters are divided over it."""
 
+import itertools
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from spinejax.errors import NoDeviceError, SpinejaxError
 
 DATA_AXIS = "data"
+
+T = TypeVar("T")
 
 
 def all_devices() -> list[jax.Device]:
@@ -83,6 +86,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     if jax.process_count() == 1:  # one call for all arrays
         return jax.device_put(dict(batch), by_disc(mesh))
     return {key: jax.make_array_from_process_local_data(by_disc(mesh), value) for key, value in batch.items()}
+
+
+def one_ahead(dispatched: Iterable[T]) -> Iterator[T]:
+    """The same items, each once the next one has been asked for: so devices compute that while this one is fetched."""
+    for item, _ in itertools.pairwise(itertools.chain(dispatched, [None])):
+        yield cast(T, item)
 
 
 def to_host(tree) -> Any:

@@ -1,7 +1,12 @@
 """What an evaluation keeps of its hotspots: files, plots and metrics, made from one pass over a stream of maps."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import collections
+import concurrent.futures
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -14,7 +19,14 @@ from spinejax.metrics import pointing
 from spinejax.metrics.pointing import Pointing
 from spinejax.report import figures, hotspot_files
 from spinejax.report.figures import Example
+from spinejax.report.page import Report
 from spinejax.tasks import Task
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+MAX_THREADS = 16  # by default
 
 
 def write_hotspots(
@@ -25,31 +37,58 @@ def write_hotspots(
     method: Method,
     *,
     seed: int = 0,
-    also: Sequence[Callable[[int, np.ndarray], None]] = (),
+    page: Report | None = None,
+    threads: int = 0,
 ) -> Mapping[str, Pointing]:
     """Write hotspots into a folder: `hotspots.h5`, `nifti/`, and the gallery's figures. Returns `Gallery.pointing`.
 
     Args:
         stream: from `hotspots.stream`.
         grades, seed: as for `Gallery`.
-        also: called with each disc's row and maps.
+        page: to which the discs are added.
+        threads: how many compress files and pictures; 0 takes one for each core, at most 16. The bytes do not depend
+            on it.
     """
     (folder / "nifti").mkdir(parents=True, exist_ok=True)
     data, tasks = graded.data, graded.tasks
     gallery = Gallery(data, tasks, grades, graded.rows, seed=seed)
 
-    def discs():
-        for batch_rows, batch_maps in stream:
-            for row, maps in zip(batch_rows, batch_maps, strict=True):
-                hotspot_files.write_nifti(folder / "nifti", data, row, tasks, maps)
+    def write_own_files(disc: tuple[np.integer, np.ndarray]) -> tuple[np.integer, np.ndarray, dict[str, str]]:
+        row, maps = disc
+        hotspot_files.write_nifti(folder / "nifti", data, row, tasks, maps)
+        return row, maps, page.pictures(row, maps) if page else {}
+
+    def discs() -> Iterator[tuple[np.integer, np.ndarray]]:
+        each = (disc for rows, maps in stream for disc in zip(rows, maps, strict=True))
+        num_threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        with contextlib.closing(in_threads(write_own_files, each, num_threads)) as written:
+            for row, maps, pictures in written:
                 gallery.add(row, np.abs(maps))
-                for add in also:
-                    add(row, maps)
+                if page:
+                    page.add_pictures(row, pictures)
                 yield row, maps
 
     hotspot_files.write_maps(folder / "hotspots.h5", discs(), data, tasks, grades, method)
     gallery.write_figures(folder)
     return gallery.pointing()
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Generator[Result]:
+    """`map(function, items)` by a pool of threads: in order, with `num_threads` + 1 items at most in memory.
+
+    Items are taken by the caller's thread.
+    """
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        running: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+        try:
+            for item in items:
+                running.append(pool.submit(function, item))
+                if len(running) > num_threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Gallery:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int, Integer
+from jaxtyping import Float32, Float64, Int, Int8, Integer, UInt8
 
 from spinejax import tasks as task_tables
 from spinejax.data.dataset import DataSet
@@ -29,6 +29,9 @@ from spinejax.files.hdf5 import Column, write_table
 from spinejax.geometry import WINDOW_SHAPE, window_affine
 from spinejax.inference.hotspots import Method
 from spinejax.tasks import Task
+
+GZIP_LEVEL = 1
+"""Higher levels take up to three times as long and save a few percent (docs/performance.md)."""
 
 _NOTE = "Research use only: a hotspot shows what the score depends on, not proven pathology."
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -49,10 +52,10 @@ def write_maps(
         tasks: the network's.
         grades: the grade whose evidence was traced, for every row of the data set.
     """
-    dtype, top = (np.int8, 127) if method.signed else (np.uint8, 255)
+    dtype = np.int8 if method.signed else np.uint8
     names = {name: Column(f"S{getattr(data, name).dtype.itemsize // 4}") for name in ("level", "patient", "scan")}
     one_map = (1, 1, *WINDOW_SHAPE)  # the chunk: a viewer reads one disc's map of one task
-    packed = {"compression": "gzip", "fletcher32": True}
+    packed = {"compression": "gzip", "compression_opts": GZIP_LEVEL, "fletcher32": True}
     columns = {
         "map": Column(dtype, (len(tasks), *WINDOW_SHAPE), one_map, packed),
         "step": Column(np.float32, (len(tasks),)),
@@ -63,9 +66,9 @@ def write_maps(
 
     def rows() -> Iterator[dict]:
         for row, maps in discs:
-            step = np.abs(maps).max((1, 2, 3)) / top
+            numbers, step = _in_steps(maps, dtype)
             yield {
-                "map": np.rint(maps / np.where(step > 0, step, 1)[:, None, None, None]),
+                "map": numbers,
                 "step": step,
                 "grade": grades[row],
                 "affine": window_affine(data.affine[row]),
@@ -89,15 +92,34 @@ def write_nifti(
     NIfTI's patient space is RAS, the data set's LPS; the affine is converted. Raises as `check_nifti`.
     """
     check_nifti(data, [row])
-    nibabel = _nibabel()
-    for task, map in zip(tasks, maps, strict=True):
-        image = nibabel.Nifti1Image(map, _LPS_TO_RAS @ window_affine(data.affine[row]))
-        image.set_data_dtype(np.int8 if map.min() < 0 else np.uint8)  # nibabel keeps the scale in the header
-        image.header.set_xyzt_units("mm")
-        image.header["descrip"] = f"spinejax hotspot, {task.name}; research use only"[:79].encode()
-        content = gzip.compress(image.to_bytes(), mtime=0)  # without the time, the same map gives the same bytes
+    descriptions = [f"spinejax hotspot, {task.name}; research use only"[:79] for task in tasks]
+    images = nifti(maps, window_affine(data.affine[row]), descriptions)
+    for task, image in zip(tasks, images, strict=True):
+        content = gzip.compress(image, GZIP_LEVEL, mtime=0)  # without the time, the same map gives the same bytes
         path = folder / f"{data.scan[row]}_{data.level[row]}_{task.name}.nii.gz"
         write_atomically(path, lambda temporary, content=content: temporary.write_bytes(content))
+
+
+def nifti(
+    maps: Float32[np.ndarray, "T 112 224 9"], affine: Float64[np.ndarray, "4 4"], descriptions: Sequence[str]
+) -> Iterator[bytes]:
+    """The content of a NIfTI file for each map of a disc; `affine` is that of the maps in LPS."""
+    nibabel = _nibabel()
+    numbers, steps = _in_steps(maps, np.int8 if maps.min() < 0 else np.uint8)
+    for map, step, description in zip(numbers, steps, descriptions, strict=True):
+        image = nibabel.Nifti1Image(map, _LPS_TO_RAS @ affine)
+        image.header.set_slope_inter(step or 1, 0)  # else nibabel would look for a step of its own, in 2.5 ms a map
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = description.encode()
+        yield image.to_bytes()
+
+
+def _in_steps(
+    maps: Float32[np.ndarray, "T 112 224 9"], dtype: type[np.int8] | type[np.uint8]
+) -> tuple[Int8[np.ndarray, "T 112 224 9"] | UInt8[np.ndarray, "T 112 224 9"], Float32[np.ndarray, "T"]]:
+    """Maps as whole numbers of steps, and each map's step: its largest value is the largest number."""
+    step = np.abs(maps).max((1, 2, 3)) / np.float32(np.iinfo(dtype).max)
+    return np.rint(maps / np.where(step > 0, step, 1)[:, None, None, None]).astype(dtype), step
 
 
 def check_nifti(data: DataSet, rows: Sequence[int | np.integer] | Integer[np.ndarray, "M"]) -> None:

@@ -8,11 +8,11 @@ by their pseudonyms, and paths of files do not appear.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, UInt16
+from jaxtyping import Float, Int, UInt8, UInt16
 
 from spinejax import paper
 from spinejax.data.scan_picture import read_scan_picture
@@ -70,12 +70,19 @@ class Report:
 
     def add(self, row: int | np.integer, maps: Float[np.ndarray, "T 112 224 9"] | None = None) -> None:
         """Add one disc: its row in the data set, and its maps if there are any."""
+        self.add_pictures(row, self.pictures(row, maps))
+
+    def pictures(self, row: int | np.integer, maps: Float[np.ndarray, "T 112 224 9"] | None = None) -> dict[str, str]:
+        """A disc's pictures, for `add_pictures`. Threads may make several discs' at once."""
+        made = {"window": window_sheet(central_window(self._graded.data.volume(row)))}
+        return made if maps is None else made | {"maps": map_sheet(maps)}
+
+    def add_pictures(self, row: int | np.integer, pictures: Mapping[str, str]) -> None:
+        """`add`, of a disc whose pictures are made."""
         if row != self._graded.rows[self._place]:
             raise ValueError(f"row {row} is not the next disc, {self._graded.rows[self._place]}")
         number = self._place - self._pages[self._page].start
-        self._pictures[f"window-{number}"] = window_sheet(central_window(self._graded.data.volume(row)))
-        if maps is not None:
-            self._pictures[f"maps-{number}"] = map_sheet(maps)
+        self._pictures |= {f"{name}-{number}": text for name, text in pictures.items()}
         self._place += 1
         if len(self._pages) > 1 and self._place == self._pages[self._page].stop:
             self._write(_name(self._page), self._browser(), page=self._page)
@@ -233,14 +240,18 @@ def map_sheet(maps: Float[np.ndarray, "T 112 224 9"]) -> str:
 
     It has a row for each task and a column for each slice, of 56×112 pixels each. Each map is scaled to its brightest.
     """
+    return _webp(map_pixels(maps), _MAP_QUALITIES, len(maps) * MAP_BYTES)
+
+
+def map_pixels(maps: Float[np.ndarray, "T 112 224 9"]) -> UInt8[np.ndarray, "_ 1008"]:
+    """The pixels of `map_sheet`."""
     num_tasks, (rows, columns, num_slices) = len(maps), WINDOW_SHAPE
     strength = np.abs(maps)
     offsets = itertools.product(range(MAP_SHRINK), repeat=2)
     small = sum(strength[:, row::MAP_SHRINK, column::MAP_SHRINK] for row, column in offsets) / MAP_SHRINK**2
     brightest = np.percentile(small, _BRIGHTEST, axis=(1, 2, 3), keepdims=True)
     grey = np.rint(255 * (small / np.where(brightest > 0, brightest, 1)).clip(0, 1)).astype(np.uint8)
-    sheet = grey.transpose(0, 1, 3, 2).reshape(num_tasks * rows // MAP_SHRINK, num_slices * columns // MAP_SHRINK)
-    return _webp(sheet, _MAP_QUALITIES, num_tasks * MAP_BYTES)
+    return grey.transpose(0, 1, 3, 2).reshape(num_tasks * rows // MAP_SHRINK, num_slices * columns // MAP_SHRINK)
 
 
 def _webp(pixels: np.ndarray, qualities: Sequence[int], most_bytes: int) -> str:

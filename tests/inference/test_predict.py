@@ -65,6 +65,34 @@ def test_every_disc_is_graded_once_and_in_order_for_any_batch_size(network):
     np.testing.assert_allclose(found[8], found[16], atol=1e-6)
 
 
+def test_the_next_batch_is_dispatched_before_the_last_ones_grades_are_fetched(network, monkeypatch):
+    model, variables, data = network
+    batches = eval_batches(data, data.rows("train")[:17], [], batch_size=8)
+    done, step, fetch = [], predict.predict_step, predict.to_host
+    monkeypatch.setattr(predict, "predict_step", lambda *args, **named: (done.append("step"), step(*args, **named))[1])
+    monkeypatch.setattr(predict, "to_host", lambda tree: (done.append("fetch"), fetch(tree))[1])
+    rows = [rows for rows, *_ in predict.predict(model, variables, batches, devices.make_mesh())]
+    assert done == ["step", "step", "fetch", "step", "fetch", "fetch"]
+    np.testing.assert_array_equal(np.concatenate(rows), data.rows("train")[:17])
+
+
+def test_a_network_is_copied_where_it_fits_and_else_split_to_the_same_grades(network, monkeypatch):
+    model, variables, data = network
+    model = model.clone(width=0.03125)  # 128 features of fc6 divide by eight devices
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
+    mesh, size = devices.make_mesh(), sum(leaf.nbytes for leaf in jax.tree.leaves(variables["params"]))
+    found = []
+    for free, split in ((2 * size, False), (2 * size - 2, True)):
+        monkeypatch.setattr(predict, "free_bytes", lambda mesh, free=free: free)
+        layout = predict.grading_layout(mesh, variables)
+        assert layout.split is split
+        kernel = layout.put(variables)["params"]["head_side"]["fc6"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // (8 if split else 1)
+        batches = eval_batches(data, data.rows("test"), [], batch_size=8)
+        found.append(next(iter(predict.predict(model, variables, batches, mesh)))[1])
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), *found)
+
+
 def test_the_nine_in_plane_views_share_conv1_to_the_same_scores(network):
     model, variables, data = network
     variables = variables | {

@@ -1,12 +1,14 @@
 """Several processes, over the loopback device, are one run: same curve, same discs, and they end together."""
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -131,6 +133,35 @@ def test_evaluation_grades_every_disc_once_at_any_number_of_processes(alone, tin
                 np.testing.assert_allclose(float(value), float(two[name]), atol=1e-5, err_msg=name)
             except ValueError:
                 assert value == two[name], name
+
+
+def test_two_processes_calibrate_explain_and_report_as_one_does(alone, tiny, launcher, tmp_path):
+    found = []
+    for num_processes in (1, 2):
+        folder = tmp_path / str(num_processes)
+        shutil.copytree(alone, folder / "run")  # without temperatures
+        options = ["--checkpoint", folder / "run", "--data", tiny, "--out", folder / "out", "--batch-size", "4"]
+        options += ["--hotspots", "--hotspot.num-views", "2", "--calibrate", "--report", folder / "page"]
+        with launcher.together(*[["evaluate.py", *options]] * num_processes) as processes:
+            ends = [process.end() for process in processes]
+        assert [end.status for end in ends] == [0] * num_processes, ends
+        assert not any(end.printed for end in ends[1:])
+        assert "Temperatures are stored in" in ends[0].stdout
+        assert ("Each device has a copy of the network (2 devices)." in ends[0].stdout) is (num_processes == 2)
+        with h5py.File(folder / "out" / "hotspots" / "hotspots.h5") as file:
+            maps = file["map"][()] * file["step"][()][..., None, None, None]
+        results = json.loads((folder / "out" / "results.json").read_text())
+        page = (folder / "page" / "index.html").read_text()
+        names = sorted(path.name for path in folder.rglob("*.nii.gz"))
+        found.append(
+            (maps, names, set(results), page.count("data:image") + page.count("maps-"), results["calibration"])
+        )
+    one, two = found
+    np.testing.assert_allclose(two[0], one[0], atol=0.02 * one[0].max())  # a map is stored in 255 steps
+    assert len(one[1]) == 12
+    assert two[1:4] == one[1:4]
+    for name, each in one[4].items():
+        assert two[4][name] == pytest.approx(each, rel=1e-3)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

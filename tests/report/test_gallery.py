@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import h5py
 import jax
@@ -20,6 +21,7 @@ from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE, centra
 from spinejax.inference.hotspots import Method
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import runtime
+from spinejax.report import gallery
 from spinejax.report.gallery import Gallery
 from spinejax.tasks import LEVELS, Task
 from spinejax.training import checkpoint, train_step
@@ -100,6 +102,38 @@ def test_evaluate_writes_maps_figures_and_pointing(run, data, tmp_path, monkeypa
     assert found["upper_marrow"]["n"] == 4
     assert 0 < found["upper_marrow"]["energy_inside"]["value"] < 1
     assert "Hotspots against lesion masks" in capsys.readouterr().out
+
+
+def test_any_number_of_threads_writes_the_same_bytes(run, data, tmp_path, monkeypatch):
+    written = []
+    for threads in (1, 3):
+        out, page = (tmp_path / f"{name}-{threads}" for name in ("out", "page"))
+        evaluated(run, data, out, monkeypatch, report=page, write_threads=threads)
+        files = (path for folder in (out, page) for path in folder.rglob("*") if path.is_file())
+        written.append(
+            {str(path.relative_to(tmp_path)).replace(f"-{threads}/", "/"): path.read_bytes() for path in files}
+        )
+    assert {"out/hotspots/hotspots.h5", "page/index.html"} < set(written[0])
+    assert written[0] == written[1]
+
+
+def test_threads_keep_the_order_and_few_items_in_memory():
+    taken = []
+
+    def items():
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    def slow_if_even(number):
+        time.sleep(0.02 * (number % 2 == 0))
+        return -number
+
+    for count, result in enumerate(gallery.in_threads(slow_if_even, items(), 3)):
+        assert result == -count
+        assert len(taken) <= count + 4
+    with pytest.raises(ZeroDivisionError):
+        list(gallery.in_threads(lambda number: 1 // (number - 2), iter(range(5)), 2))
 
 
 def test_an_unknown_grade_stops_before_anything_is_written(run, data, tmp_path, monkeypatch):
