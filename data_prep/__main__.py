@@ -6,14 +6,16 @@ Exit status: 0 done; 2 the user can fix it (the message says how); 130 interrupt
 import sys
 from pathlib import Path
 
-import tyro
+from spinejax.errors import installed, status_of
 
-from data_prep.commands.detector import detect_eval, train_detector
-from data_prep.commands.look import inspect, inventory, overlay, stats, verify
-from data_prep.commands.make import fold, phantom, pooled, scans, spider
-from data_prep.commands.results import results
-from spinejax.errors import status_of
-from spinejax.files.addresses import PATHS
+with installed():
+    import tyro
+
+    from data_prep.commands.detector import detect_eval, train_detector
+    from data_prep.commands.look import inspect, inventory, overlay, stats, verify
+    from data_prep.commands.make import fold, phantom, pooled, scans, spider
+    from data_prep.commands.results import results
+    from spinejax.files.addresses import PATHS
 
 _MAKE = (phantom, spider, pooled, scans, fold)
 _LOOK = (inventory, overlay, verify, stats, inspect)

@@ -40,6 +40,24 @@ class NotInstalledError(SpinejaxError):
 
 
 @contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Around a command's imports: ends in one line where this Python lacks a library that every command needs.
+
+    In a clone that is what a newcomer sees first who has not activated the environment.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if str(missing.name).startswith(("spinejax", "data_prep")):
+            raise  # a fault of ours
+        sys.stderr.write(
+            f"error: {missing}: this Python, {sys.executable}, lacks what spinejax needs. After `make demo`: "
+            "`. .venv/bin/activate`. Or install it here: `pip install -e '.[all]'`.\n"
+        )
+        raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
 def needs(need: str, extra: str) -> Iterator[None]:
     """Around the import of a library: raises NotInstalledError if it is missing. Arguments as there."""
     try:

@@ -77,6 +77,15 @@ def test_files_and_modules_that_are_named_exist(page):
             assert is_there(f"{module}.{name.strip()}"), name
 
 
+def test_the_readme_is_short_and_its_picture_light():
+    """What else there is to say is in the manual."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 120
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert pictures == ["docs/images/spine.png"]
+    assert (ROOT / pictures[0]).stat().st_size < 400_000
+
+
 def is_there(name):
     """Whether a dotted name is a module, an attribute of one, or a field of a class."""
     found = importlib.import_module(name.split(".")[0])

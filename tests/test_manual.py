@@ -193,6 +193,13 @@ def test_a_pod(clone, follow):
     assert (clone[0] / "runs" / "four" / "export" / "variables").is_dir()
 
 
+def test_the_readmes_python_runs(clone, launcher):
+    program = clone[0] / "readme.py"
+    program.write_text("\n".join(blocks(ROOT / "README.md", "python")) + "\nprint(scores['narrowing'].shape)" + DONE)
+    ended = launcher.run([program], folder=clone[0])
+    assert (ended.status, ended.stdout) == (0, "(1, 2)\n"), ended
+
+
 @pytest.mark.parametrize(
     "page",
     [page for page in sorted(DOCS.rglob("*.md")) if blocks(page, "python") and page.parent.name != "tutorials"],

@@ -27,9 +27,10 @@ from data_prep.sources.ungraded import SPLIT, ungraded_discs
 from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import ALL, DataSet
+from spinejax.data.manifest import read_manifest
 from spinejax.data.scan_picture import check_scan_pictures
 from spinejax.errors import SpinejaxError, printable, require_option, status_of
-from spinejax.files.addresses import PATHS, Folder, ScanPath
+from spinejax.files.addresses import PATHS, Folder, ScanPath, is_study_address
 from spinejax.files.atomic import make_folder
 from spinejax.inference import hotspots, predict, temperatures, unusual
 from spinejax.inference.graded import Graded, labels_of
@@ -179,6 +180,7 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
     require_option(arguments.write_threads >= 0, "write_threads", arguments.write_threads, "0 or more")
+    refuse_missing(arguments)
     if (below := arguments.refer_below) is not None:
         require_option(0 <= below <= 1, "refer_below", below, "a probability, from 0 to 1")
     step, record, weights, model, variables = read_checkpoint(arguments.network)
@@ -204,6 +206,15 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         said = f"{parts if layout.split else copies} ({mesh.size} devices)."
         new_console().print(said, highlight=False, soft_wrap=True)
     return Job(arguments, mesh, step, about, record, weights, model, variables, layout, out, data)
+
+
+def refuse_missing(arguments: Arguments) -> None:
+    """Check that there is something to grade, before a folder or a key is made for the results."""
+    if arguments.data is not None:
+        read_manifest(arguments.data)
+    for path in arguments.scan:
+        if not (path.exists() or is_study_address(str(path))):
+            raise SpinejaxError(f"--scan {path}: no such file or folder.")
 
 
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:

@@ -361,7 +361,8 @@ def find(path: str | Path) -> Path:
         return path
     if (best := best_step(path)) is not None:
         return path / CHECKPOINTS / str(best)
-    raise SpinejaxError(f"{path}: not a checkpoint. Expected a run of `python train.py`, or its `{EXPORT}` folder.")
+    found = "not a checkpoint" if path.exists() else "no such folder, so not a checkpoint"
+    raise SpinejaxError(f"{path}: {found}. Expected a run of `python train.py`, or its `{EXPORT}` folder.")
 
 
 def _check_same_shapes(folder: Path, found: dict, expected: dict) -> None:

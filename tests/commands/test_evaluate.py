@@ -269,6 +269,13 @@ def test_what_is_missing_is_named(run, tmp_path, changes, fault):
         evaluate.main(evaluate.Arguments(**arguments))
 
 
+@pytest.mark.parametrize("missing", [{"data": Path("nowhere")}, {"scan": (Path("nowhere"),)}], ids=str)
+def test_where_there_is_nothing_to_grade_nothing_is_made(run, tmp_path, missing):
+    with pytest.raises(SpinejaxError, match="nowhere: no such f"):
+        evaluate.main(evaluate.Arguments(checkpoint=run, out=tmp_path / "out", report=tmp_path / "page", **missing))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_exits_with_status_2_and_one_line(tiny):
     result = subprocess.run(
         [sys.executable, "evaluate.py", "--checkpoint", "nowhere", "--data", str(tiny)],
