@@ -1,12 +1,11 @@
 """An S3 server on this machine (moto's), whose answers can be made slow, wrong or cut short while it runs."""
 
 import contextlib
-import os
-import socket
 import threading
 import time
 
 import boto3
+import fsspec
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -83,6 +82,7 @@ def store():
     with pytest.MonkeyPatch.context() as environment:
         for name, value in store.environment.items():
             environment.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # an earlier server's address
         yield store
     store.close()
 
@@ -150,14 +150,3 @@ def flipped(environ, answer):
 def vanishes(environ, answer):
     """A write is confirmed, and is not there."""
     return environ["answer_with"]("200 OK")
-
-
-def nobody_there():
-    """The address of a store that does not answer."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return ACCOUNT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{held.getsockname()[1]}"}
-
-
-def environment_of(store):
-    return os.environ | store.environment

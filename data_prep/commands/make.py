@@ -1,7 +1,8 @@
 """The commands that make data sets: `phantom`, `spider`, `scans` and `fold`."""
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,11 +11,12 @@ import tyro
 
 from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.commands.printing import PROGRESS, print_failures, print_notes
-from data_prep.commands.reading import LocalDataFolder, Reading
+from data_prep.commands.reading import CacheFolder, LocalDataFolder, Reading
 from data_prep.dataset.build import NoDataSetError, Settings, build
 from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
-from data_prep.dataset.pseudonyms import load_or_make_key
+from data_prep.dataset.pseudonyms import Pseudonyms, load_or_make_key
+from data_prep.dataset.resuming import SHARDS
 from data_prep.detector.doubt import MAX_DOUBT
 from data_prep.read.found import Found
 from data_prep.sources.labels import read_labels, read_tasks
@@ -24,8 +26,13 @@ from data_prep.sources.scan_files import Cutting
 from data_prep.sources.spider import SPIDER_TASKS, spider_jobs
 from data_prep.sources.summary import Summary, check_log, summarised
 from spinejax.data.dataset import DataSet
+from spinejax.data.manifest import MANIFEST
 from spinejax.data.shards import SPLITS
 from spinejax.errors import SpinejaxError, printable
+from spinejax.files.addresses import Folder
+from spinejax.files.lease import leased
+from spinejax.files.mirror import Mirror, held, mirror_of
+from spinejax.files.stores import Address, cache_folder
 from spinejax.tasks import PAPER_TASKS, Task
 
 
@@ -33,14 +40,29 @@ from spinejax.tasks import PAPER_TASKS, Task
 class Writing:
     """Options of every command that writes a data set."""
 
-    out: Path
-    """Folder of the data set."""
+    out: Folder
+    """Folder of the data set, also in a bucket (s3://…, gs://…; extra cloud)."""
     seed: int = 0
     """Seed of the split into train, validation and test."""
     log: Path | None = None
     """File for a log (JSON) of what was read, left out and failed, and why. It names source files: keep it apart from
     the data set."""
     settings: Settings = field(default_factory=Settings)
+    cache_dir: CacheFolder = None
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[Path]:
+        """The folder on this machine. If `out` is in a bucket, it is held while the block runs, and copied there."""
+        if isinstance(self.out, Path):
+            yield self.out
+            return
+        mirror = self._mirror(self.out)
+        advice = "Wait for it, or give another --out."
+        with held(mirror, wanted=lambda name: name == MANIFEST, advice=advice, tell=PROGRESS.print):
+            yield mirror.folder
+
+    def _mirror(self, out: Address) -> Mirror:
+        return mirror_of(out, cache_folder(self.cache_dir), "work", replaces=(SHARDS, MANIFEST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +73,19 @@ class WritingPatients(Writing):
     """File with the secret key of the pseudonyms, made if there is none. Keep it. Default: <out>.key, beside `out`."""
     keep_doubtful: bool = False
     """Keep labelled scans whose levels the detector doubts. Their discs could have their neighbours' labels."""
+
+    def pseudonyms(self) -> Pseudonyms:
+        """Made by the key, which is never in a bucket. Raises SpinejaxError if it would be."""
+        if isinstance(self.out, Path):
+            return load_or_make_key(self.key, self.out)
+        if self.key is None:
+            raise SpinejaxError(
+                f"--out {self.out}: give --key FILE, too. The key of the pseudonyms stays on this machine: whoever has "
+                "it can tell the patients."
+            )
+        with leased(self.out, "Wait for it, or give another --out."):
+            pass  # a bucket that cannot be written to is found now, and not when all scans are cut
+        return load_or_make_key(self.key, self._mirror(self.out).folder)
 
 
 def phantom(
@@ -69,6 +104,8 @@ def phantom(
     """
     out, seed = writing.out, writing.seed
     if as_ == "scans":
+        if isinstance(out, Address):
+            raise SpinejaxError(f"--out {out}: scans are written to a folder of this machine alone.")
         write_phantoms(out, patients, seed=seed, file_format=file_format, overwrite=writing.settings.overwrite)
         print(f"{out}: {patients} scans as {file_format}")
         return 0
@@ -102,7 +139,7 @@ def spider(
         series=series,
         slices=slices,
         seed=writing.seed,
-        pseudonyms=load_or_make_key(writing.key, writing.out),
+        pseudonyms=writing.pseudonyms(),
         detect_missing=detect_missing,
         keep_doubtful=writing.keep_doubtful,
         max_doubt=max_doubt,
@@ -137,7 +174,7 @@ def pooled(
         sudirman,
         series=series,
         held_out=[Patient.parse(name) for name in held_out],
-        pseudonyms=load_or_make_key(writing.key, writing.out),
+        pseudonyms=writing.pseudonyms(),
         cutting=Cutting(convention="spider", max_doubt=max_doubt),
     )
     preprocessing = {"source": "SPIDER and Sudirman", "series": " ".join(series), "slices": SLICES["slabs"]}
@@ -164,7 +201,7 @@ def scans(
     jobs, found = reading.jobs(
         table,
         seed=writing.seed,
-        pseudonyms=load_or_make_key(writing.key, writing.out),
+        pseudonyms=writing.pseudonyms(),
         keep_doubtful=writing.keep_doubtful,
         num_workers=writing.settings.workers,
         inventory=inventory,
@@ -206,21 +243,22 @@ def _build(
 ) -> int:
     """Build the data set, report what was done, left out or failed, and return the exit status."""
     found = found or Found()
-    if writing.log:
-        check_log(writing.log, writing.out)
     if writing.settings.strict and found.failures:
         raise SpinejaxError(next(iter(found.failures.values())))
     try:
-        outcome = build(
-            jobs,
-            writing.out,
-            tasks=tasks,
-            masks=masks,
-            preprocessing=PREPROCESSING | preprocessing,
-            compare_labels=compare_labels,
-            settings=writing.settings,
-            console=PROGRESS,
-        )
+        with writing.folder() as out:
+            if writing.log:
+                check_log(writing.log, out)
+            outcome = build(
+                jobs,
+                out,
+                tasks=tasks,
+                masks=masks,
+                preprocessing=PREPROCESSING | preprocessing,
+                compare_labels=compare_labels,
+                settings=writing.settings,
+                console=PROGRESS,
+            )
     except NoDataSetError as error:
         _summarise(summarised(jobs, found, error.outcome), writing.log)
         raise

@@ -28,7 +28,9 @@ from spinejax.files.lock import LOCK, locked
 from spinejax.geometry import VOLUME_SHAPE
 
 _MARK = "run"  # a file that marks the folder as a run's own
-_SHARDS = "discs-?????-of-?????.h5*"
+SHARDS = "discs-?????-of-?????.h5"
+"""Pattern of a data set's shards."""
+_SHARDS = f"{SHARDS}*"  # and of temporary ones
 _ARRAYS = {"affine": (np.dtype("<f8"), (4, 4))} | {name: (dtype, VOLUME_SHAPE) for name, dtype in VOLUME_DTYPES.items()}
 _CHECKSUM_BYTES = 8
 

@@ -32,6 +32,8 @@ from spinejax.data.scan_picture import check_scan_pictures
 from spinejax.errors import SpinejaxError, printable, require_option, status_of
 from spinejax.files.addresses import PATHS, Folder, ScanPath, is_study_address
 from spinejax.files.atomic import make_folder
+from spinejax.files.mirror import Mirror, held, mirror_of
+from spinejax.files.stores import Address, StoreError, cache_folder
 from spinejax.inference import hotspots, predict, temperatures, unusual
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.inference.hotspots import Method
@@ -46,7 +48,7 @@ from spinejax.report import comparison, hotspot_files, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report, prepare_folder
 from spinejax.report.predictions import read_predictions
-from spinejax.report.results import RESEARCH_ONLY, Findings, remove_earlier, write_results
+from spinejax.report.results import REPLACED, RESEARCH_ONLY, Findings, remove_earlier, write_results
 from spinejax.training import checkpoint, shipped
 
 
@@ -54,9 +56,9 @@ from spinejax.training import checkpoint, shipped
 class Arguments:
     """Grade the discs of a data set or of raw scans, and compare with the raters' grades where there are any."""
 
-    checkpoint: Path | None = None
-    """Run of `train.py`, whose best step is used; or a run's `export` folder, or the folder of one step. Default: the
-    network that ships with this package."""
+    checkpoint: Folder | None = None
+    """Run of `train.py`, whose best step is used; or a run's `export` folder, or the folder of one step; also in a
+    bucket. Default: the network that ships with this package."""
     data: Folder | None = None
     """Data set to grade: a folder that `python -m data_prep` made, also in a bucket (`s3://…`, `gs://…`; extra
     `cloud`)."""
@@ -81,8 +83,8 @@ class Arguments:
     """Average over the paper's 54 views, instead of grading the identity view alone."""
     average: Literal["probabilities", "logits"] = "probabilities"
     """Average the views' probabilities, or their scores before the softmax."""
-    out: Path | None = None
-    """Folder for the results; those of an earlier evaluation are replaced. Default:
+    out: Folder | None = None
+    """Folder for the results, also in a bucket; those of an earlier evaluation are replaced. Default:
     `evaluation-<split or "scan">-<views>-views`, inside the run; of the network that ships, in the current folder."""
     batch_size: int = 32
     """Most discs graded at once, over all devices."""
@@ -125,11 +127,6 @@ class Arguments:
         """Number of views that are averaged."""
         return predict.view_set(self.tta).flip.shape[0]
 
-    @property
-    def network(self) -> Path:
-        """Folder of the network."""
-        return shipped.FOLDER if self.checkpoint is None else self.checkpoint
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
@@ -137,6 +134,8 @@ class Job:
 
     arguments: Arguments
     mesh: Mesh
+    network: Path  # what `arguments.checkpoint` names, or a copy of it
+    copied: Mirror | None  # the copy, if it is in a store
     step: Path  # folder of the checkpoint; `arguments.checkpoint` may stand for another step a moment later
     about: shipped.About | None  # of a network in the form that ships; None of a run's
     record: checkpoint.Record
@@ -183,18 +182,24 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     refuse_missing(arguments)
     if (below := arguments.refer_below) is not None:
         require_option(0 <= below <= 1, "refer_below", below, "a probability, from 0 to 1")
-    step, record, weights, model, variables = read_checkpoint(arguments.network)
+    network, copied = network_of(arguments)
+    with copied.named() if copied else contextlib.nullcontext():
+        step, record, weights, model, variables = read_checkpoint(network)
     processes.refuse_difference("weights", weights)
     model = model.clone(dtype=np.dtype(arguments.dtype)) if arguments.dtype else model
     about = shipped.about(step) if shipped.is_one(step) else None
-    out = output_folder(arguments)
+    out = output_folder(arguments, network)
+    if isinstance(out, Address) and arguments.scan:
+        raise SpinejaxError(
+            "--scan cuts patients' discs out beside the results: give with --out a folder of this machine."
+        )
     if about and arguments.calibrate:
         temperatures_of(arguments, step, weights)
     if arguments.hotspots:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
     if page := arguments.report:
         processes.by_first(lambda: prepare_folder(page))
-    processes.by_first(lambda: exit_stack.enter_context(only_writer(make_folder(out, "--out"))))
+    out = hold(out, arguments.cache_dir, exit_stack)
     if about:
         processes.by_first(lambda: introduce(about))
     data = open_discs(arguments, model, out, about)
@@ -205,7 +210,7 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         parts = "A copy of the network does not fit half of a device's free memory: its dense layers are split"
         said = f"{parts if layout.split else copies} ({mesh.size} devices)."
         new_console().print(said, highlight=False, soft_wrap=True)
-    return Job(arguments, mesh, step, about, record, weights, model, variables, layout, out, data)
+    return Job(arguments, mesh, network, copied, step, about, record, weights, model, variables, layout, out, data)
 
 
 def refuse_missing(arguments: Arguments) -> None:
@@ -215,6 +220,25 @@ def refuse_missing(arguments: Arguments) -> None:
     for path in arguments.scan:
         if not (path.exists() or is_study_address(str(path))):
             raise SpinejaxError(f"--scan {path}: no such file or folder.")
+
+
+def network_of(arguments: Arguments) -> tuple[Path, Mirror | None]:
+    """The network's folder on this machine, and what it is a copy of, if it is in a store."""
+    if isinstance(arguments.checkpoint, Address):
+        copied = checkpoint.fetch(arguments.checkpoint, cache_folder(arguments.cache_dir))
+        return copied.folder, copied
+    return arguments.checkpoint or shipped.FOLDER, None
+
+
+def hold(out: Path | Address, cache_dir: Path | None, exit_stack: contextlib.ExitStack) -> Path:
+    """Lock the results' folder until `exit_stack` closes, and return where it is on this machine."""
+    if isinstance(out, Path):
+        processes.by_first(lambda: exit_stack.enter_context(only_writer(make_folder(out, "--out"))))
+        return out
+    mirror = mirror_of(out, cache_folder(cache_dir), "work", replaces=REPLACED)
+    held_out = held(mirror, advice="Wait for it, or give another --out.", tell=print)
+    processes.by_first(lambda: exit_stack.enter_context(held_out))
+    return mirror.folder
 
 
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
@@ -242,13 +266,13 @@ def introduce(about: shipped.About) -> None:
     new_console().print(said, highlight=False, soft_wrap=True, markup=False)
 
 
-def output_folder(arguments: Arguments) -> Path:
+def output_folder(arguments: Arguments, network: Path) -> Path | Address:
     """Folder for the results. Raises SpinejaxError without --out if the checkpoint is neither a run nor the default."""
     what = "scan" if arguments.scan else arguments.split
     name = f"evaluation-{what}-{views(arguments.num_views).replace(' ', '-')}"
     if arguments.out or arguments.checkpoint is None:
         return arguments.out or Path(name)
-    if not (arguments.checkpoint / checkpoint.CHECKPOINTS).is_dir():
+    if not (network / checkpoint.CHECKPOINTS).is_dir():
         raise SpinejaxError(f"{arguments.checkpoint} is not a whole run: say with --out where results go.")
     return arguments.checkpoint / name
 
@@ -283,7 +307,9 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.
                 weighting=arguments.weighting,
                 learned=about["contrasts"] if about else (),
                 # A run is shared, and results inside it with it: the key is then written beside the run.
-                pseudonyms=load_or_make_key(arguments.key, arguments.out or arguments.checkpoint or out),
+                pseudonyms=load_or_make_key(
+                    arguments.key, next(p for p in (arguments.out, arguments.checkpoint, out) if isinstance(p, Path))
+                ),
                 console=rich.console.Console(stderr=True),
             )
         remove_earlier(out)
@@ -340,9 +366,15 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
     def fitted(validation: Graded) -> Fit:
         found = temperatures.fit(validation, num_views=num_views, average=average)
         try:
-            said = f"Temperatures are stored in {temperatures.store(job.step, found, weights=job.weights)}."
-        except OSError as error:
-            said = f"The temperatures cannot be stored with the checkpoint: {error.strerror}."
+            stored = temperatures.store(job.step, found, weights=job.weights)
+            exported = job.network / checkpoint.EXPORT / checkpoint.CALIBRATION
+            if job.copied and exported.is_file():
+                job.copied.send(exported)
+            said = f"Temperatures are stored in {job.copied.send(stored) if job.copied else stored}."
+        except (OSError, StoreError) as error:
+            said = (
+                f"The temperatures cannot be stored with the checkpoint: {getattr(error, 'strerror', None) or error}."
+            )
         new_console().print(said, soft_wrap=True)
         return found
 
@@ -378,7 +410,7 @@ def trained_views(job: Job) -> ViewRanges | None:
     """The ranges of the views that the network was trained with; None if nothing tells."""
     if job.about:
         return job.about["views"]
-    options = job.arguments.network / checkpoint.OPTIONS
+    options = job.network / checkpoint.OPTIONS
     return config.load(options).views if options.is_file() else None
 
 
@@ -442,13 +474,17 @@ def write(
     tables.show(console, findings)
     if page:
         console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
-    console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+    console.print(
+        f"{RESEARCH_ONLY} Results are in {output_folder(arguments, job.network)}.", highlight=False, soft_wrap=True
+    )
 
 
 def compare(arguments: Arguments, a: Path, b: Path) -> None:
     """Compare two evaluations: no network, no discs."""
     if arguments.data or arguments.scan or arguments.checkpoint:
         raise SpinejaxError("--compare reads what two evaluations wrote: leave out --data, --scan and --checkpoint.")
+    if isinstance(arguments.out, Address):
+        raise SpinejaxError(f"--out {arguments.out}: a comparison is written into a folder of this machine.")
     found = comparison.compare(read_predictions(a), read_predictions(b))
     out = make_folder(arguments.out or arguments.report or Path("comparison"), "--out")
     folder = make_folder(arguments.report or out, "--report")

@@ -24,6 +24,8 @@ from spinejax.data.dataset import DataSet
 from spinejax.errors import status_of
 from spinejax.files import lock
 from spinejax.files.addresses import PATHS, Folder, local_path
+from spinejax.files.mirror import held, mirror_of
+from spinejax.files.stores import Address, cache_folder
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import cpu_kernels, losses
 from spinejax.parallel import devices, layout, processes, runtime
@@ -39,8 +41,8 @@ class Arguments:
 
     data: Folder
     """Data set: a folder that `python -m data_prep` made, also in a bucket (`s3://…`, `gs://…`; extra `cloud`)."""
-    workdir: Path
-    """The run's folder. If it holds a run of the same options, that run is resumed."""
+    workdir: Folder
+    """The run's folder, also in a bucket. If it holds a run of the same options, that run is resumed."""
     options: Annotated[Config, tyro.conf.arg(name="")]
     distributed: bool = False
     """Be one of several processes of this run. SLURM, MPI, GKE or Cloud TPU tell each process its number; elsewhere set
@@ -60,17 +62,23 @@ def main(arguments: Arguments) -> None:
     start = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with start, processes.stop_notices() as stop:
         data = DataSet(arguments.data, cache_dir=arguments.cache_dir)
-        message = run(arguments.options, data, arguments.workdir, stop, profile=steps)
+        message = run(arguments.options, data, arguments.workdir, stop, profile=steps, cache_dir=arguments.cache_dir)
         if processes.is_first():
             print(message)
 
 
 def run(
-    options: Config, data: DataSet, folder: Path, stop: Callable[[int], bool], *, profile: range | None = None
+    options: Config,
+    data: DataSet,
+    workdir: Path | Address,
+    stop: Callable[[int], bool],
+    *,
+    profile: range | None = None,
+    cache_dir: Path | None = None,
 ) -> str:
     """Train from the start, or the last checkpoint, to the end or to SIGTERM. Returns how it ended, in a sentence.
 
-    Steps of `profile` are traced.
+    Steps of `profile` are traced. `cache_dir` is where a run in an object store is written first.
     """
     mesh = devices.make_mesh()
     # What the user can fix is refused before anything is written or computed.
@@ -80,14 +88,33 @@ def run(
     chosen = tasks.select(data.tasks, options.tasks)
     tasks.select(chosen, [name for name, _ in options.task_weights])
     refuse_unlabelled(data, chosen, ("train", options.validation_split))
-    data.copy(np.concatenate([data.rows("train"), data.rows(options.validation_split)]), tell=print)
-    advice = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
     with contextlib.ExitStack() as exit_stack:
-        processes.by_first(lambda: exit_stack.enter_context(lock.locked(folder, advice)))
+        folder, saved = hold(workdir, cache_dir, exit_stack)
         processes.by_first(lambda: checkpoint.check_options(options, folder))
-        checkpoints = checkpoint.Checkpoints(folder, read_only=not processes.is_first())
+        data.copy(np.concatenate([data.rows("train"), data.rows(options.validation_split)]), tell=print)
+        checkpoints = checkpoint.Checkpoints(
+            folder, read_only=not processes.is_first(), name=None if folder == workdir else str(workdir), saved=saved
+        )
         exit_stack.enter_context(contextlib.closing(checkpoints))  # waits for the last save
         return fit(options, data, chosen, checkpoints, mesh, stop, exit_stack, profile)
+
+
+def hold(
+    workdir: Path | Address, cache_dir: Path | None, exit_stack: contextlib.ExitStack
+) -> tuple[Path, Callable[[], None]]:
+    """Lock the run's folder until `exit_stack` closes.
+
+    Returns:
+        The folder on this machine, which of a run in an object store is copied there; and what copies it after a save.
+    """
+    advice = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
+    if isinstance(workdir, Path):
+        processes.by_first(lambda: exit_stack.enter_context(lock.locked(workdir, advice)))
+        return workdir, lambda: None
+    run = mirror_of(workdir, cache_folder(cache_dir), "work", replaces=checkpoint.REPLACED)
+    held_run = held(run, wanted=checkpoint.is_needed_to_go_on, advice=advice, tell=print)
+    processes.by_first(lambda: exit_stack.enter_context(held_run))
+    return run.folder, functools.partial(run.keep_up, print)
 
 
 def fit(
@@ -96,7 +123,7 @@ def fit(
     """The loop. An epoch takes steps, is evaluated, logged and saved. `exit_stack` closes what it opens."""
     state, unlogged, step, save, feed, model, utilisation = set_up(options, data, chosen, checkpoints, mesh)
     exit_stack.enter_context(contextlib.closing(feed.batches))
-    first, folder = processes.is_first(), checkpoints.run
+    first, folder, name = processes.is_first(), checkpoints.run, checkpoints.name
     if profile and first:
         step = exit_stack.enter_context(speed.traced(step, int(state.step), profile, folder / "profile"))
     also = {"tensorboard": options.tensorboard, "wandb": options.wandb}
@@ -104,7 +131,7 @@ def fit(
     saver = Saver(checkpoints, save, log, options)
     if log.repeated:
         print(
-            f"{folder} goes on from step {int(state.step)}. Steps up to {log.repeated} were not saved: it repeats them."
+            f"{name} goes on from step {int(state.step)}. Steps up to {log.repeated} were not saved: it repeats them."
         )
     steps_per_epoch = num_steps(len(data.rows("train")), options.batch_size)
     total = options.epochs * steps_per_epoch
@@ -118,7 +145,7 @@ def fit(
             metrics, _ = taken.read()
             log.write_steps(int(state.step), metrics, {})
             saver.at_stop(state, unlogged + metrics)
-            return f"{folder} was stopped by SIGTERM. It is saved at step {int(state.step)}: start it again to go on."
+            return f"{name} was stopped by SIGTERM. It is saved at step {int(state.step)}: start it again to go on."
         counts = epoch.count(state, feed, model=model)  # the devices go on while the metrics are read and written
         metrics, pace = taken.read()
         used = utilisation.at(pace["discs_per_second"] / options.batch_size)
@@ -139,10 +166,10 @@ def fit(
     saver.at_end(state)
 
     def finish() -> str:
-        exported = checkpoint.export(folder)
+        checkpoint.export(folder)
         figures.learning_curves(log.entries, folder / "curves.png")
         best = checkpoint.best_step(folder)
-        return f"{folder} is finished: step {int(state.step)}, best step {best}, exported to {exported}."
+        return f"{name} is finished: step {int(state.step)}, best step {best}, exported to {name}/{checkpoint.EXPORT}."
 
     return processes.by_first(finish)
 

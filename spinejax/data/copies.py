@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from spinejax.errors import SpinejaxError
+from spinejax.files import lock
 from spinejax.files.stores import Address, at_once
 
 FOLDER = "shards"
@@ -53,6 +52,6 @@ class Copies:
 
     def _copy(self, index: int) -> None:
         path, entry = self.paths[index], self._files[index]
-        with filelock.FileLock(f"{path}.lock", fallback_to_soft=False):  # the kernel ends it with its process
+        with lock.waited_for(path):
             if not path.is_file():  # another process may have made it while this one waited
                 self.sources[index].download(path, size=entry["bytes"], sha256=entry["sha256"])

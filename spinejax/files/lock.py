@@ -47,6 +47,15 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
         lock.release()
 
 
+def waited_for(path: Path) -> filelock.BaseFileLock:
+    """A lock, to be used as a context manager, for what several processes of this machine would make: a file or folder.
+
+    The first makes it, and the others wait. Its file stays beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(f"{path}.lock", fallback_to_soft=False)
+
+
 def refuse_if_lost(folder: Path) -> None:
     """Raises SpinejaxError if another process has taken the folder since."""
     try:

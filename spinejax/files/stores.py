@@ -99,26 +99,35 @@ class Address:
         return Stream(self)
 
     def files(self) -> dict[str, int]:
-        """The files below this folder: relative name → bytes."""
-        found = self.attempt(lambda store: store.find(self.path, detail=True))
+        """The files below this folder: relative name → bytes. Raises StoreError if there is no such bucket."""
+        try:
+            found = self.attempt(lambda store: store.find(self.path, detail=True))
+        except FileNotFoundError as error:
+            raise StoreError(f"{self}: cannot be listed ({_line(error)}).") from error
         start = len(self.path.split("/"))
         return {"/".join(name.split("/")[start:]): about["size"] for name, about in sorted(found.items())}
 
     def write_bytes(self, content: bytes) -> None:
         """Write a file. It appears whole or not at all."""
-        self.attempt(lambda store: store.pipe_file(self.path, content))
+        self._write(lambda store: store.pipe_file(self.path, content))
 
     def create(self, content: bytes) -> bool:
         """Write a file that must be new. Returns whether it was; stores without conditional writes say so always."""
         try:
-            self.attempt(lambda store: store.pipe_file(self.path, content, mode="create"))
+            self._write(lambda store: store.pipe_file(self.path, content, mode="create"))
         except FileExistsError:
             return False
         return True
 
     def upload(self, source: Path) -> None:
         """Copy a file of this machine here. It appears whole or not at all."""
-        self.attempt(lambda store: store.put_file(str(source), self.path))
+        self._write(lambda store: store.put_file(str(source), self.path))
+
+    def _write(self, do: Callable[[Any], Any]) -> None:
+        try:
+            self.attempt(do)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self}: cannot be written ({_line(error)}).") from error
 
     def unlink(self) -> None:
         """Delete a file, if there is one."""

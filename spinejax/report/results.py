@@ -16,6 +16,11 @@ from spinejax.report import figures
 RESEARCH_ONLY = "Research use only: not a medical device, not for diagnosis."
 
 
+_FILES = ("predictions.csv", "results.json", "confusion.png", "trust.png")
+REPLACED = (*_FILES, "hotspots/*")
+"""Patterns of the files of an evaluation, which the next one into the same folder replaces."""
+
+
 @dataclass(frozen=True)
 class Findings:
     """The results of an evaluation over all discs."""
@@ -79,5 +84,5 @@ def write_results(out: Path, findings: Findings) -> None:
 def remove_earlier(out: Path) -> None:
     """Remove the results of an earlier evaluation, so that none is mistaken for one of this network."""
     shutil.rmtree(out / "hotspots", ignore_errors=True)
-    for name in ("predictions.csv", "results.json", "confusion.png", "trust.png"):
+    for name in _FILES:
         (out / name).unlink(missing_ok=True)

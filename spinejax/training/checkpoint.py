@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from spinejax.config import Config
 from spinejax.errors import SpinejaxError
 from spinejax.files import checksums, lock
 from spinejax.files.atomic import flush
+from spinejax.files.mirror import Mirror, mirror_of
+from spinejax.files.stores import Address, cache_folder, located
 from spinejax.geometry import WINDOW_SHAPE
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import processes
 from spinejax.parallel.devices import to_host
 from spinejax.training import saved_step, shipped
+from spinejax.training.log import LOG, METRICS
 from spinejax.training.saved_step import (
     CHECKPOINTS,
     OPTIONS,
@@ -44,6 +47,8 @@ from spinejax.training.train_step import TrainState, initialise_from
 
 EXPORT = "export"
 CALIBRATION = "calibration.json"
+REPLACED = (f"{CHECKPOINTS}/*", f"{EXPORT}/*")
+"""Patterns of the files in a run's folder that training deletes or replaces."""
 
 
 class Checkpoints:
@@ -52,10 +57,21 @@ class Checkpoints:
     Args:
         run: the run's folder.
         read_only: change nothing there.
+        name: what messages call the run. Default: its folder.
+        saved: called after each save, in the background.
     """
 
-    def __init__(self, run: str | Path, *, read_only: bool = False):
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        read_only: bool = False,
+        name: str | None = None,
+        saved: Callable[[], None] = lambda: None,
+    ):
         self.run = Path(run).absolute()
+        self.name = name or str(self.run)
+        self._saved = saved
         self.directory = self.run / CHECKPOINTS
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._saving: list[concurrent.futures.Future] = []
@@ -116,6 +132,7 @@ class Checkpoints:
             raise SpinejaxError(self._no_room(record["step"], size, error.strerror or str(error))) from error
         for step in set(self.all_steps()[:-2]) - {best_step(self.run)}:
             checksums.discard(self.directory / str(step))
+        self._saved()
 
     def _no_room(self, step: int, size: int, reason: str) -> str:
         latest = self.latest_step()
@@ -294,11 +311,12 @@ def _items(state: TrainState) -> tuple[dict, dict]:
     return variables, rest
 
 
-def load(path: str | Path) -> tuple[SpineNet, dict]:
+def load(path: str | Path | Address) -> tuple[SpineNet, dict]:
     """The network of a run, ready to apply: `model.apply(variables, windows)`.
 
     Args:
-        path: a run (its best step is loaded), an exported folder, one step's folder, or a folder of `shipped.write`.
+        path: a run (its best step is loaded), an exported folder, one step's folder, or a folder of `shipped.write`; on
+            a disk, or in an object store (`s3://…`, `gs://…`).
 
     Returns:
         The module, and its variables as numpy arrays: `params` and `constants`.
@@ -310,7 +328,8 @@ def load(path: str | Path) -> tuple[SpineNet, dict]:
         >>> model, variables = load("runs/quickstart/run")  # doctest: +SKIP
         >>> logits = model.apply(variables, windows)  # doctest: +SKIP
     """
-    folder = find(path)
+    path = located(path)
+    folder = find(fetch(path, cache_folder()).folder if isinstance(path, Address) else path)
     if shipped.is_one(folder):
         record, variables = shipped.read(folder)
     else:
@@ -348,6 +367,38 @@ def export(run: str | Path) -> Path:
     checksums.discard(target)
     checksums.commit(temporary, target)
     return target
+
+
+def is_needed_to_go_on(name: str) -> bool:
+    """Whether a file of a run is needed to resume it, by its name from the run's folder."""
+    return name in (OPTIONS, LOG, METRICS) or name.startswith(f"{CHECKPOINTS}/")
+
+
+def fetch(address: Address, cache: Path) -> Mirror:
+    """Copy the network of a run, or of its exported folder, from an object store to this machine.
+
+    Args:
+        address: of the run, the exported folder, one step's folder, or a folder of `shipped.write`.
+        cache: the folder for copies.
+
+    Returns:
+        A mirror, whose `folder` is what `find` takes. It has the best step's weights, and no optimiser.
+
+    Raises:
+        SpinejaxError: the store fails, or a file is not what was saved.
+    """
+    small = (OPTIONS, checksums.SUMS, CALIBRATION, "metadata", *shipped.FILES)
+
+    def is_small(name: str) -> bool:
+        return name.rpartition("/")[2] in small and not {"variables", "optimiser"} & set(name.split("/"))
+
+    mirror = mirror_of(address, cache, "networks")
+    with lock.waited_for(mirror.folder):  # another process of this machine may fetch the same
+        mirror.pull(is_small)
+        best = best_step(mirror.folder)
+        weights = "variables/" if best is None else f"{CHECKPOINTS}/{best}/variables/"
+        mirror.pull(lambda name: is_small(name) or name.startswith(weights))
+    return mirror
 
 
 def find(path: str | Path) -> Path:

@@ -29,7 +29,7 @@ from spinejax.training.saved_step import CHECKPOINTS, OPTIONS, Record
 
 FOLDER = Path(__file__).parents[1] / "weights"
 """Where the network lies in the package."""
-WEIGHTS, ABOUT = "spinenet.npz", "spinenet.json"
+WEIGHTS, ABOUT = FILES = ("spinenet.npz", "spinenet.json")
 _VERSION: Literal[1] = 1
 _USUAL = "usual/"
 

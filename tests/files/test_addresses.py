@@ -34,9 +34,9 @@ def test_paths_are_unchanged(text):
     "words",
     [
         ("scans", "{}/in", "--out", "discs"),
-        ("scans", "in", "--out", "{}/discs"),
         ("scans", "in", "--out", "discs", "--masks={}/masks"),
-        ("phantom", "--patients", "1", "--out", "{}/discs"),
+        ("fold", "{}/discs", "--out", "fold", "--fold", "1/5"),
+        ("inventory", "in", "--out", "{}/table.csv"),
         ("overlay", "in", "--out", "{}/page.png"),
     ],
 )
@@ -76,10 +76,15 @@ def run(words):
 
 TAKE_STORES = [
     ("train.py", "--data", "{}", "--workdir", "run"),
+    ("train.py", "--data", "discs", "--workdir", "{}"),
     ("evaluate.py", "--data", "{}"),
+    ("evaluate.py", "--checkpoint", "{}", "--data", "discs"),
+    ("evaluate.py", "--data", "discs", "--out", "{}"),
     ("data_prep", "verify", "{}"),
     ("data_prep", "stats", "{}"),
     ("data_prep", "inspect", "{}", "--out", "page.png"),
+    ("data_prep", "phantom", "--patients", "1", "--out", "{}"),
+    ("data_prep", "scans", "in", "--out", "{}"),
 ]
 
 

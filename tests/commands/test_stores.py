@@ -1,0 +1,181 @@
+"""Runs and evaluations in an S3 bucket: the same bits as on a disk, through kills, faults and a second trainer."""
+
+import hashlib
+import signal
+import time
+
+import flax.traverse_util
+import pytest
+
+from spinejax.files.checksums import SUMS
+from spinejax.training import checkpoint, saved_step
+from tests.object_store import bucket, cut_short, forbidden, sometimes, store, unavailable, vanishes
+from tests.running import Launcher, digests, figures, train_command
+
+__all__ = ["bucket", "store"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def launcher(store, tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="module")
+def straight(launcher, tiny, tmp_path_factory):
+    """A run of five epochs on this machine's disk."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    end = launcher.run(train_command(tiny, run, "--epochs", 5))
+    assert end.status == 0, end
+    return run
+
+
+@pytest.fixture
+def there(store, bucket, tiny):
+    """The addresses of the tiny data set, and of a run, in a bucket."""
+    store.put(tiny, bucket, "discs")
+    return f"s3://{bucket}/discs", f"s3://{bucket}/runs/one"
+
+
+def command(there, cache, *options):
+    return train_command(*there, "--cache-dir", cache, *options)
+
+
+def brought(store, there, folder):
+    """A copy of the run in the bucket, made without any of the library's code."""
+    bucket = there[1].split("/")[2]
+    for key in store.names(bucket, "runs/one/"):
+        target = folder / key.removeprefix("runs/one/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.client().download_file(bucket, key, str(target))
+    return folder
+
+
+def sealed_steps(store, there):
+    bucket = there[1].split("/")[2]
+    return sorted(int(key.split("/")[3]) for key in store.names(bucket, "runs/one/checkpoints/") if key.endswith(SUMS))
+
+
+def arrays(folder):
+    """Path of each array of a network → its sha256."""
+    tree = flax.traverse_util.flatten_dict(saved_step.read(folder, "variables")[1], sep="/")
+    return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in tree.items()}
+
+
+def is_the_same(run, straight):
+    """Two finished runs have the same log, and the same bits in their best and last steps and in what they export."""
+    assert figures(run) == figures(straight)
+    assert checkpoint.best_step(run) == checkpoint.best_step(straight)
+    for step in {checkpoint.best_step(straight), 15}:
+        assert digests(run, step) == digests(straight, step)
+    assert arrays(run / "export") == arrays(straight / "export")
+    assert (run / "curves.png").is_file()
+
+
+def test_a_run_in_a_bucket_killed_and_resumed_elsewhere_ends_with_the_same_bits(
+    store, there, straight, launcher, tmp_path
+):
+    """Killed three times, each time gone on with by a machine that knows nothing of it but the bucket."""
+    for number in range(3):
+        before = sealed_steps(store, there)
+        trainer = launcher.start(command(there, tmp_path / f"cache{number}", "--epochs", 5))
+        trainer.wait_until(lambda before=before: sealed_steps(store, there)[-1:] > before[-1:])
+        time.sleep((0, 0.3, 0.05)[number])
+        assert trainer.kill().status == -signal.SIGKILL
+    end = launcher.run(command(there, tmp_path / "last", "--epochs", 5))
+    assert end.status == 0, end
+    assert f"{there[1]} is finished: step 15" in end.stdout
+    is_the_same(brought(store, there, tmp_path / "run"), straight)
+    assert not [*(tmp_path / "last" / "work").glob("*/one")]
+
+
+def test_a_store_with_faults_gives_the_same_bits(store, there, straight, launcher, tmp_path):
+    """Every request takes its time; some fail, break off, or are confirmed and not done."""
+    faults = [sometimes(unavailable, 7), sometimes(cut_short, 5, methods=("GET",)), sometimes(vanishes, 9, ("PUT",))]
+
+    def fault(environ, answer):
+        def through(rest):
+            return rest[0](environ, lambda: through(rest[1:])) if rest else answer()
+
+        time.sleep(0.02)
+        return through(faults)
+
+    with store.faulty(fault):
+        end = launcher.run(command(there, tmp_path / "cache", "--epochs", 5))
+    assert end.status == 0, end
+    is_the_same(brought(store, there, tmp_path / "run"), straight)
+
+
+def test_a_second_trainer_is_refused_and_the_first_goes_on(store, there, launcher, tmp_path):
+    first = launcher.start(command(there, tmp_path / "first", "--epochs", 5000, "--plateau-patience", 5000))
+    first.wait_until(lambda: sealed_steps(store, there))
+    second = launcher.run(command(there, tmp_path / "second", "--epochs", 5000, "--plateau-patience", 5000))
+    assert second.status == 2, second
+    assert f"error: {there[1]}: another process (host" in second.said[-1]
+    assert "is writing there. Choose another --workdir" in second.said[-1]
+    seen = sealed_steps(store, there)[-1]
+    first.wait_until(lambda: sealed_steps(store, there)[-1] > seen)
+    first.send(signal.SIGTERM)
+    end = first.end()
+    assert end.status == 0, end
+    stopped = sealed_steps(store, there)[-1]
+    assert f"{there[1]} was stopped by SIGTERM. It is saved at step {stopped}" in end.stdout
+
+
+def test_a_bucket_that_vanishes_is_told_and_the_run_is_saved_here_and_copied_later(
+    store, there, straight, launcher, tmp_path
+):
+    trainer = launcher.start(command(there, tmp_path / "cache", "--epochs", 5))
+    trainer.wait_until(lambda: sealed_steps(store, there))
+    with store.faulty(forbidden):
+        end = trainer.end()
+    assert end.status == 2, end
+    (folder,) = (tmp_path / "cache" / "work").glob("*/one")
+    assert f"Everything is saved in {folder}: start the same command again to copy it to {there[1]}" in end.said[-1]
+    assert "note: s3://" in end.stdout
+    assert sealed_steps(store, there)[-1] < 15
+    assert checkpoint.Checkpoints(folder, read_only=True).latest_step() == 15
+    again = launcher.run(command(there, tmp_path / "cache", "--epochs", 5))
+    assert again.status == 0, again
+    is_the_same(brought(store, there, tmp_path / "run"), straight)
+
+
+def test_a_bucket_without_permission_is_refused_before_any_work(store, there, launcher, tmp_path):
+    def read_only(environ, answer):
+        return answer() if environ["REQUEST_METHOD"] in ("GET", "HEAD") else forbidden(environ, answer)
+
+    with store.faulty(read_only):
+        end = launcher.run(command(there, tmp_path / "cache", "--epochs", 5))
+    assert end.status == 2, end
+    assert len(end.said) == 1
+    assert f"{there[1]}/.leases/00000001: no permission" in end.said[0]
+    assert sealed_steps(store, there) == []
+
+
+def test_an_evaluation_in_a_bucket_is_the_one_of_a_disk(store, there, straight, tiny, launcher, tmp_path):
+    bucket = there[1].split("/")[2]
+    store.put(straight, bucket, "runs/one")
+    here = launcher.run(
+        ["evaluate.py", "--checkpoint", straight, "--data", tiny, "--calibrate", "--out", tmp_path / "here"]
+    )
+    assert here.status == 0, here
+    options = ["--data", there[0], "--calibrate", "--cache-dir", tmp_path / "cache"]
+    for checkpoint_address in (there[1], f"{there[1]}/export"):
+        out = f"{there[1]}/evaluation-test-1-view"
+        also = [] if checkpoint_address == there[1] else ["--out", out]
+        end = launcher.run(["evaluate.py", "--checkpoint", checkpoint_address, *options, *also])
+        assert end.status == 0, end
+        assert f"Results are in {out}" in end.stdout.replace("\n", " ")
+        for name in ("predictions.csv", "results.json"):
+            body = (
+                store.client().get_object(Bucket=bucket, Key=f"runs/one/evaluation-test-1-view/{name}")["Body"].read()
+            )
+            assert body == (tmp_path / "here" / name).read_bytes()
+    assert any(name.endswith("calibration.json") for name in store.names(bucket, "runs/one/checkpoints"))
+    assert "runs/one/export/calibration.json" in store.names(bucket, "runs/one/export")
+    nothing = launcher.run(["evaluate.py", "--checkpoint", f"s3://{bucket}/none", *options])
+    assert nothing.status == 2
+    assert f"s3://{bucket}/none: not a checkpoint" in nothing.said[-1]
