@@ -89,9 +89,8 @@ def _take(folder: Address, advice: str, tell: Callable[[str], None]) -> Lease:
                 raise SpinejaxError(f"{folder}: another process ({newest.get('holder')}) is writing there. {advice}")
             if not watched:
                 watched, since = newest, time.monotonic()
-                tell(
-                    f"{folder} is held by {newest.get('holder')}: waiting up to {LEASE_SECONDS} s to see whether it lives."
-                )
+                about = f"{folder} is held by {newest.get('holder')}"
+                tell(f"{about}: waiting up to {LEASE_SECONDS} s to see whether it lives.")
             if time.monotonic() < since + LEASE_SECONDS:
                 time.sleep(1)
                 continue
