@@ -138,6 +138,9 @@ def test_it_builds_without_a_warning_and_explains_every_public_name(tmp_path):
         module = getattr(getattr(spinejax, name), "__module__", None)
         places = {f"{module}.{name}", f"spinejax.tasks.{name}", f"spinejax.network.{name}"}
         assert places & explained, name
+    assert (
+        "&gt;&gt;&gt;" in (tmp_path / "reference" / "spinejax.html").read_text()
+    )  # examples as code, not as quotations
     page = (tmp_path / "explanation" / "paper.html").read_text()
     assert 'href="../reference/network.html#spinejax.network.views.put_back"' in page
 
