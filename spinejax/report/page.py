@@ -1,13 +1,16 @@
 """The report: an HTML page that contains everything it shows, and makes no request.
 
-`index.html` has the tables, the charts and a browser of the discs. If the discs are too many for one page, the browser
-moves to pages of its own, `discs-001.html` …, each complete. Pictures, style and script are inside the page, and its
-content policy allows that one style and that one script, by their digests, and no request. Patients and scans appear
-by their pseudonyms, and paths of files do not appear.
+`index.html` has the tables, the charts and a browser of the discs. Pictures, style and script are inside the page, and
+its content policy allows that one style and that one script, by their digests, and no request. If the discs are too
+many, their pictures are in scripts beside the page, `discs-0001.js` …, which its script loads when they are needed: a
+page that was opened from the disk may load nothing else. Patients and scans appear by their pseudonyms, and paths of
+files do not appear.
 """
 
 import functools
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +31,11 @@ from spinejax.tasks import LEVELS
 INDEX = "index.html"
 DISCS_PER_PAGE = 300
 """Limit for six tasks, and lower for more tasks, so that a page stays below 25 MB."""
+DISCS_PER_CHUNK = 8
+"""Discs whose pictures are in one file beside the page, of a set that is too large for one page: those of a scan.
+
+Browsers are slow to give back the memory of scripts, so a chunk has no more than is looked at together.
+"""
 
 MAP_SHRINK = 2
 """A map is smooth: half of its rows and columns are enough to paint it."""
@@ -38,12 +46,12 @@ _BRIGHTEST = 99.9  # percentile: one pixel far above all others would leave the 
 
 
 class Report:
-    """Adds discs one by one, in the order of `graded.rows`; only one page of them is in memory.
+    """Adds discs one by one, in the order of `graded.rows`; only one chunk of their pictures is in memory.
 
     Args:
-        folder: made if missing. Pages of an earlier report are removed from it.
+        folder: made if missing. Chunks of an earlier report are removed from it.
         traced: the grades whose evidence the hotspots trace; None without hotspots.
-        discs_per_page: the most; but a scan's discs stay together.
+        discs_per_page: the most whose pictures are in the page itself. With more, they are in chunks beside it.
 
     Raises:
         SpinejaxError: the folder cannot be made.
@@ -59,14 +67,19 @@ class Report:
     ):
         prepare_folder(folder)
         self._folder, self._graded, self._traced = folder, graded, traced
+        self._scan_of = graded.data.scan[graded.rows].tolist()
         limit = discs_per_page or DISCS_PER_PAGE * 6 // max(6, len(graded.tasks))
-        self._pages = list(_by_scan(graded.data.scan[graded.rows], limit))
-        self._place, self._page = 0, 0
-        self._pictures: dict[str, str] = {}
+        self._is_chunked = len(graded.rows) > limit
+        self._chunks = list(_by_scan(graded.data.scan[graded.rows], min(limit, DISCS_PER_CHUNK)))
         self._known = graded.data.manifest.get("scans", {})
         examinations = {scan: known["examination"] for scan, known in self._known.items() if "examination" in known}
-        scans = graded.data.scan[graded.rows].tolist()
-        self._names = spine.short_names(graded.patients.tolist(), scans, examinations)
+        self._names = spine.short_names(graded.patients.tolist(), self._scan_of, examinations)
+        self._number = {scan: number for number, scan in enumerate(self._names)}  # a patient's scans in order of time
+        self._identity = _identity(graded)
+        self._discs: list[dict] = []
+        self._scans: dict[str, dict] = {}
+        self._pictures: dict[str, str] = {}
+        self._next_chunk = 0
 
     def add(self, row: int | np.integer, maps: Float[np.ndarray, "T 112 224 9"] | None = None) -> None:
         """Add one disc: its row in the data set, and its maps if there are any."""
@@ -79,58 +92,82 @@ class Report:
 
     def add_pictures(self, row: int | np.integer, pictures: Mapping[str, str]) -> None:
         """`add`, of a disc whose pictures are made."""
-        if row != self._graded.rows[self._place]:
-            raise ValueError(f"row {row} is not the next disc, {self._graded.rows[self._place]}")
-        number = self._place - self._pages[self._page].start
-        self._pictures |= {f"{name}-{number}": text for name, text in pictures.items()}
-        self._place += 1
-        if len(self._pages) > 1 and self._place == self._pages[self._page].stop:
-            self._write(_name(self._page), self._browser(), page=self._page)
-            self._page += 1
+        place = len(self._discs)
+        if row != self._graded.rows[place]:
+            raise ValueError(f"row {row} is not the next disc, {self._graded.rows[place]}")
+        self._pictures |= {f"{name}-{place}": text for name, text in pictures.items()}
+        self._discs.append(self._disc(place))
+        if place + 1 == self._chunks[self._next_chunk].stop:
+            self._end_chunk()
 
     def close(self, findings: Findings) -> Path:
         """Write `index.html`, and return its path. Discs that were not added are shown without maps."""
-        for row in self._graded.rows[self._place :]:
+        for row in self._graded.rows[len(self._discs) :]:
             self.add(row)
-        self._write(INDEX, self._browser() if len(self._pages) == 1 else None, findings=findings)
-        return self._folder / INDEX
-
-    def _browser(self) -> dict:
-        """What the page's script needs of the current page's discs, and their pictures, which are then forgotten."""
-        places = self._pages[self._page]
-        pictures, self._pictures = self._pictures, {}
-        rows = self._graded.rows[places]
-        discs = [self._disc(place) for place in range(places.start, places.stop)]
-        here = {disc["scan"] for disc in discs}
-        found = [scan for scan in self._names if scan in here]  # a patient's scans in the order of time
-        scans = [self._scan(scan, rows, discs, number, pictures) for number, scan in enumerate(found)]
         facts = {
             "tasks": [{"name": t.name, "title": title(t.name), "grades": list(t.grades)} for t in self._graded.tasks],
             "window": WINDOW_SHAPE,
             "shrink": MAP_SHRINK,
-            "levels": [level for level in LEVELS if level in set(self._graded.data.level[rows])],
-            "scans": scans,
-            "discs": discs,
+            "levels": [level for level in LEVELS if level in {disc["level"] for disc in self._discs}],
+            "scans": [self._scans[scan] for scan in self._names],
+            "discs": self._discs,
             "hotspots": self._traced is not None,
             "researchOnly": RESEARCH_ONLY,
+            "identity": self._identity,
         }
-        return {"facts": facts, "pictures": pictures}
+        scripts = ("page", "cells", "spine", "follow")
+        text = (
+            environment()
+            .get_template("page.html")
+            .render(
+                **style_and_script(Path(__file__).parent / "templates", *scripts, loads=self._is_chunked),
+                facts=facts,
+                pictures=self._pictures,
+                findings=findings,
+                published=tables.published(findings.results, findings.branch_point),
+                intra_rater=paper.INTRA_RATER,
+                graded=self._graded,
+                num_patients=len(set(self._graded.patients)),
+                research_only=RESEARCH_ONLY,
+            )
+        )
+        write_atomically(self._folder / INDEX, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return self._folder / INDEX
 
-    def _scan(self, scan: str, rows: np.ndarray, discs: list[dict], number: int, pictures: dict[str, str]) -> dict:
-        """A scan's facts, with its discs from the top down. Its picture, if there is one, is added to the others."""
-        data = self._graded.data
-        places = [place for place, disc in enumerate(discs) if disc["scan"] == scan]
-        places.sort(key=lambda place: LEVELS.index(discs[place]["level"]))
-        facts = {"id": scan, "patient": discs[places[0]]["patient"], "name": self._names[scan], "discs": places}
+    def _end_chunk(self) -> None:
+        """Describe the scans of the discs since the last chunk, and write their pictures if they go beside the page."""
+        places = self._chunks[self._next_chunk]
+        of_scan: dict[str, list[int]] = {}
+        for place in range(places.start, places.stop):
+            of_scan.setdefault(self._scan_of[place], []).append(place)
+            self._discs[place]["chunk"] = self._next_chunk if self._is_chunked else None
+        for scan, discs in of_scan.items():
+            self._describe(scan, discs)
+        if self._is_chunked:
+            content = json.dumps(self._pictures, separators=(",", ":"))
+            text = f'keepChunk("{self._identity}",{self._next_chunk},{content});\n'
+            path = self._folder / chunk_name(self._next_chunk)
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            self._pictures = {}
+        self._next_chunk += 1
+
+    def _describe(self, scan: str, places: list[int]) -> None:
+        """Keep a scan's facts, with its discs from the top down; add its picture, if there is one, to the others."""
+        data, rows = self._graded.data, self._graded.rows
+        places = self._scans.get(scan, {"discs": []})["discs"] + places
+        places.sort(key=lambda place: LEVELS.index(self._discs[place]["level"]))
         known = {"contrast": "", "examination": None, "days": None} | self._known.get(scan, {})
-        facts |= {name: known[name] for name in ("contrast", "examination", "days")}
-        picture = read_scan_picture(data, scan)
-        if picture is None:
-            return facts | {"picture": None}
-        for place in places:
-            discs[place]["at"] = spine.place_of(picture, data.affine[rows[place]], discs[place]["level"])
-        pictures |= {f"scan-{number}-{place}": text for place, text in enumerate(picture["slices"])}
-        return facts | {"picture": spine.picture_facts(picture, data.affine[rows[places]])}
+        facts = {name: known[name] for name in ("contrast", "examination", "days")}
+        patient = self._discs[places[0]]["patient"]
+        facts |= {"id": scan, "patient": patient, "name": self._names[scan], "discs": places, "picture": None}
+        if picture := read_scan_picture(data, scan):
+            for place in places:
+                disc = self._discs[place]
+                disc["at"] = spine.place_of(picture, data.affine[rows[place]], disc["level"])
+            number = self._number[scan]
+            self._pictures |= {f"scan-{number}-{place}": text for place, text in enumerate(picture["slices"])}
+            facts["picture"] = spine.picture_facts(picture, data.affine[rows[places]])
+        self._scans[scan] = facts
 
     def _disc(self, place: int) -> dict:
         graded, row = self._graded, self._graded.rows[place]
@@ -152,46 +189,30 @@ class Report:
             "traced": None if self._traced is None else self._traced[place].tolist(),
         }
 
-    def _write(self, name: str, browser: dict | None, *, page: int | None = None, findings: Findings | None = None):
-        scans = self._graded.data.scan[self._graded.rows]
-        pages = [
-            (_name(number), len(set(scans[places])), places.stop - places.start)
-            for number, places in enumerate(self._pages)
-        ]
-        text = (
-            environment()
-            .get_template("page.html")
-            .render(
-                **style_and_script(Path(__file__).parent / "templates", "page", "cells", "spine", "follow"),
-                browser=browser,
-                findings=findings,
-                published=tables.published(findings.results, findings.branch_point) if findings else {},
-                intra_rater=paper.INTRA_RATER,
-                graded=self._graded,
-                num_patients=len(set(self._graded.patients)),
-                num_scans=len(set(scans)),
-                pages=pages if len(pages) > 1 else [],
-                page=page,
-                index=INDEX,
-                research_only=RESEARCH_ONLY,
-            )
-        )
-        write_atomically(self._folder / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
 
 def prepare_folder(folder: Path) -> None:
-    """Make a report's folder, and remove the disc pages of an earlier report from it.
+    """Make a report's folder, and remove the discs of an earlier report from it.
 
     Raises:
         SpinejaxError: it cannot be made, or Jinja2 is not installed.
     """
     environment()
-    for old in make_folder(folder, "--report").glob("discs-[0-9][0-9][0-9].html"):
+    made = make_folder(folder, "--report")
+    for old in (*made.glob("discs-[0-9][0-9][0-9].html"), *made.glob("discs-[0-9][0-9][0-9][0-9].js")):
         old.unlink()
 
 
-def _name(page: int) -> str:
-    return f"discs-{page + 1:03d}.html"
+def _identity(graded: Graded) -> str:
+    """Tells the chunks of this report from those of another, whose page may still be in the folder."""
+    found = hashlib.sha256(graded.data.digest.encode())
+    for part in (graded.rows, *graded.probabilities.values()):
+        found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()[:16]
+
+
+def chunk_name(number: int) -> str:
+    """The file of a chunk of pictures, beside the page; the page's script has the same rule."""
+    return f"discs-{number + 1:04d}.js"
 
 
 def _by_scan(scans: np.ndarray, limit: int) -> Iterator[slice]:

@@ -1,6 +1,7 @@
 """The report in a browser: headless Chromium draws it, and is asked what it shows. Skipped where there is none."""
 
 import base64
+import csv
 import io
 
 import numpy as np
@@ -174,8 +175,9 @@ def test_tab_reaches_every_control_and_focus_is_visible(page):
         outlines.append(page.run("return getComputedStyle(document.activeElement).outlineStyle"))
         if seen[-1] == "opacity":
             break
-    wanted = ["task", "scan", "level", "grade", "rater", "sort", "list", "previous", "next", "picture", "number"]
-    assert [name for name in seen[seen.index("task") :] if name] == [*wanted, "overlay", "opacity"]
+    filters = ["search", "task", "scan", "level", "grade", "rater", "sure", "sort"]
+    wanted = [*filters, "list", "previous", "next", "picture", "number", "overlay", "opacity"]
+    assert [name for name in seen[seen.index("search") :] if name] == wanted
     assert "none" not in outlines
 
 
@@ -214,9 +216,132 @@ def test_it_works_without_hotspots(chromium, data, tmp_path):
     assert page.driver.get_log("browser") == []
 
 
-def test_pages_of_a_large_set_link_to_one_another(chromium, data, tmp_path):
-    page = Page(chromium, (write(tmp_path, data, discs_per_page=3)[0].parent / "discs-002.html").as_uri())
-    assert len(page.listed()) == 3
-    links = [link.get_attribute("href") for link in page.driver.find_elements("css selector", ".pages a")]
-    assert [link.rpartition("/")[2] for link in links] == ["discs-001.html", "discs-002.html", "discs-003.html"]
+PIXELS = """[...document.getElementById("slice").getContext("2d").getImageData(0, 0, 896, 448).data]
+    .reduce((most, value) => Math.max(most, value), 0)"""
+
+
+@pytest.fixture
+def large(data, tmp_path):
+    """A report of a set that counts as large: three chunks of one scan each."""
+    return write(tmp_path, data, discs_per_page=3)[0]
+
+
+def test_a_large_set_loads_its_pictures_as_they_are_needed(chromium, data, large, address):
+    page = Page(chromium, large.as_uri())
+    assert len(page.listed()) == 9
+    assert page.requests() == {large.as_uri(), (large.parent / "discs-0001.js").as_uri()}
+    first = page.picture()
+    page.run("chooseDisc(7)")
+    last = page.picture()
+    assert (large.parent / "discs-0003.js").as_uri() in page.requests()
+    page.run("chooseDisc(6)")
+    page.settle()
+    assert page.requests() == set()  # the same chunk
     assert page.driver.get_log("browser") == []
+    whole = Page(chromium, address)
+    np.testing.assert_array_equal(whole.picture(), first)
+    whole.run("chooseDisc(7)")
+    np.testing.assert_array_equal(whole.picture(), last)
+
+
+def test_only_a_few_chunks_are_kept(chromium, large):
+    page = Page(chromium, large.as_uri())
+    page.run("for (let n = 0; n < 6; n++) chunks.set(100 + n, Promise.resolve({}))")
+    page.run("chooseDisc(4)")
+    page.picture()
+    assert page.run("return chunks.size") <= 6 + 1
+    assert page.run("return chunks.has(0)") is False
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda path: path.unlink(), "discs-0002.js is missing"),
+        (lambda path: path.write_text("keepChunk("), "discs-0002.js is damaged"),
+        (lambda path: path.write_text('keepChunk("of another",1,{});'), "discs-0002.js is of another report"),
+    ],
+)
+def test_a_chunk_that_is_lost_is_named_and_the_grades_stay(chromium, large, damage, fault):
+    damage(large.parent / "discs-0002.js")
+    page = Page(chromium, large.as_uri())
+    assert not page.find("missing").is_displayed()
+    page.run("chooseDisc(4)")
+    page.wait_until("return document.body.dataset.drawn === '4 0 4 plain'")  # without pictures, no hotspot either
+    assert fault in page.find("missing").text
+    assert page.run(f"return {PIXELS}") == 0
+    assert len(page.driver.find_elements("css selector", "#chances tbody tr")) == 3
+    page.run("chooseDisc(0)")
+    assert page.picture().max() > 0
+
+
+def test_a_large_set_lets_no_other_script_in(chromium, large, tmp_path):
+    (large.parent / "other.js").write_text("hit = 3")
+    text = large.read_text().replace("<main>", '<main><script src="other.js"></script><script>hit = 4</script>')
+    large.write_text(text)
+    page = Page(chromium, large.as_uri())
+    page.picture()
+    assert page.run("return typeof hit") == "undefined"
+
+
+def test_discs_are_searched_by_patient_level_and_confidence(page, data):
+    graded, _ = made_up(data)
+    rows = graded.rows
+    scan = str(data.scan[rows[4]])
+    assert not page.find("list-turn").is_displayed()  # nine discs are one part
+    page.find("search").send_keys(f"{scan} l5")
+    page.settle()
+    wanted = [place for place, row in enumerate(rows) if data.scan[row] == scan and data.level[row] == "L5-S1"]
+    assert page.state("shown") == wanted
+    assert len(wanted) == 1
+    page.run("element('search').value = 'patient 2'; list()")
+    patients = list(dict.fromkeys(data.patient[rows].tolist()))
+    assert page.state("shown") == np.flatnonzero(data.patient[rows] == patients[1]).tolist()
+    page.find("search").send_keys("npto")  # letters, not keys of the page
+    assert (page.state("shown"), page.state("task")) == ([], 0)
+    page.run("element('search').value = ''; list()")
+    confidence = graded.probabilities["brightness"].max(1)
+    for below in ("0.5", "0.7", "0.9"):
+        page.choose("sure", below)
+        assert page.state("shown") == np.flatnonzero(confidence < float(below)).tolist()
+
+
+def test_the_table_follows_the_filters_and_is_saved_as_csv(page, data):
+    graded, _ = made_up(data)
+    page.choose("level", "L5-S1")
+    page.driver.find_element("css selector", "#as-table summary").click()
+    page.wait_until("return document.querySelector('#table tbody').children.length > 0")
+    places = [place for place, row in enumerate(graded.rows) if data.level[row] == "L5-S1"]
+    lines = page.driver.find_elements("css selector", "#table tbody tr")
+    assert len(lines) == len(places) == 3
+    for line, place in zip(lines, places, strict=True):
+        grades = [task.grades[graded.probabilities[task.name][place].argmax()] for task in graded.tasks]
+        assert [cell.text.split()[0] for cell in line.find_elements("css selector", "td")] == ["L5-S1", *grades]
+    page.run("URL.createObjectURL = (blob) => { window.saved = blob.text(); return '#'; };")
+    page.find("save").click()
+    saved = page.driver.execute_async_script("saved.then(arguments[0])")
+    rows = list(csv.DictReader(io.StringIO(saved, newline="")))
+    assert [row["scan"] for row in rows] == [data.scan[graded.rows[place]] for place in places]
+    assert {"patient", "name", "level", "brightness", "brightness_probability", "side_rater"} <= set(rows[0])
+    page.choose("level", "")
+    assert len(page.driver.find_elements("css selector", "#table tbody tr")) == 9
+
+
+def test_a_long_list_is_shown_in_parts(chromium, address):
+    page = Page(chromium, address)
+    page.run(
+        """const disc = facts.discs[0];
+        const more = {...disc, best: undefined, p: [[1, 0, 0], [1, 0]]};
+        while (facts.discs.length < 700) facts.discs.push({...more});
+        list();"""
+    )
+    assert page.find("list-range").text == "1 to 300"
+    assert len(page.listed()) == 300
+    page.find("list-later").click()
+    assert (page.find("list-range").text, page.state("disc")) == ("301 to 600", 300)
+    page.run("chooseDisc(650)")
+    assert page.find("list-range").text == "601 to 700"
+    chosen = page.driver.find_elements("css selector", '#list [aria-selected="true"]')
+    assert [row.get_attribute("id") for row in chosen] == ["disc-650"]
+    assert not page.find("list-later").is_enabled()
+    page.press("list", "\ue011")  # Home
+    assert (page.find("list-range").text, page.state("disc")) == ("1 to 300", 0)

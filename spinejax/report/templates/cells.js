@@ -3,6 +3,7 @@
 
 const element = (id) => document.getElementById(id);
 const facts = JSON.parse(element("facts").textContent);
+element("facts").remove(); // of a large set, megabytes
 const percent = (share) => (share > 0.995 && share < 1 ? ">99" : String(Math.round(100 * share)));
 
 function span(text, name) {

@@ -70,7 +70,7 @@ async function drawFollow() {
   const overlay = element("follow-overlay")?.checked;
   if (element("follow").hidden) return;
   const sheets = await Promise.all(pictured.map((scan) => Promise.all([
-    planeOf(scan) === null ? null : sheet("scan", `${scan}-${planeOf(scan)}`),
+    planeOf(scan) === null ? null : sheet("scan", [scan, planeOf(scan)]),
     ...facts.scans[scan].discs.map((index) => (overlay ? sheet("maps", index) : null))])));
   if (mine !== latestFollow) return;
   const frame = frameOf(pictured);

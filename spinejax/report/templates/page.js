@@ -1,8 +1,9 @@
 "use strict";
-// The disc browser. Everything it shows is in the page: the facts as JSON, the pictures as text that is decoded when shown.
+// The disc browser. The facts are in the page as JSON. The pictures are text that is decoded when shown: in the page, too,
+// or, of a large set, in scripts beside it, because a page that was opened from the disk may load nothing else.
 
 const [rows, columns, numSlices] = facts.window;
-const state = { scan: 0, plane: 0, disc: 0, task: 0, slice: (numSlices - 1) / 2, shown: [] };
+const state = { scan: 0, plane: 0, disc: 0, task: 0, slice: (numSlices - 1) / 2, shown: [], from: 0 };
 
 // The upper part of Matplotlib's inferno; its dark violets would only tint the bright slice below.
 const palette = [[136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
@@ -10,8 +11,13 @@ const faintest = 0.12; // of a map's brightest; darker pixels are transparent
 
 // Facts about one disc ------------------------------------------------------------------------------------------------
 
-const gradeOf = (disc, task) => disc.p[task].indexOf(Math.max(...disc.p[task]));
-const confidence = (disc, task) => Math.max(...disc.p[task]);
+// Grade and probability of each task, found once: a large set is sorted by them.
+const bestOf = (disc) => (disc.best ??= disc.p.map((chances) => {
+  const sure = Math.max(...chances);
+  return { grade: chances.indexOf(sure), sure };
+}));
+const gradeOf = (disc, task) => bestOf(disc)[task].grade;
+const confidence = (disc, task) => bestOf(disc)[task].sure;
 const isGraded = (disc, task) => disc.label[task] >= 0;
 const differs = (disc, task) => isGraded(disc, task) && disc.label[task] !== gradeOf(disc, task);
 // The distance in grades; among equals, the network's confidence.
@@ -21,20 +27,63 @@ const places = new Map(facts.scans.map((scan, index) => [scan.id, index]));
 const scanOf = (disc) => places.get(disc.scan);
 const nameOf = (disc) => facts.scans[scanOf(disc)].name;
 
-// Pictures: decoded once, and a few kept ------------------------------------------------------------------------------
+// Pictures: decoded once, and the last few kept -----------------------------------------------------------------------
 
-const decoded = new Map();
+const decoded = new Map(); // by id, the longest unused first
+const mostDecoded = () => Math.max(24, 20 * follow.scans.length); // what is drawn at once, and more
 
 async function sheet(kind, index) {
-  const id = `${kind}-${index}`;
-  if (!element(id)) return null;
-  if (!decoded.has(id)) {
-    const picture = new Image();
-    picture.src = "data:image/webp;base64," + element(id).textContent.trim();
-    if (decoded.size > 60) decoded.delete(decoded.keys().next().value);
-    decoded.set(id, picture.decode().then(() => picture));
+  const id = `${kind}-${index.at ? index.join("-") : index}`, disc = index.at ? facts.scans[index[0]].discs[0] : index;
+  const picture = decoded.get(id) ?? textOf(id, facts.discs[disc].chunk).then((text) => text && decode(text));
+  decoded.delete(id);
+  decoded.set(id, picture);
+  while (decoded.size > mostDecoded()) {
+    const [oldest, unused] = decoded.entries().next().value;
+    decoded.delete(oldest);
+    unused.then((bitmap) => bitmap?.close()); // otherwise its memory waits for the garbage collector
   }
-  return decoded.get(id);
+  return picture;
+}
+
+const decode = (text) => createImageBitmap(
+  new Blob([Uint8Array.from(atob(text.trim()), (letter) => letter.charCodeAt(0))], { type: "image/webp" }));
+
+const chunks = new Map(), mostChunks = 6; // number → pictures by id, the last few that were asked for
+const keepers = new Map(); // what waits for a chunk
+
+async function textOf(id, number) {
+  if (number === null) return element(id)?.textContent;
+  if (!chunks.has(number)) {
+    if (chunks.size >= mostChunks) chunks.delete(chunks.keys().next().value);
+    chunks.set(number, loadChunk(number));
+  }
+  return (await chunks.get(number))[id];
+}
+
+function loadChunk(number) {
+  return new Promise((resolve) => {
+    const script = document.createElement("script"), name = `discs-${String(number + 1).padStart(4, "0")}.js`;
+    const end = (pictures, fault) => {
+      script.remove();
+      keepers.delete(number);
+      if (fault) {
+        element("missing").textContent = `${name} ${fault}: its discs are shown without pictures. Keep the page and the files beside it together.`;
+        element("missing").hidden = false;
+      }
+      resolve(pictures);
+    };
+    keepers.set(number, end);
+    script.src = name;
+    script.addEventListener("error", () => end({}, "is missing"));
+    script.addEventListener("load", () => keepers.has(number) && end({}, "is damaged"));
+    document.head.append(script);
+  });
+}
+
+// Called by the chunks themselves.
+function keepChunk(identity, number, pictures) {
+  if (identity === facts.identity) keepers.get(number)?.(pictures);
+  else keepers.get(number)?.({}, "is of another report");
 }
 
 // One task's maps of a disc, painted: a canvas with the slices side by side, transparent where the map is dark.
@@ -67,7 +116,7 @@ async function draw() {
   const disc = facts.discs[state.disc];
   const [windows, maps] = await Promise.all([sheet("window", state.disc), sheet("maps", state.disc)]);
   if (mine !== latest) return;
-  const overlay = maps && element("overlay").checked ? paint(maps, state.task) : null;
+  const overlay = maps && element("overlay").checked ? paintedMaps(state.disc, maps, state.task) : null;
   const strip = element("strip").children;
   for (let slice = 0; slice < numSlices; slice++) {
     drawSlice(strip[slice].firstChild, windows, overlay, slice);
@@ -83,6 +132,7 @@ function drawSlice(canvas, windows, overlay, slice) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.globalAlpha = 1;
+  if (!windows) return context.clearRect(0, 0, canvas.width, canvas.height);
   context.drawImage(windows, 0, slice * rows, columns, rows, 0, 0, canvas.width, canvas.height);
   if (!overlay) return;
   const width = columns / facts.shrink, height = rows / facts.shrink;
@@ -144,14 +194,19 @@ function describeSlice() {
 
 // The list ------------------------------------------------------------------------------------------------------------
 
-function passes(disc) {
-  const { scan, level, grade, rater } = Object.fromEntries(
-    ["scan", "level", "grade", "rater"].map((id) => [id, element(id).value]));
+const choices = ["search", "scan", "level", "grade", "rater", "sure", "sort"];
+
+function passes(disc, { scan, level, grade, rater, sure, words }) {
   return (!scan || disc.scan === scan) && (!level || disc.level === level) &&
     (!grade || gradeOf(disc, state.task) === Number(grade)) &&
+    (!sure || confidence(disc, state.task) < Number(sure)) &&
+    (!words.length || words.every((word) => wordsOf(disc).includes(word))) &&
     (!rater || (rater === "none" ? !isGraded(disc, state.task)
       : isGraded(disc, state.task) && differs(disc, state.task) === (rater === "differs")));
 }
+
+// Name, pseudonyms and level, each word behind a space.
+const wordsOf = (disc) => ` ${nameOf(disc)} ${disc.patient} ${disc.scan} ${disc.level}`.toLowerCase();
 
 const orders = {
   scan: () => 0,
@@ -161,13 +216,30 @@ const orders = {
 };
 
 function list() {
-  const order = orders[element("sort").value];
-  state.shown = facts.discs.map((_, index) => index).filter((index) => passes(facts.discs[index]));
-  state.shown.sort((a, b) => order(facts.discs[a]) - order(facts.discs[b]) || a - b);
+  const chosen = Object.fromEntries(choices.map((id) => [id, element(id).value])), order = orders[chosen.sort];
+  chosen.words = chosen.search.toLowerCase().split(/\s+/).filter(Boolean).map((word) => ` ${word}`);
+  state.shown = facts.discs.map((_, index) => index).filter((index) => passes(facts.discs[index], chosen));
+  const keys = facts.discs.map(order);
+  state.shown.sort((a, b) => keys[a] - keys[b] || a - b);
+  state.from = 0;
   element("count").textContent = state.shown.length === facts.discs.length
     ? `${facts.discs.length} discs` : `${state.shown.length} of ${facts.discs.length} discs`;
-  const grades = facts.tasks[state.task].grades;
-  element("list").replaceChildren(...state.shown.map((index) => {
+  listPart();
+  showTable();
+  if (!state.shown.includes(state.disc) && state.shown.length) chooseDisc(state.shown[0]);
+  else select();
+}
+
+const listed = 300; // more at a time are slow to draw
+
+// The part of the list from `state.from` on.
+function listPart() {
+  const grades = facts.tasks[state.task].grades, stop = Math.min(state.from + listed, state.shown.length);
+  element("list-turn").hidden = state.shown.length <= listed;
+  element("list-range").textContent = `${state.from + 1} to ${stop}`;
+  element("list-earlier").disabled = state.from === 0;
+  element("list-later").disabled = stop === state.shown.length;
+  element("list").replaceChildren(...state.shown.slice(state.from, stop).map((index) => {
     const disc = facts.discs[index], line = document.createElement("div");
     line.className = "disc";
     line.id = `disc-${index}`;
@@ -179,11 +251,20 @@ function list() {
     line.addEventListener("click", () => chooseDisc(index));
     return line;
   }));
-  if (!state.shown.includes(state.disc) && state.shown.length) chooseDisc(state.shown[0]);
-  else select();
+}
+
+function turnList(by) {
+  state.from += by * listed;
+  listPart();
+  chooseDisc(state.shown[state.from]);
 }
 
 function select() {
+  const at = state.shown.indexOf(state.disc);
+  if (at >= 0 && Math.floor(at / listed) * listed !== state.from) {
+    state.from = Math.floor(at / listed) * listed;
+    listPart();
+  }
   for (const line of element("list").children) {
     const chosen = line.id === `disc-${state.disc}`;
     line.setAttribute("aria-selected", String(chosen));
@@ -196,6 +277,23 @@ function select() {
     }
   }
 }
+
+// The same discs as a table, with all tasks; made when it is opened.
+const tablePart = pagedTable("table", (index) => {
+  const disc = facts.discs[index], line = document.createElement("tr"), button = document.createElement("button");
+  button.type = "button";
+  button.textContent = nameOf(disc);
+  button.addEventListener("click", () => openDisc(index));
+  line.append(cell(button, "", "th"), cell(disc.level), ...facts.tasks.map((task, place) => {
+    const made = cell(span(task.grades[gradeOf(disc, place)], "grade"));
+    made.append(" ", span(`${percent(confidence(disc, place))}\u00a0%`, "sure"));
+    if (differs(disc, place)) made.append(" ", span(`rater ${task.grades[disc.label[place]]}`, "other"));
+    return made;
+  }));
+  return line;
+}, { perPage: 50 });
+
+const showTable = () => element("as-table").open && tablePart(state.shown);
 
 // Choosing ------------------------------------------------------------------------------------------------------------
 
@@ -242,6 +340,7 @@ function step(by) {
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input[type=search]")) return;
   const at = event.target, inControl = at.matches("select, input");
   const inSpine = Boolean(at.closest("#spine"));
   const onDiscs = at === element("list") || at === element("picture"), onPlane = at === element("plane");
@@ -282,7 +381,11 @@ function start() {
   element("number").max = String(numSlices);
   element("filters").addEventListener("submit", (event) => event.preventDefault());
   element("task").addEventListener("change", (event) => chooseTask(Number(event.target.value)));
-  for (const id of ["scan", "level", "grade", "rater", "sort"]) element(id).addEventListener("change", list);
+  for (const id of choices) element(id).addEventListener(id === "search" ? "input" : "change", list);
+  element("list-earlier").addEventListener("click", () => turnList(-1));
+  element("list-later").addEventListener("click", () => turnList(1));
+  element("as-table").addEventListener("toggle", showTable);
+  element("save").addEventListener("click", () => saveFile("discs.csv", asCsv(state.shown.map((index) => facts.discs[index]))));
   element("number").addEventListener("input", (event) => chooseSlice(Number(event.target.value) - 1));
   element("previous").addEventListener("click", () => step(-1));
   element("next").addEventListener("click", () => step(1));

@@ -25,23 +25,29 @@ async function drawSpine() {
   const mine = ++latestSpine, task = state.task;
   const wanted = element("spine-overlay") && element("spine-overlay").checked ? scan.discs : [];
   const [plane, ...maps] = await Promise.all([
-    sheet("scan", `${state.scan}-${state.plane}`), ...wanted.map((index) => sheet("maps", index))]);
+    sheet("scan", [state.scan, state.plane]), ...wanted.map((index) => sheet("maps", index))]);
   if (mine !== latestSpine) return;
   const canvas = element("plane-picture"), context = canvas.getContext("2d");
   const [rows, columns] = picture.shape;
   context.setTransform(canvas.width / columns, 0, 0, canvas.height / rows, 0, 0);
   context.imageSmoothingQuality = "high";
   context.globalAlpha = 1;
-  context.drawImage(plane, 0, 0, columns, rows);
+  if (plane) context.drawImage(plane, 0, 0, columns, rows);
+  else context.clearRect(0, 0, columns, rows);
   context.globalAlpha = Number(element("spine-opacity")?.value ?? 0) / 100;
   wanted.forEach((index, place) => maps[place] && drawHotspot(context, index, paintedMaps(index, maps[place], task), state.plane));
   document.body.dataset.spine = `${state.scan} ${task} ${state.plane} ${wanted.length ? element("spine-opacity").value : "plain"}`;
 }
 
+function clearPainted() {
+  for (const canvas of painted.values()) canvas.width = 0; // otherwise its memory waits for the garbage collector
+  painted.clear();
+}
+
 function paintedMaps(index, maps, task) {
   const id = `${index} ${task}`;
   if (!painted.has(id)) {
-    if (painted.size > 60) painted.clear();
+    if (painted.size > 30) clearPainted();
     painted.set(id, paint(maps, task));
   }
   return painted.get(id);
@@ -227,7 +233,7 @@ function describeSpine() {
 
 function chooseScan(index) {
   state.scan = index;
-  painted.clear();
+  clearPainted();
   const picture = currentScan().picture;
   if (picture) {
     const [rowMm, columnMm] = picture.pixelMm, [rows, columns] = picture.shape, mm = Math.min(rowMm, columnMm);
