@@ -39,6 +39,11 @@ class Config:
     """Layers that keep the weights of `--init-from`: `trunk`, or single ones as `trunk/conv1` and `head_modic/fc6`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, loss and optimiser stay float32."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """How GPUs and TPUs multiply float32 numbers: "float32" keeps all digits; "tensorfloat32" (GPUs) and "bfloat16"
+    (TPUs: one pass) are faster and keep three. CPUs keep all."""
+    microbatches: int = 1
+    """Parts of a batch that go through the network one after the other: the same step to rounding, in less memory."""
 
     layout: Literal["auto", "data", "split"] = "auto"
     """Parameters on each device: "data" keeps all, "split" a share of fc6 and fc7; "auto" picks the one that
@@ -105,7 +110,7 @@ class Config:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def __post_init__(self):
-        for name in ("batch_size", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
+        for name in ("batch_size", "microbatches", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
             require_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require_option(0 < self.width <= MAX_WIDTH, "width", self.width, f"above 0, at most {MAX_WIDTH}")
         require_option(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
@@ -196,16 +201,18 @@ CHANGEABLE_ON_RESUME = (
     "cache",
     "read_threads",
     "deterministic",
+    "microbatches",
 )
-"""Options that may differ when a run is resumed. None of them changes what a step computes; another layout, like
-another number of devices, only sums in another order."""
+"""Options that may differ when a run is resumed. None of them changes what a step computes; another layout, other
+microbatches, and another number of devices only sum in another order."""
 
 _OF_THE_LOOP = ("seed", "init_from", "validation_split", "eval_epochs", *_PLATEAU)
 
 
 def of_a_step(config: Config) -> Config:
     """The options that a step depends on, with all others at their defaults: changing those recompiles nothing."""
-    return replace(config, **{name: getattr(Config(), name) for name in (*CHANGEABLE_ON_RESUME, *_OF_THE_LOOP)})
+    others = {*CHANGEABLE_ON_RESUME, *_OF_THE_LOOP} - {"microbatches"}
+    return replace(config, **{name: getattr(Config(), name) for name in others})
 
 
 def save(config: Config, path: Path) -> None:

@@ -90,6 +90,8 @@ class Arguments:
     """Most discs graded at once, over all devices."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Precision of the computation. Default: the one that the network was trained in."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """How GPUs and TPUs multiply float32 numbers, as in `train.py`."""
     calibrate: bool = False
     """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If a run
     has none for this number of views and this average, it is fitted on the validation split and stored."""
@@ -157,7 +159,7 @@ def main(arguments: Arguments) -> None:
     if arguments.compare:
         compare(arguments, *arguments.compare)
         return
-    runtime.set_up()
+    runtime.set_up(precision=arguments.precision)
     together = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with together, contextlib.ExitStack() as exit_stack:
         processes.end_on_sigterm()  # there is nothing to save

@@ -21,7 +21,7 @@ from spinejax import config, tasks
 from spinejax.config import Config
 from spinejax.data.batches import num_steps, refuse_unlabelled
 from spinejax.data.dataset import DataSet
-from spinejax.errors import status_of
+from spinejax.errors import require_option, status_of
 from spinejax.files import lock
 from spinejax.files.addresses import PATHS, Folder, local_path
 from spinejax.files.mirror import held, mirror_of
@@ -30,7 +30,7 @@ from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import cpu_kernels, losses
 from spinejax.parallel import devices, layout, processes, runtime
 from spinejax.report import figures
-from spinejax.training import checkpoint, epoch, shipped, speed, train_step
+from spinejax.training import checkpoint, epoch, memory, shipped, speed, train_step
 from spinejax.training.log import Log, progress
 from spinejax.training.saving import Saver
 
@@ -58,7 +58,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Train in one process, or as one of several."""
     steps = None if arguments.profile is None else speed.parse_steps(arguments.profile)
-    runtime.set_up(deterministic=arguments.options.deterministic)
+    runtime.set_up(deterministic=arguments.options.deterministic, precision=arguments.options.precision)
     start = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with start, processes.stop_notices() as stop:
         data = DataSet(arguments.data, cache_dir=arguments.cache_dir)
@@ -83,6 +83,9 @@ def run(
     mesh = devices.make_mesh()
     # What the user can fix is refused before anything is written or computed.
     devices.check_batch(options.batch_size, mesh, "--batch-size")
+    share = options.batch_size // mesh.size
+    expected = f"a divisor of {share}, the discs of a batch on each of {mesh.size} devices"
+    require_option(share % options.microbatches == 0, "microbatches", options.microbatches, expected)
     processes.refuse_difference("options", repr(options))
     processes.refuse_difference("data", data.digest)
     chosen = tasks.select(data.tasks, options.tasks)
@@ -121,7 +124,7 @@ def fit(
     options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh, stop, exit_stack, profile
 ) -> str:
     """The loop. An epoch takes steps, is evaluated, logged and saved. `exit_stack` closes what it opens."""
-    state, unlogged, step, save, feed, model, utilisation = set_up(options, data, chosen, checkpoints, mesh)
+    state, unlogged, step, save, feed, model, utilisation, lower = set_up(options, data, chosen, checkpoints, mesh)
     exit_stack.enter_context(contextlib.closing(feed.batches))
     first, folder, name = processes.is_first(), checkpoints.run, checkpoints.name
     if profile and first:
@@ -140,7 +143,8 @@ def fit(
         if train_step.is_over(state, options):
             break
         until = number * steps_per_epoch
-        state, taken = epoch.take_steps(state, feed, until, step, stop, bar)
+        with memory.advice(lower, options, options.batch_size // mesh.size):
+            state, taken = epoch.take_steps(state, feed, until, step, stop, bar)
         if int(state.step) < until:  # SIGTERM came
             metrics, _ = taken.read()
             log.write_steps(int(state.step), metrics, {})
@@ -175,15 +179,18 @@ def fit(
 
 
 def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Checkpoints, mesh) -> tuple:
-    """The state to begin with, metrics that the log lacks, functions to step and save, batches, network, speed."""
+    """The state to begin with, metrics that the log lacks, functions to step and save, batches, network, speed, and
+    a function that lowers a step.
+    """
     init_key, run_key = jax.random.split(jax.random.key(options.seed))
     model = train_step.make_model(options, chosen)
     slice_mean = data.mean_of_filled_slices() if options.fill_slices else data.slice_mean
     saved: dict = {"model": model, "data_digest": data.digest}
+    fresh = functools.partial(train_step.init, init_key, model, options, slice_mean)
+    divided = layout.make(options.layout, mesh, jax.eval_shape(fresh).params, batch_size=options.batch_size)
     state, unlogged, layers = checkpoint.resume(
-        checkpoints, train_step.init(init_key, model, options, slice_mean), **saved, init_from=options.init_from
+        checkpoints, divided.create(fresh), **saved, init_from=options.init_from
     )
-    divided = layout.make(options.layout, mesh, state.params, batch_size=options.batch_size)
     start = [f"From {options.init_from}: {', '.join(layers)}."] if layers else []
     feed = epoch.make_feed(options, data, chosen, mesh, step=int(state.step))
     for note in (*start, *divided.notes(), *filter(None, [feed.note])) if processes.is_first() else ():
@@ -196,13 +203,19 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     def step(state: train_step.TrainState, batch: dict[str, jax.Array]) -> tuple:
         return train_step.train_step(key, state, batch, weights, **fixed)
 
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)  # it is donated
+
     def lower() -> jax.stages.Lowered:
         shapes = {"volume": (VOLUME_SHAPE, np.uint16), "labels": ((len(chosen),), np.int32)}
-        batch = {name: jax.ShapeDtypeStruct((options.batch_size, *one), kind) for name, (one, kind) in shapes.items()}
-        return train_step.whole_step.lower(key, state, batch, weights, **fixed)
+        batch = {
+            name: jax.ShapeDtypeStruct((options.batch_size, *one), kind, sharding=devices.by_disc(mesh))
+            for name, (one, kind) in shapes.items()
+        }
+        return train_step.whole_step.lower(key, like, batch, weights, **fixed)
 
     save = functools.partial(checkpoint.save, checkpoints, **saved, validation_split=options.validation_split)
-    return state, unlogged, step, save, feed, model, speed.Utilisation(lower, options.dtype)
+    multiplied_in = options.precision if options.dtype == "float32" else options.dtype
+    return state, unlogged, step, save, feed, model, speed.Utilisation(lower, multiplied_in), lower
 
 
 def like_shipped(options: Config) -> Config:

@@ -168,16 +168,21 @@ def input_gradients(
 ) -> Float[Array, "V T 112 224 9"]:
     """The gradient of each task's chosen score with respect to each window; all tasks share one forward pass."""
 
-    def chosen_scores(windows: jax.Array) -> list[jax.Array]:
-        scores = model.apply(variables, windows)
+    def score(inputs: jax.Array, column: int, **options: bool) -> jax.Array:
+        scores = model.apply(variables, inputs, **options)
         # A window's scores depend on that window alone, so the gradient of the sum holds each one's own.
-        return [scores[task.name][:, grades[column]].sum() for column, task in enumerate(model.tasks)]
+        return scores[model.tasks[column].name][:, grades[column]].sum()
 
-    _, backwards = jax.vjp(chosen_scores, windows)
-    # One backward pass per task, not one `vmap` over all: the compiler then sees that a score's gradient does not pass
-    # through the other tasks' branches, and the gradients of all tasks are not in memory at once.
-    one_score = np.eye(len(model.tasks), dtype=np.float32)
-    return jnp.stack([backwards(list(chosen))[0] for chosen in one_score], axis=1)
+    columns = range(len(model.tasks))
+    if isinstance(model, SpineNet) and model.branch_point is not None:
+        # Each task's own layers one after the other, then the trunk once for the gradients of all tasks.
+        trunk = functools.partial(model.apply, variables, features=True)
+        features, backwards = jax.vjp(trunk, windows)
+        to_features = [jax.grad(score)(features, column, of_features=True) for column in columns]
+        return jax.vmap(lambda gradient: backwards(gradient)[0], out_axes=1)(jnp.stack(to_features))
+    # Without a trunk not one `vmap`: the compiler then sees that a score's gradient avoids the other tasks' layers.
+    _, backwards = jax.vjp(lambda windows: [score(windows, column) for column in columns], windows)
+    return jnp.stack([backwards(list(chosen))[0] for chosen in np.eye(len(columns), dtype=np.float32)], axis=1)
 
 
 def _inverse(gradients: jax.Array, view: View, *, signed: bool) -> tuple[jax.Array, jax.Array]:

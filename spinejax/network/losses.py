@@ -41,6 +41,7 @@ def task_loss(
     labels: Int[Array | np.ndarray, "..."],
     class_weights: Float[Array | np.ndarray, "..."],
     softness: float = 0.0,
+    num_labelled: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Class-balanced softmax log-loss of one task, averaged over its labelled discs (paper, Sect. 2).
 
@@ -52,6 +53,8 @@ def task_loss(
         class_weights: [C]. A disc's loss is multiplied by its grade's weight.
         softness: in [0, 1), the share of a disc's target that its neighbouring grades have, half of it each; at either
             end of the scale the only neighbour has all of it. Raters differ by one grade far more often than by two.
+        num_labelled: the divisor. Default: the labelled discs here. With those of a whole batch, the losses of its
+            parts add up to the batch's.
 
     Returns:
         The loss in nats. Zero, with zero gradient, if no disc is labelled.
@@ -78,7 +81,8 @@ def task_loss(
     else:
         losses = -jnp.take_along_axis(log_probability, grade[:, None], axis=1)[:, 0]
     losses *= jnp.asarray(class_weights)[grade]
-    return jnp.sum(losses, where=labelled) / jnp.maximum(jnp.sum(labelled, dtype=losses.dtype), 1)
+    divisor = jnp.sum(labelled) if num_labelled is None else num_labelled
+    return jnp.sum(losses, where=labelled) / jnp.maximum(divisor.astype(losses.dtype), 1)
 
 
 def _softened(num_grades: int, softness: float) -> Float[Array, "C C"]:
@@ -94,6 +98,7 @@ def multi_task_loss(
     class_weights: Mapping[str, jax.Array | np.ndarray],
     task_weights: Mapping[str, float],
     softness: float = 0.0,
+    num_labelled: Mapping[str, jax.Array] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum of all tasks' losses, L = Σ_t ω_t L_t (paper, Sect. 2), and each L_t by name.
 
@@ -101,7 +106,11 @@ def multi_task_loss(
         logits, labels, class_weights: `task_loss`'s arguments by task name.
         task_weights: ω_t by task name; a task that is not listed has weight 1, as in the paper.
         softness: as for `task_loss`, the same for all tasks.
+        num_labelled: as for `task_loss`, by task name.
     """
-    losses = {name: task_loss(logits[name], labels[name], class_weights[name], softness) for name in logits}
+    counts = num_labelled or {}
+    losses = {
+        name: task_loss(logits[name], labels[name], class_weights[name], softness, counts.get(name)) for name in logits
+    }
     total = jnp.asarray(sum(task_weights.get(name, 1.0) * loss for name, loss in losses.items()))
     return total, losses

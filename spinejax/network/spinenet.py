@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
@@ -134,7 +134,9 @@ class SpineNet(nn.Module):
         *,
         train: bool = False,
         features: bool = False,
+        of_features: bool = False,
         places: Sequence[tuple[int, int]] = ((0, 0),),
+        part_of: tuple[int, Int[Array, " N"]] | None = None,
     ) -> dict[str, Float[Array, "_ _"]] | Float[Array, "..."]:
         """Unnormalised grade scores (fc8) of each window.
 
@@ -143,9 +145,11 @@ class SpineNet(nn.Module):
                 parameters were initialised with them.
             train: apply dropout; needs the key "dropout".
             features: return the trunk's output instead, to train other heads on it.
+            of_features: `windows` are the trunk's output already.
             places: rows and columns, multiples of `SHARED_STRIDE`, of several windows inside each of `windows`, which
                 are then larger than a window by the greatest of them. conv1 and pool1 have no padding, and are
                 computed once for all places.
+            part_of: how many windows a larger batch has, and where these are in it. Dropout is then as in that batch.
 
         Returns:
             task name → float32[N · places, grades of the task]; the places of one of `windows` are adjacent.
@@ -157,7 +161,7 @@ class SpineNet(nn.Module):
         """
         if self.branch_point not in BRANCH_POINTS:
             raise SpinejaxError(f"branch_point {self.branch_point!r}: expected one of {BRANCH_POINTS}.")
-        if windows.ndim != 4 or windows.shape[-1] != self.num_slices:
+        if not of_features and (windows.ndim != 4 or windows.shape[-1] != self.num_slices):
             raise SpinejaxError(f"windows{list(windows.shape)}: expected [N, height, width, {self.num_slices}].")
         if any(shift < 0 or shift % SHARED_STRIDE for place in places for shift in place):
             raise SpinejaxError(f"places {places}: expected rows and columns in multiples of {SHARED_STRIDE} px.")
@@ -168,14 +172,17 @@ class SpineNet(nn.Module):
         num_shared = [None, *(layer.name for layer in LAYERS)].index(self.branch_point)
         fields = ("width", "dropout", "dtype", "initialiser", "kernels", "layout")
         stack = functools.partial(Stack, places=tuple(places), **{name: getattr(self, name) for name in fields})
-        windows = filled(windows) if self.fill_slices else jnp.asarray(windows)
-        x = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
-        x = stack(layers=LAYERS[:num_shared], name="trunk")(x, train=train)
+        if of_features:
+            x = jnp.asarray(windows, self.dtype)
+        else:
+            windows = filled(windows) if self.fill_slices else jnp.asarray(windows)
+            x = (windows - slice_mean.value[None, None, None]).astype(self.dtype)
+            x = stack(layers=LAYERS[:num_shared], name="trunk")(x, train=train, part_of=part_of)
         if features:
             return x.astype(jnp.float32)
         return {
             task.name: stack(layers=LAYERS[num_shared:], num_outputs=task.num_grades, name=f"head_{task.name}")(
-                x, train=train
+                x, train=train, part_of=part_of
             )
             for task in self.tasks
         }
@@ -195,7 +202,7 @@ class Stack(nn.Module):
     places: Sequence[tuple[int, int]] = ((0, 0),)
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, part_of: tuple[int, Int[Array, " N"]] | None = None) -> jax.Array:
         options: dict[str, Any] = {"kernel_init": INITIALISERS[self.initialiser]()}
         for layer in self.layers:
             features = max(1, round(layer.features * self.width))
@@ -210,11 +217,30 @@ class Stack(nn.Module):
                 x = _at_places(x, self.places) if layer == LAYERS[0] else x
             else:
                 x = nn.relu(self.layout.lay_out(nn.Dense(features, **options)(_flat(x)), layer.name))
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+                x = Dropout(self.dropout)(x, part_of=part_of) if train else x
         if self.num_outputs:
             options |= {"dtype": jnp.float32, "name": "fc8"}  # a score in bfloat16 has two or three digits
             x = self.layout.lay_out(nn.Dense(self.num_outputs, **options)(_flat(x)), "fc8")
         return x
+
+
+class Dropout(nn.Module):
+    """Inverted dropout: a fraction of the features becomes zero, and the others are scaled up.
+
+    The mask is that of a whole batch, also for a part of it (`part_of`, as in `SpineNet`), which `flax.linen.Dropout`
+    cannot do; without parts it is the same as there.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, part_of: tuple[int, Int[Array, " N"]] | None = None) -> jax.Array:
+        if not self.rate:
+            return x
+        num = len(x) if part_of is None else part_of[0]
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (num, *x.shape[1:]))
+        kept = kept if part_of is None else kept[part_of[1]]
+        return jnp.where(kept, x / (1 - self.rate), 0)
 
 
 def filled(windows: Float[Array | np.ndarray, "N H W S"]) -> Float[Array, "N H W S"]:

@@ -93,6 +93,10 @@ class Layout:
         """Transfer a tree of arrays to the devices; each process holds all of it."""
         return devices.put(tree, self.shardings(tree))
 
+    def create(self, function: Callable[[], Any]) -> Any:
+        """What a function returns, a tree of arrays, each device computing its own parts; none ever has all of it."""
+        return jax.jit(function, out_shardings=self.shardings(jax.eval_shape(function)))()
+
     def constrain(self, tree) -> Any:
         """Inside jit: keep the tree divided as by `put`."""
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))

@@ -28,11 +28,13 @@ DETERMINISTIC = (
 _DEVICE_FILES = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")  # of NVIDIA, WSL, AMD, and two kinds of TPU
 
 
-def set_up(*, deterministic: bool = False) -> None:
+def set_up(*, deterministic: bool = False, precision: str = "float32") -> None:
     """Prepare this process for JAX. The commands call it; importing the library changes nothing.
 
     Args:
         deterministic: have XLA for GPUs choose only kernels that give the same bits in every run.
+        precision: of products of float32 numbers on GPUs and TPUs, a name of `jax_default_matmul_precision`. By default
+            JAX lets GPUs round their factors to TF32, and TPUs to bfloat16.
     """
     jax.config.update("jax_enable_x64", False)  # JAX_ENABLE_X64 would silently change the results of training
     if folder := cache_folder():
@@ -40,6 +42,8 @@ def set_up(*, deterministic: bool = False) -> None:
     if on_cpu():
         _keep_freed_memory()
         _add_flag(QUICK_CPU_CONVOLUTIONS)
+    else:
+        jax.config.update("jax_default_matmul_precision", precision)
     for flag in DETERMINISTIC if deterministic else ():
         _add_flag(flag)
 

@@ -13,23 +13,23 @@ import jax
 from spinejax.errors import SpinejaxError
 
 PEAK_TERAFLOPS = {
-    "H200": {"bfloat16": 989.0, "float32": 494.0},
-    "H100": {"bfloat16": 989.0, "float32": 494.0},
-    "A100": {"bfloat16": 312.0, "float32": 156.0},
-    "L40S": {"bfloat16": 362.0, "float32": 183.0},
+    "H200": {"bfloat16": 989.0, "tensorfloat32": 494.0, "float32": 67.0},
+    "H100": {"bfloat16": 989.0, "tensorfloat32": 494.0, "float32": 67.0},
+    "A100": {"bfloat16": 312.0, "tensorfloat32": 156.0, "float32": 19.5},
+    "L40S": {"bfloat16": 362.0, "tensorfloat32": 183.0, "float32": 91.6},
     "TPU v4": {"bfloat16": 275.0},
     "TPU v5 lite": {"bfloat16": 197.0},
     "TPU v5p": {"bfloat16": 459.0},
     "TPU v6 lite": {"bfloat16": 918.0},
 }
 """Kind of device, as JAX names it, or a part of that → precision → the vendor's figure for dense matrices, in 10¹²
-operations a second. float32 on GPUs counts as TF32, which XLA uses unless told otherwise."""
+operations a second."""
 
 
-def peak_flops(device_kind: str, dtype: str) -> float | None:
+def peak_flops(device_kind: str, precision: str) -> float | None:
     """The most operations a second that a kind of device can do in a precision; None if the table does not know it."""
     rates = next((rates for kind, rates in PEAK_TERAFLOPS.items() if kind in device_kind), {})
-    return 1e12 * rates[dtype] if dtype in rates else None
+    return 1e12 * rates[precision] if precision in rates else None
 
 
 class Utilisation:
@@ -37,11 +37,11 @@ class Utilisation:
 
     Args:
         lower: lowers a step, as `jax.jit(…).lower`; called once, and only for devices whose peak rate is known.
-        dtype: precision of the computation.
+        precision: in which factors are multiplied.
     """
 
-    def __init__(self, lower: Callable[[], jax.stages.Lowered], dtype: str):
-        peak = peak_flops(jax.devices()[0].device_kind, dtype)
+    def __init__(self, lower: Callable[[], jax.stages.Lowered], precision: str):
+        peak = peak_flops(jax.devices()[0].device_kind, precision)
         self._share_of_a_step_a_second = None
         if peak:
             counted = lower().cost_analysis()

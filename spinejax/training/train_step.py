@@ -1,7 +1,7 @@
 """Training as pure functions over arrays: the state, a step, an evaluation, and the plateau rule (paper, Sect. 4)."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import flax.struct
@@ -256,14 +256,29 @@ def update(
     _, dropout_key = _keys(key, state.step)
     label = _by_task(labels, model.tasks)
 
-    def loss(params):
+    num_labelled = {name: (each != UNLABELLED).sum() for name, each in label.items()}
+
+    def loss(params, windows, label, part_of=None):
         frozen = _is_frozen(params, config.freeze)
         params = jax.tree.map(lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf, params, frozen)
         variables = {"params": params, "constants": state.constants}
-        logits = cast(dict, model.apply(variables, windows, train=True, rngs={"dropout": dropout_key}))
-        return losses.multi_task_loss(logits, label, class_weights, dict(config.task_weights), config.soft_labels)
+        rngs = {"dropout": dropout_key}
+        logits = cast(dict, model.apply(variables, windows, train=True, rngs=rngs, part_of=part_of))
+        weights = class_weights, dict(config.task_weights)
+        return losses.multi_task_loss(logits, label, *weights, config.soft_labels, num_labelled)
 
-    (total, by_task), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    loss_and_gradients = jax.value_and_grad(loss, has_aux=True)
+    if config.microbatches == 1:
+        (total, by_task), gradients = loss_and_gradients(state.params, windows, label)
+    else:
+        num_devices = layout.mesh.size if layout else 1
+        places = jnp.arange(len(windows))
+        parts = jax.tree.map(
+            functools.partial(_in_parts, num=config.microbatches, num_devices=num_devices), (windows, label, places)
+        )
+        (total, by_task), gradients = _summed(
+            lambda part: loss_and_gradients(state.params, *part[:2], (len(windows), part[2])), parts
+        )
     norm = optax.tree.norm(gradients)
     good = jnp.isfinite(total) & jnp.isfinite(norm)  # the norm is finite only if every gradient is
     if_good = functools.partial(jax.tree.map, functools.partial(jnp.where, good))
@@ -278,6 +293,19 @@ def update(
     average = if_good(_averaged(state, params, config), state.average) if config.average_weights else {}
     state = state.replace(step=state.step + 1, params=params, momentum=momentum, skipped=skipped, average=average)
     return layout.constrain(state) if layout else state, metrics
+
+
+def _in_parts(array: jax.Array, *, num: int, num_devices: int) -> jax.Array:
+    """(N, …) → (num, N / num, …): each part has discs of every device, so that none moves."""
+    parts = array.reshape(num_devices, num, -1, *array.shape[1:])
+    return parts.swapaxes(0, 1).reshape(num, -1, *array.shape[1:])
+
+
+def _summed(function: Callable, parts: Any) -> Any:
+    """The sum of a function's results over parts along the leading axis, one of which is in memory at a time."""
+    like = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None), nothing, parts)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -20,7 +20,7 @@ def test_ways_of_making_maps_are_measured(tmp_path, monkeypatch):
     assert main(["phantom", "--patients", "3", "--out", str(tmp_path / "discs")]) == 0
     model = SpineNet(PAPER_TASKS, width=0.02)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
-    monkeypatch.setattr(pointing.runtime, "set_up", lambda: None)
+    monkeypatch.setattr(pointing.runtime, "set_up", lambda **_: None)
     monkeypatch.setattr(pointing.checkpoint, "load", lambda run: (model, jax.device_get(variables)))
     monkeypatch.setattr(pointing.config, "load", lambda path: PRESETS["quickstart"][1])
     monkeypatch.setattr(pointing, "NUM_VIEWS", 4)

@@ -64,7 +64,7 @@ def test_the_table_counts_what_is_told():
 
 
 def test_finished_folds_are_measured(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runtime, "set_up", lambda: None)
+    monkeypatch.setattr(runtime, "set_up", lambda **_: None)
     for number in range(2):
         (tmp_path / f"fold-{number}").mkdir()
         (tmp_path / f"fold-{number}" / "discs").symlink_to(tiny)

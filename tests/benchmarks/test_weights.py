@@ -169,7 +169,7 @@ def commands(monkeypatch, arguments):
     monkeypatch.setattr(weights, "run_script", pretend)
     monkeypatch.setattr(weights, "point_in_stacks", no_hotspots)
     monkeypatch.setattr(weights.shipped, "write", keep)
-    monkeypatch.setattr(weights.runtime, "set_up", lambda: None)
+    monkeypatch.setattr(weights.runtime, "set_up", lambda **_: None)
     monkeypatch.setattr("benchmarks.subgroups._FEWEST", 10)
     return seen
 

@@ -27,7 +27,7 @@ from tests.training.test_shipped import FIT, PROVENANCE, VIEWS, change, make_run
 
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
-    monkeypatch.setattr(runtime, "set_up", lambda: None)
+    monkeypatch.setattr(runtime, "set_up", lambda **_: None)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from spinejax import config
-from spinejax.commands import train
+from spinejax.commands import evaluate, train
 from spinejax.config import Config
 from spinejax.data.batches import refuse_unlabelled
 from spinejax.data.dataset import DataSet
@@ -80,7 +81,7 @@ def test_a_saved_runs_options_start_another(uninterrupted, tmp_path):
     parse = """
 import sys
 from spinejax import config
-from spinejax.commands import train
+from spinejax.commands import evaluate, train
 arguments = train.parsed(sys.argv[1:])
 config.save(arguments.options, arguments.workdir)
 print(arguments.data)
@@ -220,6 +221,41 @@ def test_discs_in_device_memory_make_the_same_run_and_are_kept_there_if_they_fit
 def test_a_batch_must_divide_by_the_devices(tiny, tmp_path):
     with pytest.raises(SpinejaxError, match="multiple of the 8 devices"):
         main(tiny, tmp_path / "run", batch_size=12)
+
+
+def test_microbatches_must_divide_what_a_device_has_of_a_batch(tiny, tmp_path):
+    with pytest.raises(
+        SpinejaxError, match="--microbatches is 3: expected a divisor of 2, the discs of a batch on each"
+    ):
+        main(tiny, tmp_path / "run", batch_size=16, microbatches=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_device_memory_names_the_option_that_lowers_it_and_by_how_much(tiny, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.")
+
+    monkeypatch.setattr(train_step, "train_step", full)
+    with pytest.raises(SpinejaxError, match="Out of device memory: a step takes") as raised:
+        main(tiny, tmp_path / "run", batch_size=16)
+    found = re.search(
+        r"takes (.+) MB on each device\. `--microbatches 2` lowers that to about (.+) MB", str(raised.value)
+    )
+    now, then = map(float, found.groups())
+    assert 0.4 * now < then < 0.9 * now
+    with pytest.raises(SpinejaxError, match="Use more devices, --layout split or a smaller --width"):
+        main(tiny, tmp_path / "run", batch_size=8)
+
+
+def test_the_precision_of_float32_is_set_before_anything_is_computed(tiny, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(runtime, "set_up", lambda **options: chosen.append(options["precision"]))
+    for changes in ({}, {"precision": "tensorfloat32"}):
+        with pytest.raises(SpinejaxError, match="multiple of the 8 devices"):
+            main(tiny, tmp_path / "run", batch_size=12, **changes)
+    with pytest.raises(SpinejaxError, match="--data DIR, a data set, or"):
+        evaluate.main(evaluate.Arguments(precision="bfloat16"))
+    assert chosen == ["float32", "tensorfloat32", "bfloat16"]
 
 
 def test_a_task_without_a_label_is_refused_before_anything_is_computed(tmp_path):

@@ -121,6 +121,17 @@ def test_the_baseline_is_the_networks_plain_gradient(network, batch):
     np.testing.assert_allclose(maps[3, 0], np.abs(gradient) * inside, atol=1e-6)
 
 
+@pytest.mark.parametrize("branch_point", [None, "conv3", "fc6"])
+def test_a_score_has_its_own_gradient_wherever_tasks_branch(network, batch, branch_point):
+    model = network[0].clone(branch_point=branch_point)
+    windows = jnp.asarray(central_window(batch["volume"][0])[None] * np.float32(INTENSITY_STEP))
+    variables = model.init(KEY, windows)
+    got = hotspots.input_gradients(variables, windows, jnp.array([2, 1]), model)
+    for column, (name, grade) in enumerate((("brightness", 2), ("side", 1))):
+        expected = jax.grad(lambda x, name=name, grade=grade: model.apply(variables, x)[name][0, grade])(windows)
+        np.testing.assert_allclose(got[:, column], expected, atol=1e-6 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("warp", ["inverse", "adjoint"])
 def test_a_linear_models_map_over_shifts_equals_slicing(weights, volume, warp):
     """Whole-pixel views move |w| without blurring it: each pixel is averaged over the views that saw it."""

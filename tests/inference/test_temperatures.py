@@ -22,7 +22,7 @@ from tests.conftest import TASKS, write_tiny
 
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
-    monkeypatch.setattr(runtime, "set_up", lambda: None)
+    monkeypatch.setattr(runtime, "set_up", lambda **_: None)
 
 
 @pytest.fixture

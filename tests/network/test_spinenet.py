@@ -1,5 +1,6 @@
 """The network holds what the paper says: layers, shapes, parameter counts, and how branches share."""
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.export
@@ -9,7 +10,7 @@ import pytest
 
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import WINDOW_SHAPE
-from spinejax.network.spinenet import BRANCH_POINTS, LAYERS, Dense, SpineNet, Stack, filled
+from spinejax.network.spinenet import BRANCH_POINTS, LAYERS, Dense, Dropout, SpineNet, Stack, filled
 from spinejax.tasks import PAPER_TASKS, Task
 
 WINDOW = jnp.zeros((1, 112, 224, 9))
@@ -121,6 +122,14 @@ def test_dropout_only_in_training_and_decided_by_the_key(small):
     np.testing.assert_array_equal(run(0), run(0))
     assert not np.array_equal(run(0), run(1))
     np.testing.assert_array_equal(run(0, train=False), run(1, train=False))
+
+
+def test_dropout_is_flaxs_and_a_part_of_a_batch_has_its_rows():
+    x, rngs = jax.random.normal(jax.random.key(1), (6, 8)), {"dropout": jax.random.key(2)}
+    whole = Dropout(0.25).apply({}, x, rngs=rngs)
+    np.testing.assert_array_equal(whole, nn.Dropout(0.25, deterministic=False).apply({}, x, rngs=rngs))
+    rows = jnp.array([4, 1])
+    np.testing.assert_array_equal(Dropout(0.25).apply({}, x[rows], part_of=(6, rows), rngs=rngs), whole[rows])
 
 
 def test_dropout_keeps_the_expected_activation():

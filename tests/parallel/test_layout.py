@@ -18,7 +18,7 @@ from spinejax.network.spinenet import BRANCH_POINTS, SpineNet
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices
 from spinejax.parallel import layout as layouts
-from spinejax.tasks import PAPER_TASKS
+from spinejax.tasks import PAPER_TASKS, UNLABELLED
 from spinejax.training import checkpoint, train_step
 from tests.conftest import TASKS
 
@@ -121,9 +121,9 @@ def initial(config):
     return devices.to_host(train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32)))
 
 
-def trained(choice, num_devices, batch, weights, branch_point="conv5", steps=3):
+def trained(choice, num_devices, batch, weights, steps=3, **changes):
     """State and figures after some steps, as numpy."""
-    config = Config(**{**CONFIG.__dict__, "branch_point": branch_point})
+    config = dataclasses.replace(CONFIG, **changes)
     model = train_step.make_model(config, TASKS)
     state, mesh = initial(config), mesh_of(num_devices)
     layout = layouts.make(choice, mesh, state.params, batch_size=8)
@@ -146,6 +146,43 @@ def test_split_equals_data_parallel_dropout_included(batch, weights, num_devices
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), devices.to_host(split), devices.to_host(one))
 
 
+@pytest.mark.parametrize(("choice", "num_devices", "num_parts"), [("data", 1, 4), ("data", 4, 2), ("split", 2, 4)])
+def test_microbatches_make_the_steps_of_whole_batches(batch, weights, choice, num_devices, num_parts):
+    """Dropout included, and missing labels, of which the parts have different numbers."""
+    labels = batch["labels"].copy()
+    labels[[0, 1, 5], 1] = UNLABELLED
+    batch = batch | {"labels": labels}
+    _, one, figures_of_one = trained("data", 1, batch, weights)
+    _, parts, figures = trained(choice, num_devices, batch, weights, microbatches=num_parts)
+    for name in ("loss", "loss/brightness", "loss/side"):
+        np.testing.assert_allclose(figures[name], figures_of_one[name], rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), devices.to_host(parts), devices.to_host(one))
+
+
+def test_microbatches_take_less_memory(batch, weights):
+    """Of the windows that a step gets, one part at a time goes through the network."""
+    model = train_step.make_model(CONFIG, TASKS)
+    state, labels = jax.eval_shape(lambda: initial(CONFIG)), jax.ShapeDtypeStruct((64, 2), np.int32)
+    args = (KEY, state, jax.ShapeDtypeStruct((64, 112, 224, 9), np.float32), labels, weights)
+
+    def temporary_bytes(num_parts):
+        config = dataclasses.replace(CONFIG, microbatches=num_parts)
+        program = train_step.update.lower(*args, model=model, config=config).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(8) < 0.6 * temporary_bytes(1)
+
+
+def test_a_new_states_parts_are_made_on_the_devices_that_keep_them():
+    model = train_step.make_model(CONFIG, TASKS)
+    fresh = functools.partial(train_step.init, jax.random.key(0), model, CONFIG, np.full(9, 0.3, np.float32))
+    layout = layouts.make("split", mesh_of(8), jax.eval_shape(fresh).params, batch_size=8)
+    state = layout.create(fresh)
+    kernel = state.params["head_side"]["fc6"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(kernel.shape[0], kernel.shape[1] // 8)}
+    jax.tree.map(np.testing.assert_array_equal, devices.to_host(state), initial(CONFIG))
+
+
 def test_gathered_along_rows_and_columns_as_in_one_ring(batch, weights):
     """As more than `ONE_RING` devices do it; here rows of two and columns of four."""
     config = Config(**{**CONFIG.__dict__, "dropout": 0.0})
@@ -165,7 +202,7 @@ def test_gathered_along_rows_and_columns_as_in_one_ring(batch, weights):
 @pytest.mark.parametrize("branch_point", ["none", "conv4", "fc6", "fc7"])
 def test_split_equals_data_parallel_at_other_branch_points(batch, weights, branch_point):
     (_, one, _), (_, split, _) = (
-        trained(choice, 8, batch, weights, branch_point, steps=2) for choice in ("data", "split")
+        trained(choice, 8, batch, weights, branch_point=branch_point, steps=2) for choice in ("data", "split")
     )
     kept = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.sharding.spec, split.params))
     assert PartitionSpec(None, "data") in kept

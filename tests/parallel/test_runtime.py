@@ -108,6 +108,17 @@ def test_deterministic_sets_the_flags_that_xla_knows(cpu_machine, monkeypatch):
     assert not any("xla_gpu" in flag for flag in flags_after_set_up(monkeypatch, ""))
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_accelerators_multiply_as_precisely_as_asked(cpu_machine, monkeypatch, on_cpu):
+    changes = {}
+    monkeypatch.setattr(jax.config, "update", changes.__setitem__)
+    monkeypatch.setattr(runtime, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(runtime, "QUICK_CPU_CONVOLUTIONS", OTHER)
+    for options, precision in (({}, "float32"), ({"precision": "bfloat16"}, "bfloat16")):
+        runtime.set_up(**options)
+        assert changes.get("jax_default_matmul_precision") == (None if on_cpu else precision)
+
+
 def test_importing_the_library_changes_nothing_and_jax_starts_with_what_set_up_chose(tmp_path):
     program = "import os, spinejax; from spinejax.commands import train; print(os.environ.get('XLA_FLAGS')); "
     program += SET_UP + "import jax; print(jax.numpy.ones(2).sum())"

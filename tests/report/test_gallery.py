@@ -68,7 +68,7 @@ def run(tmp_path_factory):
 
 
 def evaluated(run, data, out, monkeypatch, **options):
-    monkeypatch.setattr(runtime, "set_up", lambda: None)  # tests share a process: no cache on disk
+    monkeypatch.setattr(runtime, "set_up", lambda **_: None)  # tests share a process: no cache on disk
     method = Method(num_views=2)
     arguments = {"batch_size": 8, "hotspots": True, "hotspot": method, "out": out}
     evaluate.main(evaluate.Arguments(run, data.folder, **(arguments | options)))

@@ -16,7 +16,8 @@ from spinejax.training import speed
     ("kind", "dtype", "peak"),
     [
         ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
-        ("NVIDIA A100-SXM4-40GB", "float32", 156e12),
+        ("NVIDIA A100-SXM4-40GB", "tensorfloat32", 156e12),
+        ("NVIDIA A100-SXM4-40GB", "float32", 19.5e12),
         ("TPU v5 lite", "bfloat16", 197e12),
         ("TPU v5 lite", "float32", None),
         ("cpu", "float32", None),
