@@ -5,7 +5,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 
-.PHONY: demo quickstart test docs lint format clean
+.PHONY: demo quickstart test docs lint format clean niivue
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -31,6 +31,13 @@ docs: .venv/installed-docs
 # Checks the contrast and the names of the pages in the browser tests, which do without it where there is no npm.
 node_modules/axe-core:
 	-npm install --no-save --silent axe-core@4.14.1
+
+# Gets NiiVue's bundle from npm again, for a new version: its number and digest are in spinejax/report/niivue.py.
+NIIVUE = $(shell sed -n 's/^NIIVUE_VERSION = "\(.*\)"/\1/p' spinejax/report/niivue.py)
+niivue:
+	npm install --no-save --silent @niivue/niivue@$(NIIVUE)
+	xz -9e --stdout node_modules/@niivue/niivue/dist/niivue.umd.js > spinejax/report/niivue_bundle/niivue.umd.js.xz
+	sha256sum node_modules/@niivue/niivue/dist/niivue.umd.js
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -9,13 +9,13 @@ import pytest
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--headless=new", "--no-sandbox", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 
 
-def chromium_driver(profile):
-    """A driver of Chromium, with a profile in this folder; a generator, for a fixture."""
+def chromium_driver(profile, *, webgl=False):
+    """A driver of Chromium, with a profile in this folder; a generator, for a fixture. WebGL is drawn in software."""
     if not (BROWSER and DRIVER):
         pytest.skip(
             "no Chromium with its chromedriver on this machine: Debian has them as chromium and chromium-driver"
@@ -24,7 +24,8 @@ def chromium_driver(profile):
 
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    drawing = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader") if webgl else ("--disable-gpu",)
+    for flag in (*FLAGS, *drawing, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))

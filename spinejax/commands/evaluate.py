@@ -44,7 +44,7 @@ from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, processes, runtime
 from spinejax.parallel.layout import Layout
-from spinejax.report import comparison, hotspot_files, tables
+from spinejax.report import comparison, hotspot_files, niivue, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report, prepare_folder
 from spinejax.report.predictions import read_predictions
@@ -115,6 +115,8 @@ class Arguments:
     """Seconds to wait for the other processes of `--distributed`."""
     report: Path | None = None
     """Folder for an HTML page with the results and a browser of the discs and their hotspots."""
+    niivue: Path | None = None
+    """Folder for HTML pages, one for each scan, in which NiiVue shows the scan, masks and hotspots in three planes."""
     write_threads: int = 0
     """Threads that compress hotspots and pictures; 0 takes one for each core, at most 16."""
     cache_dir: Path | None = None
@@ -201,6 +203,8 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
     if page := arguments.report:
         processes.by_first(lambda: prepare_folder(page))
+    if viewer := arguments.niivue:
+        processes.by_first(lambda: niivue.prepare_folder(viewer))
     out = hold(out, arguments.cache_dir, exit_stack)
     if about:
         processes.by_first(lambda: introduce(about))
@@ -321,9 +325,9 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.
     rows = data.rows(arguments.split)
     labels_of(data, rows, model.tasks)
     data.copy(rows, tell=print)
-    if arguments.hotspots:
+    if arguments.hotspots or arguments.niivue:
         hotspot_files.check_nifti(data, rows)
-    if arguments.report:
+    if arguments.report or arguments.niivue:
         check_scan_pictures(data)
     return data
 
@@ -386,8 +390,14 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
     return temperatures.apply(graded, found["temperatures"]), temperatures.effect(graded, found["temperatures"])
 
 
-def explain(job: Job, graded: Graded, traced: Int[np.ndarray, "M T"], page: Report | None) -> Mapping[str, Pointing]:
-    """Make the discs' hotspots, by all processes. The first one writes them, and adds them to the page.
+def explain(
+    job: Job,
+    graded: Graded,
+    traced: Int[np.ndarray, "M T"],
+    page: Report | None,
+    viewer: niivue.Viewer | None,
+) -> Mapping[str, Pointing]:
+    """Make the discs' hotspots, by all processes. The first one writes them, and adds them to the pages.
 
     Returns how well they point, where masks can tell.
     """
@@ -405,7 +415,8 @@ def explain(job: Job, graded: Graded, traced: Int[np.ndarray, "M T"], page: Repo
         return {}
     stream = with_progress(stream, "hotspots", len(graded.rows))
     options: dict = {"seed": job.arguments.seed, "page": page, "threads": job.arguments.write_threads}
-    return write_hotspots(stream, job.out / "hotspots", graded, grades, method, **options)
+    also = [viewer.add] if viewer else []
+    return write_hotspots(stream, job.out / "hotspots", graded, grades, method, also=also, **options)
 
 
 def trained_views(job: Job) -> ViewRanges | None:
@@ -428,6 +439,7 @@ def conclude(job: Job, graded: Graded) -> None:
         graded, calibrated = calibrate(job, graded)
     traced = hotspots.choose_grades(job.model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
     page: Report | None = None
+    viewer: niivue.Viewer | None = None
     if processes.is_first():
         if usual := shipped.read_usual(job.step) if job.about else None:
             distance = usual.distance(unusual.features(job.data, graded.rows)) / usual.threshold
@@ -435,8 +447,10 @@ def conclude(job: Job, graded: Graded) -> None:
         graded.write(out / "predictions.csv", network=f"{job.name} ({job.weights[:12]})")
         if arguments.report:
             page = Report(arguments.report, graded, traced if arguments.hotspots else None)
-    pointing = explain(job, graded, traced, page) if arguments.hotspots else {}
-    processes.by_first(lambda: write(job, graded, calibrated, pointing, page))
+        if arguments.niivue:
+            viewer = niivue.Viewer(arguments.niivue, graded)
+    pointing = explain(job, graded, traced, page, viewer) if arguments.hotspots else {}
+    processes.by_first(lambda: write(job, graded, calibrated, pointing, page, viewer))
 
 
 def write(
@@ -445,6 +459,7 @@ def write(
     calibrated: Mapping[str, Mapping[str, float]],
     pointing: Mapping[str, Pointing],
     page: Report | None,
+    viewer: niivue.Viewer | None,
 ) -> None:
     """Write and print the results."""
     arguments, out, console = job.arguments, job.out, new_console()
@@ -476,6 +491,8 @@ def write(
     tables.show(console, findings)
     if page:
         console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
+    if viewer:
+        console.print(f"NiiVue's page is {viewer.close()}.", highlight=False, soft_wrap=True)
     console.print(
         f"{RESEARCH_ONLY} Results are in {output_folder(arguments, job.network)}.", highlight=False, soft_wrap=True
     )

@@ -39,21 +39,28 @@ def templates(package: str, need: str):
     return environment
 
 
-def style_and_script(folder: Path, name: str, *before: str, loads: bool = False) -> dict[str, str]:
+def style_and_script(folder: Path, name: str, *before: str, loads: bool = False, bundle: str = "") -> dict[str, str]:
     """A page's `style` (`base.css`, then `<name>.css`), its `script`, and the `policy` for both.
 
-    The script is `<name>.js`, behind those of the names `before`, which may have styles too. The content policy allows
-    this one style, this one script and pictures inside the page, and nothing else; with `loads`, also scripts that this
-    script itself adds, from beside the page.
+    The script is `<name>.js`, behind those of the names `before`, which may have styles too, and behind the text of a
+    `bundle`. The content policy allows this one style, this one script and pictures inside the page, and nothing else;
+    with `loads`, also scripts that this script itself adds, from beside the page.
     """
     style = (Path(__file__).parent / "base.css").read_text(encoding="utf-8")
     styles = (folder / f"{part}.css" for part in (*before, name))
     style += "\n".join(path.read_text(encoding="utf-8") for path in styles if path.is_file())
-    script = "\n".join((folder / f"{part}.js").read_text(encoding="utf-8") for part in (*before, name))
+    scripts = ((folder / f"{part}.js").read_text(encoding="utf-8") for part in (*before, name))
+    script = "\n".join([*filter(None, [bundle]), *scripts])
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     policy = f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'"
     policy += " 'strict-dynamic'; " if loads else "; "
     return {"style": style, "script": script, "policy": policy + "img-src data:; base-uri 'none'; form-action 'none'"}
+
+
+def grey_pixels(picture: str) -> UInt8[np.ndarray, "H W"]:
+    """The pixels of a picture that `webp` made."""
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+        return np.asarray(image.convert("L"))
 
 
 def webp(pixels: UInt8[np.ndarray, "H W"], quality: int) -> str:

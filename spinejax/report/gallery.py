@@ -38,6 +38,7 @@ def write_hotspots(
     *,
     seed: int = 0,
     page: Report | None = None,
+    also: Sequence[Callable[[np.integer, np.ndarray], None]] = (),
     threads: int = 0,
 ) -> Mapping[str, Pointing]:
     """Write hotspots into a folder: `hotspots.h5`, `nifti/`, and the gallery's figures. Returns `Gallery.pointing`.
@@ -46,6 +47,7 @@ def write_hotspots(
         stream: from `hotspots.stream`.
         grades, seed: as for `Gallery`.
         page: to which the discs are added.
+        also: called with each disc's row and maps, in the discs' order.
         threads: how many compress files and pictures; 0 takes one for each core, at most 16. The bytes do not depend
             on it.
     """
@@ -66,6 +68,8 @@ def write_hotspots(
                 gallery.add(row, np.abs(maps))
                 if page:
                     page.add_pictures(row, pictures)
+                for add in also:
+                    add(row, maps)
                 yield row, maps
 
     hotspot_files.write_maps(folder / "hotspots.h5", discs(), data, tasks, grades, method)

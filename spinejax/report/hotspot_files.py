@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int, Int8, Integer, UInt8
+from jaxtyping import Float, Float32, Float64, Int, Int8, Integer, UInt8
 
 from spinejax import tasks as task_tables
 from spinejax.data.dataset import DataSet
@@ -120,6 +120,13 @@ def _in_steps(
     """Maps as whole numbers of steps, and each map's step: its largest value is the largest number."""
     step = np.abs(maps).max((1, 2, 3)) / np.float32(np.iinfo(dtype).max)
     return np.rint(maps / np.where(step > 0, step, 1)[:, None, None, None]).astype(dtype), step
+
+
+def whole_numbers_as_nifti(values: UInt8[np.ndarray, "H W S"], affine: Float[np.ndarray, "4 4"]) -> bytes:
+    """A compressed NIfTI file of whole numbers. `affine` is (row, column, slice, 1) → LPS, mm."""
+    image = _nibabel().Nifti1Image(values, _LPS_TO_RAS @ affine)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
 
 def check_nifti(data: DataSet, rows: Sequence[int | np.integer] | Integer[np.ndarray, "M"]) -> None:

@@ -42,7 +42,8 @@ MAP_SHRINK = 2
 WINDOW_BYTES, MAP_BYTES = 32_000, 8_000
 """Maximum bytes, as base64, of a disc's slices and of each of its maps."""
 _WINDOW_QUALITIES, _MAP_QUALITIES = (80, 60, 40, 20, 5, 0), (60, 40, 20, 5, 0)
-_BRIGHTEST = 99.9  # percentile: one pixel far above all others would leave the rest of a map black
+BRIGHTEST = 99.9
+"""Percentile of a map that is shown brightest: one pixel far above all others would leave the rest black."""
 
 
 class Report:
@@ -270,7 +271,7 @@ def map_pixels(maps: Float[np.ndarray, "T 112 224 9"]) -> UInt8[np.ndarray, "_ 1
     strength = np.abs(maps)
     offsets = itertools.product(range(MAP_SHRINK), repeat=2)
     small = sum(strength[:, row::MAP_SHRINK, column::MAP_SHRINK] for row, column in offsets) / MAP_SHRINK**2
-    brightest = np.percentile(small, _BRIGHTEST, axis=(1, 2, 3), keepdims=True)
+    brightest = np.percentile(small, BRIGHTEST, axis=(1, 2, 3), keepdims=True)
     grey = np.rint(255 * (small / np.where(brightest > 0, brightest, 1)).clip(0, 1)).astype(np.uint8)
     return grey.transpose(0, 1, 3, 2).reshape(num_tasks * rows // MAP_SHRINK, num_slices * columns // MAP_SHRINK)
 

@@ -66,13 +66,21 @@ def place_of(picture: ScanPicture, affine: Float[np.ndarray, "4 4"], level: str)
     to = _to_picture(picture, affine)
     plane = [to[1, 1], to[0, 1], to[1, 0], to[0, 0], to[1, 3], to[0, 3]]
     per_slice = float(to[2, 2]) or 1.0
-    half_height = _half_height(picture["bodies"], np.linalg.inv(to), level)
-    top, left = _MIDDLE[0] - half_height, _MIDDLE[1] - _HALF_WIDTH_PX - _MARGIN_PX
     return {
         "plane": [round(float(number), 5) for number in plane],
         "slot": [round(1 / per_slice, 6), round(-float(to[2, 3]) / per_slice, 5)],
-        "box": [round(float(each), 1) for each in (top, 2 * _MIDDLE[0] - top, left, 2 * _MIDDLE[1] - left)],
+        "box": [round(float(each), 1) for each in box_of(picture["bodies"], to, level)],
     }
+
+
+def box_of(bodies: Sequence[Body], to_picture: Float[np.ndarray, "4 4"], level: str) -> tuple[float, ...]:
+    """A disc's first and last row and column in its window, from its two bodies where these are known.
+
+    `to_picture` is (row, column, slice, 1) of the window → that of the picture with these bodies.
+    """
+    half_height = _half_height(bodies, np.linalg.inv(to_picture), level)
+    top, left = _MIDDLE[0] - half_height, _MIDDLE[1] - _HALF_WIDTH_PX - _MARGIN_PX
+    return top, 2 * _MIDDLE[0] - top, left, 2 * _MIDDLE[1] - left
 
 
 def _to_picture(picture: ScanPicture, affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
