@@ -165,6 +165,7 @@ def opened(address: str, visited: int, num_discs: int) -> dict[str, Any]:
         paint_ms = run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
         found: dict[str, Any] = {"first_paint_s": paint_ms / 1000, "usable_s": usable_ms / 1000}
         found |= {"empty": empty, "opened": memory_mb(driver)}
+        run("element('discs').scrollIntoView()")
         for disc in np.linspace(0, num_discs - 1, min(visited, num_discs)).astype(int):
             run(f"chooseDisc({disc})")
             wait_until(f"return document.body.dataset.drawn.startsWith('{disc} ')")

@@ -10,7 +10,7 @@ from jaxtyping import Int, Shaped
 from rich.console import Console
 from rich.table import Table
 
-from spinejax.errors import SpinejaxError
+from spinejax.errors import SpinejaxError, printable
 from spinejax.files.atomic import write_atomically
 from spinejax.files.html import style_and_script
 from spinejax.files.json_files import write_json
@@ -155,9 +155,9 @@ def write(comparison: Comparison, out: Path) -> None:
 def show(console: Console, comparison: Comparison) -> None:
     """Print who is compared, and two tables."""
     for name, each in (("A", comparison.a), ("B", comparison.b)):
-        console.print(f"{name}: {each.name}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{name}: {printable(each.name)}", highlight=False, soft_wrap=True, markup=False)
     for note in comparison.notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        console.print(printable(note), highlight=False, soft_wrap=True, markup=False)
     found = [task.found for task in comparison.tasks]
     if any(task.metrics for task in found):
         title = "Mean per-class accuracy, %, and McNemar's exact test over discs"

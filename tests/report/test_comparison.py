@@ -143,6 +143,15 @@ def test_tasks_that_cannot_be_compared_are_told(pair, tmp_path, capsys):
     assert found["notes"][0] in " ".join(capsys.readouterr().out.split())
 
 
+def test_control_characters_of_a_name_are_escapes_on_the_terminal(pair, tmp_path, capsys):
+    results = pair[1] / "results.json"
+    results.write_text(results.read_text().replace("network 2", "\\u001b[31mnetwork\\nA: forged"))
+    compare(*pair[:2], out=tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "B: \\x1b[31mnetwork\\nA: forged, 54 views" in printed
+
+
 def edit(folder, old, new):
     path = folder / "predictions.csv"
     path.write_text(path.read_text().replace(old, new, 1))

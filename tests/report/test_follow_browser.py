@@ -71,7 +71,8 @@ class Page(browser.Page):
 
     def settle(self):
         self.wait_until(
-            """const maps = document.getElementById("follow-overlay").checked ? "maps" : "plain";
+            """document.getElementById("follow").scrollIntoView();
+            const maps = document.getElementById("follow-overlay").checked ? "maps" : "plain";
             return document.getElementById("follow").hidden || document.body.dataset.follow ===
             `${follow.scans.join()} ${follow.level} ${state.task} ${follow.mm} ${maps}`"""
         )
@@ -195,6 +196,17 @@ def test_levels_are_chosen_on_the_pictures_in_the_table_and_above(page):
     assert page.run("return follow.level") == "L5-S1"
     page.choose("follow-task", "1")
     assert page.run("return state.task") == 1
+
+
+def test_the_other_scans_are_drawn_when_they_are_looked_at(page):
+    page.run("scrollTo(0, document.documentElement.scrollHeight)")
+    page.wait_until("return !follow.near")
+    page.run("chooseDisc(2)")
+    before = page.run("return document.body.dataset.follow")
+    page.wait_until("return document.body.dataset.drawn.startsWith('2 ')")
+    assert page.run("return document.body.dataset.follow") == before
+    page.settle()  # scrolls there
+    assert page.run("return document.body.dataset.follow") != before
 
 
 def test_changes_are_copied_as_text(page):

@@ -1,7 +1,7 @@
 "use strict";
 // Several scans of one patient side by side: at one scale, aligned at a level, on slices equally far from its middle.
 
-const follow = { scans: [], level: "", mm: 0, stepMm: 1 };
+const follow = { scans: [], level: "", mm: 0, stepMm: 1, near: false };
 const marginMm = 24, reachMm = 58; // above and below the discs, and to either side of the aligned one
 
 const scansOf = (patient) => facts.scans.map((_, index) => index).filter((index) => facts.scans[index].patient === patient)
@@ -68,7 +68,7 @@ async function drawFollow() {
   const mine = ++latestFollow, task = state.task;
   const figures = [...element("follow-planes").children], pictured = follow.scans.filter((scan) => facts.scans[scan].picture);
   const overlay = element("follow-overlay")?.checked;
-  if (element("follow").hidden) return;
+  if (element("follow").hidden || !follow.near) return; // the other scans of a large set are not loaded unseen
   const sheets = await Promise.all(pictured.map((scan) => Promise.all([
     planeOf(scan) === null ? null : sheet("scan", [scan, planeOf(scan)]),
     ...facts.scans[scan].discs.map((index) => (overlay ? sheet("maps", index) : null))])));
@@ -245,6 +245,11 @@ function levelUnder(scan, height) {
 }
 
 function startFollow() {
+  const watch = (entries) => {
+    follow.near = entries.at(-1).isIntersecting;
+    drawFollow();
+  };
+  new IntersectionObserver(watch, { rootMargin: "25%" }).observe(element("follow"));
   element("follow-task").append(...facts.tasks.map((task, index) => new Option(task.title, String(index))));
   element("follow-task").addEventListener("change", (event) => chooseTask(Number(event.target.value)));
   element("follow-level").addEventListener("change", (event) => followLevel(event.target.value));
