@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt16
 
-from spinejax.data.device_cache import SHARE_UNASKED, free_bytes
 from spinejax.errors import SpinejaxError
 from spinejax.network import views
 from spinejax.network.spinenet import SpineNet
@@ -19,6 +18,7 @@ from spinejax.parallel import layout as layouts
 from spinejax.parallel import processes
 from spinejax.parallel.devices import one_ahead, put_batch, put_replicated, to_host
 from spinejax.parallel.layout import Layout
+from spinejax.parallel.memory import SHARE_UNASKED, free_bytes
 
 IN_PLANE_VIEWS = 9
 """Views of the grid that differ in their rows and columns only; they are adjacent in it."""

@@ -30,6 +30,11 @@ ROWS = {
 }
 
 
+def test_the_network_half_needs_nothing_of_files_and_data_sets():
+    code = f"import sys; sys.modules |= dict.fromkeys({ABSENT}); import benchmarks.accelerator"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("accelerator")

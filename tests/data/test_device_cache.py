@@ -12,7 +12,7 @@ from spinejax.data.batches import eval_batches, train_batches
 from spinejax.data.dataset import DataSet
 from spinejax.data.device_cache import DeviceCache
 from spinejax.errors import SpinejaxError
-from spinejax.parallel import devices
+from spinejax.parallel import devices, memory
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,10 @@ def test_discs_are_kept_unasked_if_they_take_half_of_the_free_memory(monkeypatch
 
 
 def test_free_memory_is_counted(monkeypatch):
-    assert device_cache.available_bytes() > 2**20
-    monkeypatch.setattr(device_cache, "available_bytes", lambda: 80_000)
+    assert memory.available_bytes() > 2**20
+    monkeypatch.setattr(memory, "available_bytes", lambda: 80_000)
     assert jax.device_count() == 8
-    assert device_cache.free_bytes(devices.make_mesh()) == 10_000
+    assert memory.free_bytes(devices.make_mesh()) == 10_000
 
 
 MEMINFO = {"proc/meminfo": "MemTotal:       24684084 kB\nMemFree:          300000 kB\nMemAvailable:   20000000 kB\n"}
@@ -122,8 +122,8 @@ def test_available_memory_is_limited_by_machine_and_container(tmp_path, files, f
     for name, text in (MEMINFO | files).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert device_cache.available_bytes(tmp_path) == free
+    assert memory.available_bytes(tmp_path) == free
 
 
 def test_without_proc_meminfo_free_pages_are_counted(tmp_path):
-    assert device_cache.available_bytes(tmp_path) > 2**20
+    assert memory.available_bytes(tmp_path) > 2**20
