@@ -46,8 +46,8 @@ def load(path: str | Path | None = None) -> tuple[SpineNet, dict[str, Any]]:
     """A trained network, with its weights on the default device: `model.apply(variables, windows)`.
 
     Args:
-        path: a run (its best step is loaded), an exported folder, or one step's folder. Default: the network that ships
-            with this package.
+        path: a run (its best step is loaded), an exported folder, or one step's folder, also in a bucket (`s3://…`,
+            `gs://…`; extra `cloud`). Default: the network that ships with this package.
 
     Raises:
         SpinejaxError: there is no checkpoint, or it is damaged, or made by a later version.

@@ -329,7 +329,11 @@ def load(path: str | Path | Address) -> tuple[SpineNet, dict]:
         >>> logits = model.apply(variables, windows)  # doctest: +SKIP
     """
     path = located(path)
-    folder = find(fetch(path, cache_folder()).folder if isinstance(path, Address) else path)
+    if isinstance(path, Address):
+        copied = fetch(path, cache_folder())
+        with copied.named():
+            return load(copied.folder)
+    folder = find(path)
     if shipped.is_one(folder):
         record, variables = shipped.read(folder)
     else:

@@ -1,12 +1,16 @@
 """Runs and evaluations in an S3 bucket: the same bits as on a disk, through kills, faults and a second trainer."""
 
 import hashlib
+import re
 import signal
 import time
 
 import flax.traverse_util
+import jax
+import numpy as np
 import pytest
 
+from spinejax.errors import SpinejaxError
 from spinejax.files.checksums import SUMS
 from spinejax.training import checkpoint, saved_step
 from tests.object_store import bucket, cut_short, forbidden, sometimes, store, unavailable, vanishes
@@ -155,6 +159,19 @@ def test_a_bucket_without_permission_is_refused_before_any_work(store, there, la
     assert sealed_steps(store, there) == []
 
 
+def test_a_network_in_a_bucket_is_loaded_with_its_optimiser_left_there(store, there, straight, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bucket = there[1].split("/")[2]
+    store.put(straight, bucket, "runs/one")
+    store.requests.clear()
+    for address in (there[1], f"{there[1]}/export", f"{there[1]}/checkpoints/15"):
+        found, expected = (checkpoint.load(folder)[1] for folder in (address, address.replace(there[1], str(straight))))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not [path for method, path in store.requests if method == "GET" and "/optimiser/" in path]
+    with pytest.raises(SpinejaxError, match=rf"^{re.escape(there[1])}/none: .*not a checkpoint"):
+        checkpoint.load(f"{there[1]}/none")
+
+
 def test_an_evaluation_in_a_bucket_is_the_one_of_a_disk(store, there, straight, tiny, launcher, tmp_path):
     bucket = there[1].split("/")[2]
     store.put(straight, bucket, "runs/one")
@@ -178,4 +195,4 @@ def test_an_evaluation_in_a_bucket_is_the_one_of_a_disk(store, there, straight, 
     assert "runs/one/export/calibration.json" in store.names(bucket, "runs/one/export")
     nothing = launcher.run(["evaluate.py", "--checkpoint", f"s3://{bucket}/none", *options])
     assert nothing.status == 2
-    assert f"s3://{bucket}/none: not a checkpoint" in nothing.said[-1]
+    assert re.search(rf"s3://{bucket}/none: .*not a checkpoint", nothing.said[-1])
