@@ -230,6 +230,7 @@ VARIANTS = {
     "from nothing": Variant({"init_from": None}),
     "branch at fc6": Variant({"branch_point": "fc6"}),
     "branch at conv4": Variant({"branch_point": "conv4"}),
+    "three times as long": Variant({"epochs": 120, "plateau_patience": 15}),
     "twice as wide": Variant({"width": 0.25, "init_from": None}),
 }
 
