@@ -352,8 +352,8 @@ def by_distance(graded: Graded) -> Graded:
     """Certainty of the grade that is fewest grades away from the true one, on average over the probabilities."""
 
     def decided(probabilities: Sequence[float]) -> list[float]:
-        grades = np.arange(len(probabilities))
-        return np.eye(len(grades))[np.argmin(abs(grades[:, None] - grades) @ np.asarray(probabilities))].tolist()
+        (grade,) = grading.decide(np.array([probabilities]), "distance")
+        return np.eye(len(probabilities))[grade].tolist()
 
     return {key: {task: decided(each) for task, each in given.items()} for key, given in graded.items()}
 

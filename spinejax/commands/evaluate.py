@@ -95,6 +95,9 @@ class Arguments:
     calibrate: bool = False
     """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If a run
     has none for this number of views and this average, it is fitted on the validation split and stored."""
+    decide_by: Literal["probability", "distance"] = "probability"
+    """The grade of a disc is its most probable one, which is right most often; or the one of the least expected
+    distance from the true grade, which is off by two or more grades less often (docs/results.md)."""
     refer_below: float | None = None
     """Refer to a rater the grades whose probability, after `--calibrate` if it is given, is below this: 0 to 1."""
     hotspots: bool = False
@@ -349,7 +352,8 @@ def grade(job: Job, split: str) -> Graded:
     if not all(np.isfinite(each).all() for each in probabilities.values()):
         raise SpinejaxError(f"{job.step}: this network gives probabilities that are not finite. Train it again.")
     labels = labels_of(job.data, rows, tasks)
-    return Graded(job.data, rows, tasks, labels, probabilities, spread, job.arguments.refer_below)
+    chosen = (job.arguments.refer_below, job.arguments.decide_by)
+    return Graded(job.data, rows, tasks, labels, probabilities, spread, *chosen)
 
 
 def this_host() -> dict[str, Any]:
@@ -437,7 +441,7 @@ def conclude(job: Job, graded: Graded) -> None:
     calibrated: dict = {}
     if arguments.calibrate:
         graded, calibrated = calibrate(job, graded)
-    traced = hotspots.choose_grades(job.model.tasks, graded.probabilities, dict(arguments.hotspot_grades))
+    traced = hotspots.choose_grades(job.model.tasks, graded.grades, dict(arguments.hotspot_grades))
     page: Report | None = None
     viewer: niivue.Viewer | None = None
     if processes.is_first():
@@ -469,6 +473,7 @@ def write(
         "split": arguments.split,
         "num_views": arguments.num_views,
         "average": arguments.average,
+        "decided_by": arguments.decide_by,
         "network": {
             "name": job.name,
             "weights": job.weights,

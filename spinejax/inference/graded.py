@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -40,6 +40,8 @@ class Graded:
     """How far the views disagree, from `predict.predict_step`; 0 for a single view."""
     refer_below: float | None = None
     """Grades with a lower probability are referred to a rater; None refers none, and tells of none."""
+    decide_by: Literal["probability", "distance"] = "probability"
+    """How a grade follows from probabilities, as for `grading.decide`."""
     distance: Float[np.ndarray, "M"] | None = None
     """How far each disc is from those that the network learned from: above 1 it is unusual. None: not known."""
 
@@ -47,6 +49,11 @@ class Graded:
     def patients(self) -> Shaped[np.ndarray, "M"]:
         """The patient of each disc, by pseudonym."""
         return self.data.patient[self.rows]
+
+    @property
+    def grades(self) -> dict[str, Int[np.ndarray, "M"]]:
+        """Task name → the grade that each disc is given."""
+        return {name: grading.decide(each, self.decide_by) for name, each in self.probabilities.items()}
 
     def labelled(self, task: Task) -> "Labelled":
         """The discs that have a label for a task."""
@@ -56,8 +63,15 @@ class Graded:
 
     def results(self) -> list[TaskResult]:
         """The metrics of each task that has a label."""
+        grades = self.grades
         found = (
-            grading.evaluate_task(task, self.labels[task.name], self.probabilities[task.name], self.patients)
+            grading.evaluate_task(
+                task,
+                self.labels[task.name],
+                self.probabilities[task.name],
+                self.patients,
+                grades=grades[task.name],
+            )
             for task in self.tasks
         )
         return [result for result in found if result]
@@ -76,9 +90,15 @@ class Graded:
         """What is kept of each task's grades; nothing without `refer_below`."""
         if self.refer_below is None:
             return []
+        below, grades = self.refer_below, self.grades
         return [
             calibration.kept(
-                task, self.labels[task.name], self.probabilities[task.name], self.patients, self.refer_below
+                task,
+                self.labels[task.name],
+                self.probabilities[task.name],
+                grades[task.name],
+                self.patients,
+                below,
             )
             for task in self.tasks
         ]
@@ -91,11 +111,12 @@ class Graded:
         or no; then `unusual`, yes or no, and `distance`, if they are known; and `network`, if it is given.
         """
         columns = [(name, getattr(self.data, name)[self.rows].tolist()) for name in ("patient", "scan", "level")]
+        grades = self.grades
         for task in self.tasks:
             probabilities = self.probabilities[task.name]
             labels = ["" if label == UNLABELLED else task.grades[label] for label in self.labels[task.name]]
             columns += [(f"{task.name}_label", labels)]
-            columns += [(f"{task.name}_grade", [task.grades[grade] for grade in probabilities.argmax(1)])]
+            columns += [(f"{task.name}_grade", [task.grades[grade] for grade in grades[task.name]])]
             numbers = [*probabilities.T, self.spread[task.name]]
             for name, column in zip([*(f"p_{grade}" for grade in task.grades), "spread"], numbers, strict=True):
                 columns += [(f"{task.name}_{name}", [f"{number:.6f}" for number in column])]

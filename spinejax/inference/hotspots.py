@@ -337,27 +337,26 @@ def stream(
 
 
 def choose_grades(
-    tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], chosen: Mapping[str, str] | None = None
+    tasks: Sequence[Task], given: Mapping[str, np.ndarray], chosen: Mapping[str, str] | None = None
 ) -> Int[np.ndarray, "M T"]:
-    """The grades whose scores hotspots trace back: each disc's most probable, or one for all discs of a task.
+    """The grades whose scores hotspots trace back: each disc's own, or one for all discs of a task.
 
     Args:
         tasks: the network's.
-        probabilities: task name → float[M, C].
-        chosen: task name → grade's name; a task that is not there takes each disc's most probable grade.
+        given: task name → int[M], the grade that each disc is given.
+        chosen: task name → grade's name; a task that is not there takes each disc's own grade.
 
     Raises:
         SpinejaxError: a task or a grade of `chosen` is unknown.
 
     Example:
         >>> tasks = (Task("narrowing", ("no", "yes")), Task("marrow", ("normal", "fatty", "dark")))
-        >>> probabilities = {"narrowing": np.array([[0.9, 0.1]]), "marrow": np.array([[0.2, 0.1, 0.7]])}
-        >>> choose_grades(tasks, probabilities, {"narrowing": "yes"})
+        >>> choose_grades(tasks, {"narrowing": np.array([0]), "marrow": np.array([2])}, {"narrowing": "yes"})
         array([[1, 2]])
     """
     chosen = chosen or {}
     check_choice(tasks, chosen)
-    traced = np.stack([probabilities[task.name].argmax(1) for task in tasks], axis=1)
+    traced = np.stack([given[task.name] for task in tasks], axis=1)
     for column, task in enumerate(tasks):
         if task.name in chosen:
             traced[:, column] = task.grades.index(chosen[task.name])

@@ -218,16 +218,17 @@ def kept(
     task: Task,
     labels: Int[np.ndarray, "N"],
     probabilities: Float[np.ndarray, "N C"],
+    grades: Int[np.ndarray, "N"],
     patients: Shaped[np.ndarray, "N"],
     below: float,
 ) -> Kept:
     """How many grades of a task `refers` keeps, and how often they are right, with intervals over patients.
 
-    There is at least one disc; its label may be `UNLABELLED`.
+    There is at least one disc; its label may be `UNLABELLED`. `grades` is what each disc is given.
     """
     stays = ~refers(probabilities, below)
     counts = stays & (labels != UNLABELLED)
-    right = probabilities.argmax(1) == labels
+    right = grades == labels
     return Kept(
         task=task,
         below=below,

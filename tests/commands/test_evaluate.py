@@ -156,6 +156,25 @@ def test_the_metrics_are_those_of_the_predictions(run, tiny, tmp_path):
     assert results["num_views"] == 1
 
 
+def test_grades_of_least_expected_distance(run, tiny, tmp_path, monkeypatch):
+    chances = {"brightness": np.tile([0.4, 0.3, 0.3], (6, 1)), "side": np.tile([0.9, 0.1], (6, 1))}
+
+    def unsure(*_, **__):
+        yield np.arange(6), chances, {name: np.zeros(6) for name in chances}
+
+    monkeypatch.setattr(evaluate.predict, "predict", unsure)
+    _, plain = grade(run, tiny, tmp_path / "plain")
+    results, lines = grade(run, tiny, tmp_path / "out", decide_by="distance", refer_below=0.3)
+    assert {line["brightness_grade"] for line in plain} == {"dark"}
+    assert {line["brightness_grade"] for line in lines} == {"grey"}
+    assert {line["side_grade"] for line in lines} == {"front"}
+    assert results["decided_by"] == "distance"
+    confusion = np.array(results["tasks"]["brightness"]["confusion"])
+    assert confusion[:, 1].sum() == confusion.sum() == 6
+    grey = sum(line["brightness_label"] == "grey" for line in lines)
+    assert results["referral"]["brightness"]["accuracy_of_kept"]["value"] == pytest.approx(grey / 6)
+
+
 def test_grades_below_a_probability_are_referred_to_a_rater(run, tiny, tmp_path, capsys):
     _, plain = grade(run, tiny, tmp_path / "plain")
     confidence = {

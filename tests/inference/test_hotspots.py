@@ -338,11 +338,12 @@ def test_ranges_of_zero_give_the_identity():
 
 
 def test_unknown_tasks_and_grades_are_refused():
-    probabilities = {"brightness": np.array([[0.1, 0.7, 0.2]]), "side": np.array([[0.6, 0.4]])}
-    np.testing.assert_array_equal(hotspots.choose_grades(TASKS, probabilities, {"brightness": "dark"}), [[0, 0]])
+    given = {"brightness": np.array([1, 2]), "side": np.array([0, 1])}
+    np.testing.assert_array_equal(hotspots.choose_grades(TASKS, given), [[1, 0], [2, 1]])
+    np.testing.assert_array_equal(hotspots.choose_grades(TASKS, given, {"brightness": "dark"}), [[0, 0], [0, 1]])
     with pytest.raises(SpinejaxError, match="unknown task modic; the network grades brightness, side"):
-        hotspots.choose_grades(TASKS, probabilities, {"modic": "1"})
+        hotspots.choose_grades(TASKS, given, {"modic": "1"})
     with pytest.raises(SpinejaxError, match="side has no grade 'left', only front, back"):
-        hotspots.choose_grades(TASKS, probabilities, {"side": "left"})
+        hotspots.choose_grades(TASKS, given, {"side": "left"})
     with pytest.raises(SpinejaxError, match="num_views is 0, expected 1 or more"):
         Method(num_views=0)

@@ -103,14 +103,15 @@ def test_doubt_of_a_small_example():
 def test_what_is_kept_of_a_small_example():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     labels, patients = np.array([0, UNLABELLED, 0, 0]), np.array(["a", "a", "b", "b"])
-    found = calibration.kept(TASK, labels, probabilities, patients, 0.7)  # 0.7 itself is not below
+    grades = np.array([0, 1, 0, 1])
+    found = calibration.kept(TASK, labels, probabilities, grades, patients, 0.7)  # 0.7 itself is not below
     assert (found.n, found.labelled) == (4, 2)
     assert (found.share.value, found.share.low, found.share.high) == (0.75, 0.5, 1)
     assert (found.accuracy.value, found.accuracy.low, found.accuracy.high) == (0.5, 0, 1)  # a is right, b wrong
-    nothing = calibration.kept(TASK, labels, probabilities, patients, 1.0)
+    nothing = calibration.kept(TASK, labels, probabilities, grades, patients, 1.0)
     assert (nothing.share.value, nothing.labelled) == (0, 0)
     assert nothing.to_json()["accuracy_of_kept"] == {"value": None, "low": None, "high": None}
-    assert calibration.kept(TASK, labels, probabilities, patients, 0.0).share.value == 1
+    assert calibration.kept(TASK, labels, probabilities, grades, patients, 0.0).share.value == 1
 
 
 def test_a_single_view_has_no_doubt_by_spread():

@@ -46,6 +46,22 @@ def test_statistics_equal_scikit_learn(task):
     np.testing.assert_allclose([recall.value for recall in result.recalls], recalls)
 
 
+@pytest.mark.parametrize("task", [GRADES, BINARY])
+def test_the_grade_of_least_expected_distance(task):
+    labels, probabilities, patients = graded(task)
+    grades = range(task.num_grades)
+    expected = [
+        min(grades, key=lambda one: sum(chance * abs(one - other) for other, chance in enumerate(row)))
+        for row in probabilities
+    ]
+    found = grading.decide(probabilities, "distance")
+    np.testing.assert_array_equal(found, expected)
+    assert (found != probabilities.argmax(1)).any() == (task.num_grades > 2), "of two grades the two rules are one"
+    np.testing.assert_array_equal(grading.decide(probabilities), probabilities.argmax(1))
+    result = grading.evaluate_task(task, labels, probabilities, patients, grades=found, num_resamples=10)
+    np.testing.assert_array_equal(result.confusion, sklearn_metrics.confusion_matrix(labels, expected))
+
+
 def test_many_discs_cause_no_overflow():
     few, many = np.array([[40, 10], [5, 45]]), np.array([[40, 10], [5, 45]]) * 1_000_000
     for statistic in (grading.matthews, grading.kappa, grading.mean_per_class_accuracy):
