@@ -74,10 +74,13 @@ class Page:
         self.settle()
 
     def requests(self):
-        """The addresses that were asked for since the page was opened, but for pictures inside the page."""
+        """The addresses that were asked for since the page was opened, but for pictures inside the page.
+
+        A new browser may still load its own first page (`chrome:`) meanwhile.
+        """
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return {url for url in asked if not url.startswith("data:")}
+        return {url for url in asked if not url.startswith(("data:", "chrome:"))}
 
     def console(self):
         return self.driver.get_log("browser")

@@ -68,6 +68,7 @@ class Report:
     ):
         prepare_folder(folder)
         self._folder, self._graded, self._traced = folder, graded, traced
+        self._grades = graded.grades
         self._scan_of = graded.data.scan[graded.rows].tolist()
         limit = discs_per_page or DISCS_PER_PAGE * 6 // max(6, len(graded.tasks))
         self._is_chunked = len(graded.rows) > limit
@@ -183,6 +184,7 @@ class Report:
             "pixelMm": round(float(spacing_mm[0]), 4),
             "sliceMm": round(float(spacing_mm[2]), 3),
             "label": [int(graded.labels[name][place]) for name in names],
+            "grade": [int(self._grades[name][place]) for name in names],
             "p": [graded.probabilities[name][place].round(4).tolist() for name in names],
             "spread": [round(float(graded.spread[name][place]), 4) for name in names],
             "refer": [bool(refers(graded.probabilities[n][place, None], graded.refer_below or 0)[0]) for n in names],

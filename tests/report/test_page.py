@@ -1,6 +1,7 @@
 """The report's pages as text: what is in them, what must not be, how large they grow. `test_browser.py` opens them."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -81,10 +82,20 @@ def test_the_page_has_the_metrics_and_every_disc(data, tmp_path):
         row = graded.rows[place]
         assert (disc["scan"], disc["level"], disc["slices"]) == (data.scan[row], data.level[row], [0, 9])
         assert disc["label"] == data.labels[row].tolist()
+        assert disc["grade"] == [graded.probabilities[task.name][place].argmax() for task in TASKS]
         np.testing.assert_allclose(disc["p"][1], graded.probabilities["side"][place], atol=1e-4)
         assert disc["pixelMm"] == 0.3
     estimate = graded.results()[0].estimates["mean_per_class_accuracy"]
     assert f"{100 * estimate.value:.1f} [" in text
+
+
+def test_the_page_shows_the_grades_that_were_decided(data, tmp_path):
+    graded, findings = made_up(data)
+    unsure = np.tile([0.4, 0.3, 0.3], (len(graded.rows), 1))
+    probabilities = {**graded.probabilities, "brightness": unsure}
+    by_distance = dataclasses.replace(graded, probabilities=probabilities, decide_by="distance")
+    facts = json.loads(embedded(Report(tmp_path, by_distance, None).close(findings).read_text(), "facts"))
+    assert {disc["grade"][0] for disc in facts["discs"]} == {1}
 
 
 def test_slices_are_neither_upside_down_nor_mirrored(data, tmp_path):

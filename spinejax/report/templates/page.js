@@ -11,13 +11,8 @@ const faintest = 0.12; // of a map's brightest; darker pixels are transparent
 
 // Facts about one disc ------------------------------------------------------------------------------------------------
 
-// Grade and probability of each task, found once: a large set is sorted by them.
-const bestOf = (disc) => (disc.best ??= disc.p.map((chances) => {
-  const sure = Math.max(...chances);
-  return { grade: chances.indexOf(sure), sure };
-}));
-const gradeOf = (disc, task) => bestOf(disc)[task].grade;
-const confidence = (disc, task) => bestOf(disc)[task].sure;
+const gradeOf = (disc, task) => disc.grade[task];
+const confidence = (disc, task) => disc.p[task][disc.grade[task]];
 const isGraded = (disc, task) => disc.label[task] >= 0;
 const differs = (disc, task) => isGraded(disc, task) && disc.label[task] !== gradeOf(disc, task);
 // The distance in grades; among equals, the network's confidence.
