@@ -478,7 +478,7 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(run, tiny, tmp_path
 
 def test_raw_scans_have_a_folder_of_their_own(run):
     arguments = evaluate.Arguments(checkpoint=run, scan=(Path("x"),))
-    assert evaluate.output_folder(arguments) == run / "evaluation-scan-1-view"
+    assert evaluate.output_folder(arguments, run) == run / "evaluation-scan-1-view"
 
 
 @pytest.fixture
