@@ -212,5 +212,11 @@ def _wandb_run(run: Path):
         x_disable_meta=True,
         x_disable_stats=True,
     )
-    how = {"project": "spinejax", "id": identity.read_text(), "resume": "allow", "settings": quiet}
-    return wandb.init(dir=run, config={name: value for name, value in options.items() if name != "init_from"}, **how)
+    return wandb.init(
+        dir=run,
+        project="spinejax",
+        id=identity.read_text(),
+        resume="allow",
+        config={name: value for name, value in options.items() if name != "init_from"},
+        settings=quiet,
+    )
