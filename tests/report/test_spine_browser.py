@@ -201,6 +201,16 @@ def test_the_table_has_a_row_for_each_level_and_a_column_for_each_task(page, dat
                 assert cell.endswith(f"rater {task.grades[label]}")
 
 
+def test_a_table_that_goes_on_to_the_right_fades_there(chromium, address):
+    page = Page(chromium, address, width=200)
+    fade = "return getComputedStyle(document.querySelector('.levels .wide')).getPropertyValue('--fade')"
+    assert page.run("const box = document.querySelector('.levels .wide'); return box.scrollWidth > box.clientWidth")
+    assert float(page.run(fade).removesuffix("px")) > 20
+    page.run("const box = document.querySelector('.levels .wide'); box.scrollLeft = box.scrollWidth")
+    page.settle()
+    assert page.run(fade) == "0px"
+
+
 def test_scans_have_short_names_and_pseudonyms_on_demand(page):
     options = page.driver.find_elements("css selector", "#spine-scan option")
     assert [option.get_attribute("text") for option in options] == [
