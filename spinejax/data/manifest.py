@@ -149,7 +149,7 @@ def read_manifest(folder: Path | Address) -> Manifest:
     """
     path = folder / MANIFEST
     if isinstance(folder, Path) and not folder.exists():
-        raise SpinejaxError(f"{folder}: no such folder, and so no {MANIFEST} in it. `python -m data_prep` makes one.")
+        raise SpinejaxError(f"{folder}: no such folder, so it is not a data set. `python -m data_prep` makes one.")
     if not path.is_file():
         raise SpinejaxError(f"{folder}: no {MANIFEST} in it, so it is not a data set. `python -m data_prep` makes one.")
     manifest = read_json(path, Manifest, "Make the data set again.", strict=True)
