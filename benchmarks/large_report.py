@@ -24,11 +24,11 @@ from typing import Any
 import h5py
 import numpy as np
 import psutil
-import tyro
 from jaxtyping import Float
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from benchmarks.running import start
 from spinejax.data.dataset import DataSet
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.metrics import calibration, grading
@@ -216,4 +216,4 @@ def _in_turn(texts: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    start("large_report", Arguments, main)
