@@ -2,8 +2,8 @@
 
 Everything is written here first, with the atomic writes and locks of a disk, and then copied. A seal is a file that
 vouches for others: `SHA256SUMS`, `manifest.json`, `results.json`. In the store, a seal is deleted before a file that it
-vouches for changes, and written last, when all of them were listed there with their sizes. So a reader finds what a
-seal promises, or no seal; and what has no seal does not count.
+vouches for changes, and written last, when the store lists all of them with their sizes, and no others. So a reader
+finds what a seal promises, or no seal; and what has no seal does not count.
 """
 
 import contextlib
@@ -43,7 +43,8 @@ class Mirror:
     def pull(self, wanted: Callable[[str], bool]) -> None:
         """Copy those files of the store to the folder whose names are wanted; delete here what is not there.
 
-        What a `SHA256SUMS` lists is compared with it. Subfolders without one are left out: their writer was stopped.
+        What a `SHA256SUMS` lists is compared with it. What a stopped writer left is not copied: subfolders without such
+        a list, and files that the list of their folder does not name.
 
         Raises:
             SpinejaxError: a file is not what was written, or the store fails.
@@ -70,7 +71,8 @@ class Mirror:
                 write_atomically(target, lambda path: path.write_bytes(content))
             self._same[name] = _stamp(target)
 
-        at_once(copy, [name for name in there if "/" not in name or name.startswith(sealed)])
+        unlisted = {name for name in there if name not in listed and any(_vouches(seal, name) for seal in sums)}
+        at_once(copy, [name for name in set(there) - unlisted if "/" not in name or name.startswith(sealed)])
 
     def push(self) -> None:
         """Bring what is new or changed into the store, and delete there what is gone here.
@@ -91,16 +93,23 @@ class Mirror:
             if any(_vouches(seal, name) for name in (changed | gone if seal in here else changed) - {seal})
         }
         for seal in sorted(broken):
-            (self.address / seal).unlink()
+            self._delete(seal)
         self.upload(sorted(name for name in changed if not _is_seal(name)))
         seals = {name for name in here if _is_seal(name) and name in changed | broken}
+        # A step that is made again has files of other names than what a killed writer left of it.
+        left_over = {name for name in gone if not _is_seal(name) and any(_vouches(seal, name) for seal in seals)}
+        at_once(self._delete, sorted(left_over))
         for seal in sorted(seals, key=lambda name: _stamp(self.folder / name)[1]):  # in the order they were written
             self.upload([seal])
         if any(map(self._is_own_seal, seals)):
             self.remember()
         for is_seal in (True, False):
-            names = [name for name in sorted(gone - broken) if _is_seal(name) == is_seal]
-            at_once(lambda name: (self.address / name).unlink(), names)
+            names = [name for name in sorted(gone - broken - left_over) if _is_seal(name) == is_seal]
+            at_once(self._delete, names)
+
+    def _delete(self, name: str) -> None:
+        """Delete a file in the store."""
+        (self.address / name).unlink()
 
     def send(self, path: Path) -> Address:
         """Copy one file of the folder into the store, and return its address there."""

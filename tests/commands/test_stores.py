@@ -79,7 +79,6 @@ def is_the_same(run, straight):
     assert (run / "curves.png").is_file()
 
 
-@pytest.mark.xfail(strict=False, reason="fails now and then: the last start ends with status 2; not understood yet")
 def test_a_run_in_a_bucket_killed_and_resumed_elsewhere_ends_with_the_same_bits(
     store, there, straight, launcher, tmp_path
 ):

@@ -137,6 +137,34 @@ def test_wherever_it_is_interrupted_every_seal_keeps_its_promise_and_the_next_pu
     assert number == 11  # a seal, five files, two seals, a seal, two files
 
 
+def test_what_a_killed_writer_left_of_a_step_is_gone_before_the_step_is_sealed(store, bucket, tmp_path):
+    """The same step, made again, has files of other names."""
+    number, over = 0, False
+    while not over:
+        address = Address("s3", f"{bucket}/{number}")
+        one = after_a_push(address, tmp_path / str(number))
+        (address / "steps/3/arrays/of-the-killed").write_bytes(b"half")
+        two_saves(one)
+        with store.faulty(only(number)):
+            try:
+                one.push()
+                over = True
+            except StoreError:
+                number += 1
+        sealed(contents(store, address))
+    assert "steps/3" in sealed(contents(store, address))
+    assert number == 12  # the changes of the test above, and one file
+
+
+def test_a_late_write_of_a_killed_writer_is_not_pulled_and_the_next_push_deletes_it(store, address, pushed, tmp_path):
+    late = address / "steps/2/arrays/late"
+    late.write_bytes(b"too late")
+    other, said = mirror_of(address, tmp_path / "other", "work", replaces=REPLACES), []
+    assert "steps/2/arrays/late" not in work(other, said, "3")
+    assert not late.is_file()
+    assert sealed(contents(store, address)) == {"steps/1", "steps/2", "steps/3", "export"}
+
+
 @pytest.mark.parametrize(
     "fault",
     [slow, sometimes(unavailable), sometimes(cut_short, methods=("GET",)), sometimes(vanishes, 3, methods=("PUT",))],
