@@ -94,6 +94,9 @@ class Mirror:
         }
         for seal in sorted(broken):
             self._delete(seal)
+        # An old file of the same size would hide that the store has lost the new one.
+        alike = {name for name in changed if there.get(name) == _stamp(self.folder / name)[0] and not _is_seal(name)}
+        at_once(self._delete, [name for name in sorted(alike) if any(_vouches(seal, name) for seal in broken)])
         self.upload(sorted(name for name in changed if not _is_seal(name)))
         seals = {name for name in here if _is_seal(name) and name in changed | broken}
         # A step that is made again has files of other names than what a killed writer left of it.

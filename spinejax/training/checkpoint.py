@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ class Checkpoints:
             saved_step.write(temporary, variables, optimiser, record)
             checksums.commit(temporary, target)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _delete_at_rest(temporary)
             raise SpinejaxError(self._no_room(record["step"], size, error.strerror or str(error))) from error
         for step in set(self.all_steps()[:-2]) - {best_step(self.run)}:
             checksums.discard(self.directory / str(step))
@@ -163,6 +164,17 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
+
+
+def _delete_at_rest(folder: Path) -> None:
+    """Delete a folder, until it stays deleted: TensorStore's other threads write on after one of them has failed."""
+    quiet = 0
+    for _ in range(100):
+        quiet = 0 if folder.exists() else quiet + 1
+        if quiet == 5:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _needed(size: int) -> int:

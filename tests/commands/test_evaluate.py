@@ -289,7 +289,7 @@ def test_a_data_set_of_other_tasks_is_matched_by_name(run, tiny):
     [
         ({"split": "validation"}, "no disc in split 'validation'"),
         ({"checkpoint": Path("nowhere")}, "not a checkpoint"),
-        ({"data": Path("nowhere")}, "no manifest.json"),
+        ({"data": Path("nowhere")}, "nowhere: no such folder"),
         ({"batch_size": 0}, "--batch-size is 0"),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_run_that_saves_by_time_ends_with_the_same_steps(uninterrupted, launch
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (["--data", "nowhere"], "no manifest.json in it"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
         (["--tasks", "modic"], "Unknown task modic"),
         (["--width", "-1"], "--width is -1.0"),
         (["--task-weights", "sidee", "5"], "Unknown task sidee"),

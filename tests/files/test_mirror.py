@@ -134,7 +134,7 @@ def test_wherever_it_is_interrupted_every_seal_keeps_its_promise_and_the_next_pu
         assert found & {"steps/1", "steps/3"}
         one.push()
         assert sealed(contents(store, address)) == {"steps/2", "steps/3", "export"}
-    assert number == 11  # a seal, five files, two seals, a seal, two files
+    assert number == 13  # a seal, two files of the size that they had, five files, two seals, a seal, two files
 
 
 def test_what_a_killed_writer_left_of_a_step_is_gone_before_the_step_is_sealed(store, bucket, tmp_path):
@@ -153,7 +153,7 @@ def test_what_a_killed_writer_left_of_a_step_is_gone_before_the_step_is_sealed(s
                 number += 1
         sealed(contents(store, address))
     assert "steps/3" in sealed(contents(store, address))
-    assert number == 12  # the changes of the test above, and one file
+    assert number == 14  # the changes of the test above, and one file
 
 
 def test_a_late_write_of_a_killed_writer_is_not_pulled_and_the_next_push_deletes_it(store, address, pushed, tmp_path):
@@ -177,6 +177,25 @@ def test_a_network_with_faults_ends_with_equal_folders(store, address, pushed, t
         again = mirror_of(address, tmp_path / "other", "work")
         again.pull(lambda name: True)
     assert here(again.folder) == {name: text for name, text in here(pushed.folder).items() if name != "half.tmp"}
+
+
+def test_a_write_that_vanishes_is_noticed_also_where_the_file_has_the_size_of_the_old_one(
+    store, address, pushed, tmp_path
+):
+    two_saves(pushed)
+    lost = []
+
+    def fault(environ, answer):
+        name = environ["PATH_INFO"].partition("/export/")[2]
+        if environ["REQUEST_METHOD"] == "PUT" and name.startswith("arrays/") and name not in lost:
+            lost.append(name)
+            return vanishes(environ, answer)
+        return answer()
+
+    with store.faulty(fault):
+        pushed.push()
+    assert sorted(lost) == ["arrays/a", "arrays/b"]
+    assert contents(store, address)["export/arrays/b"] == b"new" * 1000
 
 
 def test_a_store_that_confirms_and_has_nothing_is_told_apart_from_one_that_has_it(store, address, pushed):

@@ -203,12 +203,11 @@ def test_the_table_has_a_row_for_each_level_and_a_column_for_each_task(page, dat
 
 def test_a_table_that_goes_on_to_the_right_fades_there(chromium, address):
     page = Page(chromium, address, width=200)
-    fade = "return getComputedStyle(document.querySelector('.levels .wide')).getPropertyValue('--fade')"
+    fade = "return parseFloat(getComputedStyle(document.querySelector('.levels .wide')).getPropertyValue('--fade'))"
     assert page.run("const box = document.querySelector('.levels .wide'); return box.scrollWidth > box.clientWidth")
-    assert float(page.run(fade).removesuffix("px")) > 20
+    page.wait_until(f"{fade} > 20")
     page.run("const box = document.querySelector('.levels .wide'); box.scrollLeft = box.scrollWidth")
-    page.settle()
-    assert page.run(fade) == "0px"
+    page.wait_until(f"{fade} === 0")
 
 
 def test_scans_have_short_names_and_pseudonyms_on_demand(page):
