@@ -85,6 +85,14 @@ def printable(message: object) -> str:
     return "\n  ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
 
 
+def message_of(error: SpinejaxError | OSError) -> str:
+    """What the user reads: what the system refuses is told with the file."""
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
 def status_of(command: Callable[[], int | None]) -> int:
     """Run a command and give its exit status: 0 done, 2 the user can fix it, 130 interrupted.
 
@@ -96,11 +104,8 @@ def status_of(command: Callable[[], int | None]) -> int:
             reconfigure(errors="replace")
     try:
         return command() or 0
-    except SpinejaxError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
+    except (SpinejaxError, OSError) as error:
+        print(f"error: {printable(message_of(error))}", file=sys.stderr)
     except KeyboardInterrupt:
         print("Interrupted. No file is half-written.", file=sys.stderr)
         return 130

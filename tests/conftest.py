@@ -1,4 +1,9 @@
-"""A data set that is small and quick to make: bright squares whose place and size are the grades."""
+"""What tests of several folders start from: a small data set, an untrained network, and a launcher of commands.
+
+The data set is quick to make: bright squares whose place and size are the grades.
+"""
+
+import contextlib
 
 import numpy as np
 import pytest
@@ -67,3 +72,12 @@ def network():
     model = train_step.make_model(config, TASKS)
     state = train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32))
     return model, {"params": state.params, "constants": state.constants}
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    """Starts commands, as `tests.running` says; in the environment that it finds."""
+    from tests.running import Launcher
+
+    with contextlib.closing(Launcher(tmp_path_factory.mktemp("launcher"))) as started:
+        yield started

@@ -1,6 +1,5 @@
 """A data set, a run and an evaluation that were made before the packages had folders still read, and give the same."""
 
-import contextlib
 import csv
 import json
 import tarfile
@@ -8,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from tests.running import ROOT, Launcher
+from tests.running import ROOT
 
 PACKED = ROOT / "tests" / "data" / "before_the_rooms.tar.xz"
 
@@ -19,12 +18,6 @@ def made(tmp_path_factory):
     with tarfile.open(PACKED) as packed:
         packed.extractall(folder, filter="data")
     return folder / "before_the_rooms"
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    with contextlib.closing(Launcher(tmp_path_factory.mktemp("launcher"))) as started:
-        yield started
 
 
 def rows(path):

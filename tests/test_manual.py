@@ -5,7 +5,6 @@ takes fewer patients, epochs, tasks or views. What is not run (`not_run`) is par
 `test_docs`.
 """
 
-import contextlib
 import csv
 import json
 import os
@@ -24,7 +23,6 @@ import spinejax
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
 from data_prep.read.metaimage import read_mha
 from spinejax.training import shipped
-from tests.running import Launcher
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -74,12 +72,6 @@ def not_run(line):
         if re.match(pattern, line):
             return why
     return None
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    with contextlib.closing(Launcher(tmp_path_factory.mktemp("launcher"))) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from data_prep.dataset.resuming import only_writer
 from data_prep.read.dicomweb import fetched
 from data_prep.sources.ungraded import SPLIT, ungraded_discs
 from spinejax import config
-from spinejax.data.batches import eval_batches
+from spinejax.data.batches import eval_batches, eval_rows
 from spinejax.data.dataset import ALL, DataSet
 from spinejax.data.manifest import read_manifest
 from spinejax.data.scan_picture import check_scan_pictures
@@ -186,10 +186,10 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
     require_option(arguments.write_threads >= 0, "write_threads", arguments.write_threads, "0 or more")
-    refuse_missing(arguments)
+    processes.by_each(lambda: refuse_missing(arguments))
     if (below := arguments.refer_below) is not None:
         require_option(0 <= below <= 1, "refer_below", below, "a probability, from 0 to 1")
-    network, copied = network_of(arguments)
+    network, copied = processes.by_each(lambda: network_of(arguments))
     with copied.named() if copied else contextlib.nullcontext():
         step, record, weights, model, variables = read_checkpoint(network)
     processes.refuse_difference("weights", weights)
@@ -211,7 +211,7 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     out = hold(out, arguments.cache_dir, exit_stack)
     if about:
         processes.by_first(lambda: introduce(about))
-    data = open_discs(arguments, model, out, about)
+    data = processes.by_each(lambda: open_discs(arguments, mesh, model, out, about))
     processes.refuse_difference("data", data.digest)
     layout = predict.grading_layout(mesh, variables)
     if mesh.size > 1 and processes.is_first():
@@ -235,6 +235,8 @@ def network_of(arguments: Arguments) -> tuple[Path, Mirror | None]:
     """The network's folder on this machine, and what it is a copy of, if it is in a store."""
     if isinstance(arguments.checkpoint, Address):
         copied = checkpoint.fetch(arguments.checkpoint, cache_folder(arguments.cache_dir))
+        with copied.named():
+            checkpoint.find(copied.folder)  # every process has its own copy
         return copied.folder, copied
     return arguments.checkpoint or shipped.FOLDER, None
 
@@ -242,11 +244,12 @@ def network_of(arguments: Arguments) -> tuple[Path, Mirror | None]:
 def hold(out: Path | Address, cache_dir: Path | None, exit_stack: contextlib.ExitStack) -> Path:
     """Lock the results' folder until `exit_stack` closes, and return where it is on this machine."""
     if isinstance(out, Path):
-        processes.by_first(lambda: exit_stack.enter_context(only_writer(make_folder(out, "--out"))))
+        made = processes.by_first(lambda: str(make_folder(out, "--out")))
+        exit_stack.enter_context(processes.held_by_first(only_writer(Path(made))))
         return out
     mirror = mirror_of(out, cache_folder(cache_dir), "work", replaces=REPLACED)
     held_out = held(mirror, advice="Wait for it, or give another --out.", tell=print)
-    processes.by_first(lambda: exit_stack.enter_context(held_out))
+    exit_stack.enter_context(processes.held_by_first(held_out))
     return mirror.folder
 
 
@@ -303,7 +306,7 @@ def temperatures_of(arguments: Arguments, step: Path, weights: str) -> Fit | Non
     return found
 
 
-def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.About | None) -> DataSet:
+def open_discs(arguments: Arguments, mesh: Mesh, model: SpineNet, out: Path, about: shipped.About | None) -> DataSet:
     """The data set, or one cut out of the raw scans, of which doubtful findings are printed."""
     if arguments.scan:
         with fetched(arguments.scan) as paths:
@@ -327,12 +330,23 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.
     data = DataSet(arguments.data or out / "discs", cache_dir=arguments.cache_dir)
     rows = data.rows(arguments.split)
     labels_of(data, rows, model.tasks)
-    data.copy(rows, tell=print)
+    data.copy(rows_here(arguments, mesh, rows, about), tell=processes.only_first(print))
     if arguments.hotspots or arguments.niivue:
         hotspot_files.check_nifti(data, rows)
     if arguments.report or arguments.niivue:
         check_scan_pictures(data)
     return data
+
+
+def rows_here(
+    arguments: Arguments, mesh: Mesh, rows: Int[np.ndarray, "M"], about: shipped.About | None
+) -> Int[np.ndarray, "L"]:
+    """Those of the discs to grade that this process reads."""
+    writes_discs = about or arguments.hotspots or arguments.report or arguments.niivue
+    if processes.is_first() and writes_discs:
+        return rows
+    sizes = [batch_size(arguments, mesh, len(rows)), *([mesh.size] if arguments.hotspots else [])]
+    return np.concatenate([eval_rows(rows, batch_size=size, **this_host()) for size in sizes])
 
 
 # Grading --------------------------------------------------------------------------------------------------------------
@@ -341,10 +355,8 @@ def open_discs(arguments: Arguments, model: SpineNet, out: Path, about: shipped.
 def grade(job: Job, split: str) -> Graded:
     """The discs of a split with their grades."""
     rows, tasks = job.data.rows(split), job.model.tasks
-    size = job.mesh.size
-    while size < min(len(rows), job.arguments.batch_size):  # a study has fewer discs than a batch
-        size *= 2
-    batches = eval_batches(job.data, rows, [], batch_size=min(size, job.arguments.batch_size), **this_host())
+    size = batch_size(job.arguments, job.mesh, len(rows))
+    batches = eval_batches(job.data, rows, [], batch_size=size, **this_host())
     how: dict = {"tta": job.arguments.tta, "average_logits": job.arguments.average == "logits", "layout": job.layout}
     stream = predict.predict(job.model, job.variables, batches, job.mesh, **how)
     parts = [found for _, *found in with_progress(stream, "grading", len(rows))]
@@ -354,6 +366,14 @@ def grade(job: Job, split: str) -> Graded:
     labels = labels_of(job.data, rows, tasks)
     chosen = (job.arguments.refer_below, job.arguments.decide_by)
     return Graded(job.data, rows, tasks, labels, probabilities, spread, *chosen)
+
+
+def batch_size(arguments: Arguments, mesh: Mesh, num_discs: int) -> int:
+    """Discs graded at once: as many as the option says, or fewer, as a study has."""
+    size = mesh.size
+    while size < min(num_discs, arguments.batch_size):
+        size *= 2
+    return min(size, arguments.batch_size)
 
 
 def this_host() -> dict[str, Any]:

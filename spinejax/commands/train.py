@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> None:
     runtime.set_up(deterministic=arguments.options.deterministic, precision=arguments.options.precision)
     start = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with start, processes.stop_notices() as stop:
-        data = DataSet(arguments.data, cache_dir=arguments.cache_dir)
+        data = processes.by_each(lambda: DataSet(arguments.data, cache_dir=arguments.cache_dir))
         message = run(arguments.options, data, arguments.workdir, stop, profile=steps, cache_dir=arguments.cache_dir)
         if processes.is_first():
             print(message)
@@ -94,7 +94,8 @@ def run(
     with contextlib.ExitStack() as exit_stack:
         folder, saved = hold(workdir, cache_dir, exit_stack)
         processes.by_first(lambda: checkpoint.check_options(options, folder))
-        data.copy(np.concatenate([data.rows("train"), data.rows(options.validation_split)]), tell=print)
+        read = np.concatenate([data.rows("train"), data.rows(options.validation_split)])
+        processes.by_each(lambda: data.copy(read, tell=processes.only_first(print)))
         checkpoints = checkpoint.Checkpoints(
             folder, read_only=not processes.is_first(), name=None if folder == workdir else str(workdir), saved=saved
         )
@@ -112,11 +113,12 @@ def hold(
     """
     advice = "Choose another --workdir; or, if both are processes of one run, start each with --distributed."
     if isinstance(workdir, Path):
-        processes.by_first(lambda: exit_stack.enter_context(lock.locked(workdir, advice)))
+        exit_stack.enter_context(processes.held_by_first(lock.locked(workdir, advice)))
         return workdir, lambda: None
     run = mirror_of(workdir, cache_folder(cache_dir), "work", replaces=checkpoint.REPLACED)
     held_run = held(run, wanted=checkpoint.is_needed_to_go_on, advice=advice, tell=print)
-    processes.by_first(lambda: exit_stack.enter_context(held_run))
+    exit_stack.enter_context(processes.held_by_first(held_run))
+    exit_stack.enter_context(run.named())  # on the other processes too
     return run.folder, functools.partial(run.keep_up, print)
 
 

@@ -96,11 +96,37 @@ def eval_batches(
 
     The other arguments are those of `train_batches`.
     """
-    padded = np.full(math.ceil(len(rows) / batch_size) * batch_size, _PADDING)
-    padded[: len(rows)] = rows
+    padded = _padded(rows, batch_size)
     order = grain.MapDataset.range(len(padded)).batch(batch_size)
     read = _reader(data, padded, columns, host, num_hosts, batch_size, volumes, read_threads)
     return _read(order.map(read), workers=0)
+
+
+def eval_rows(
+    rows: Int[np.ndarray, "M"], *, batch_size: int, host: int = 0, num_hosts: int = 1
+) -> Int[np.ndarray, "L"]:
+    """The rows that `eval_batches` reads on this host."""
+    batches = _padded(rows, batch_size).reshape(-1, batch_size)
+    return np.unique(_stored(batches[:, _part(batch_size, host, num_hosts)]))
+
+
+def _padded(rows: Int[np.ndarray, "M"], batch_size: int) -> Int[np.ndarray, "P"]:
+    padded = np.full(math.ceil(len(rows) / batch_size) * batch_size, _PADDING)
+    padded[: len(rows)] = rows
+    return padded
+
+
+def _stored(rows: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    """Padding repeats the data set's first disc, so that the network sees a real one."""
+    return np.where(rows == _PADDING, 0, rows)
+
+
+def _part(batch_size: int, host: int, num_hosts: int) -> slice:
+    """A host's part of a global batch. Raises SpinejaxError if the batch does not divide by the hosts."""
+    if batch_size % num_hosts:
+        raise SpinejaxError(f"Batch size {batch_size}: expected a multiple of the {num_hosts} hosts.")
+    share = batch_size // num_hosts
+    return slice(host * share, (host + 1) * share)
 
 
 def _positions(num_discs: int, batch_size: int, seed: int, step: int) -> np.ndarray:
@@ -125,11 +151,8 @@ def _reader(
     read_threads: int,
 ) -> Callable[[np.ndarray], Batch]:
     """Reads a host's part of a global batch: positions in `rows` → the discs there."""
-    if batch_size % num_hosts:
-        raise SpinejaxError(f"Batch size {batch_size}: expected a multiple of the {num_hosts} hosts.")
-    share = batch_size // num_hosts
     threads = read_threads or min(MAX_THREADS, os.cpu_count() or 1)
-    return functools.partial(_discs, data, rows, columns, slice(host * share, (host + 1) * share), volumes, threads)
+    return functools.partial(_discs, data, rows, columns, _part(batch_size, host, num_hosts), volumes, threads)
 
 
 def _discs(
@@ -142,8 +165,7 @@ def _discs(
     positions: np.ndarray,
 ) -> Batch:
     rows = rows[positions[part]]
-    valid = rows != _PADDING
-    stored = np.where(valid, rows, 0)  # padding repeats the first disc, so that the network sees a real one
+    valid, stored = rows != _PADDING, _stored(rows)
     batch = {"volume": data.volumes(stored, threads=threads)} if volumes else {}
     labels = data.labels[stored][:, columns].astype(np.int32)
     return batch | {"labels": labels, "row": rows.astype(np.int32), "valid": valid}

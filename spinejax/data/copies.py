@@ -7,7 +7,7 @@ from typing import Any
 
 from spinejax.errors import SpinejaxError
 from spinejax.files import lock
-from spinejax.files.stores import Address, at_once
+from spinejax.files.stores import Address, at_once, begun_bytes
 
 FOLDER = "shards"
 """Subfolder of the cache. A file there has the name of its sha256, so all data sets share it."""
@@ -41,7 +41,8 @@ class Copies:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SpinejaxError(f"--cache-dir: {folder} cannot be made ({error.strerror}).") from error
-        size, free = sum(self._files[index]["bytes"] for index in missing), shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder).free  # before what another process copies meanwhile is counted
+        size = sum(self._files[index]["bytes"] - begun_bytes(self.paths[index]) for index in missing)
         if size > free:
             raise SpinejaxError(
                 f"--cache-dir: {folder} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are to be copied there. "

@@ -140,7 +140,7 @@ class Address:
         Raises:
             SpinejaxError: its sha256 is another one, also after a second try.
         """
-        part = target.with_name(f"{target.name}.part")
+        part = _part_of(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             with open(part, "ab") as file:
@@ -205,6 +205,18 @@ class Stream(io.RawIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+def begun_bytes(target: Path) -> int:
+    """How much of a file's copy is there already: of one that is being made, or was interrupted."""
+    for path in (_part_of(target), target):  # in this order: a part may get its name meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_size
+    return 0
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
 
 
 def _line(error: Exception) -> str:

@@ -13,14 +13,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from spinejax.errors import SpinejaxError, status_of
+from spinejax.errors import SpinejaxError, message_of, status_of
 from spinejax.parallel.devices import all_devices
+
+T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 20
 """Seconds without a message after which a process counts as dead, and the others end."""
@@ -113,8 +115,6 @@ def _translated(error: BaseException) -> BaseException:
 
 def _status(error: BaseException) -> int:
     """Report what went wrong, and give the exit status."""
-    if isinstance(error, SystemExit):  # the first process has reported it
-        return int(error.code or 0)
 
     def again() -> None:
         raise _translated(error)
@@ -135,27 +135,66 @@ def by_first(make: Callable[[], Any]) -> Any:
     """Call a function on the first process alone, and return its result, which JSON can hold, on every process.
 
     Raises:
-        SpinejaxError: raised there. The other processes then end with the same status and no message.
+        SpinejaxError: raised there. The other processes raise it with the same message, so each one's log has it.
     """
     if jax.process_count() == 1:
         return make()
-    outcome, fault = None, None
-    if is_first():
-        try:
-            outcome = make()
-        except (SpinejaxError, OSError) as error:
-            fault = error
-    text = json.dumps([fault is None, outcome], allow_nan=False).encode()
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    buffer = np.zeros(length, np.uint8)
-    if is_first():
-        buffer[:] = np.frombuffer(text, np.uint8)
-    good, outcome = json.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
-    if fault is not None:
-        raise fault
-    if not good:
-        raise SystemExit(2)
+    outcome, fault = _tried(make) if is_first() else (None, None)
+    message = message_of(fault) if fault else None
+    message, outcome = json.loads(_sent(json.dumps([message, outcome], allow_nan=False), is_source=is_first()))
+    if message is not None:
+        raise fault or SpinejaxError(message)
     return outcome
+
+
+def by_each(make: Callable[[], T]) -> T:
+    """Call a function on every process, each of which has its own files or its own way to a store.
+
+    Raises:
+        SpinejaxError: raised on any process: on every one, with that process's number if it was raised elsewhere.
+    """
+    outcome, fault = _tried(make)
+    if jax.process_count() > 1:
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.bool_(fault is not None)))
+        if len(failed):
+            message = _sent(message_of(fault) if fault else "", is_source=jax.process_index() == failed[0])
+            fault = fault or SpinejaxError(f"Process {failed[0]}: {message}")
+    if fault:
+        raise fault
+    return outcome
+
+
+def _tried(make: Callable[[], Any]) -> tuple[Any, SpinejaxError | OSError | None]:
+    try:
+        return make(), None
+    except (SpinejaxError, OSError) as error:
+        return None, error
+
+
+def _sent(text: str, *, is_source: bool) -> str:
+    """The text of the one process that is the source, on every process."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content)), is_source=is_source))
+    buffer = content if is_source else np.zeros(length, np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(buffer, is_source=is_source)).decode()
+
+
+@contextlib.contextmanager
+def held_by_first(context: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Enter a context on the first process alone. All go on once it has entered it, and end once it has left it.
+
+    Raises:
+        SpinejaxError: raised there, on entering or leaving it: on every process.
+    """
+    with contextlib.ExitStack() as held:
+        by_first(lambda: held.enter_context(context))
+        yield
+        by_first(held.close)
+
+
+def only_first(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """What tells the user something on the first process, and nothing on the others."""
+    return tell if is_first() else lambda line: None
 
 
 def all_agree(value: bool) -> bool:

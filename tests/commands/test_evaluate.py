@@ -38,7 +38,6 @@ from tests import dicom_files
 from tests.block_spine import block_spine
 from tests.conftest import TASKS, a_disc, write_tiny
 from tests.orthanc import PASSWORD, USER, needs_orthanc, running_orthanc
-from tests.running import Launcher
 
 ROOT = Path(__file__).parents[2]
 
@@ -444,13 +443,6 @@ def test_a_split_that_chose_the_step_or_was_trained_on_is_reported(
     for text in (printed, page):
         assert (said is None) == ("decided" not in text and "trained on" not in text)
         assert said is None or said in text
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
-    yield launcher
-    launcher.close()
 
 
 @pytest.mark.slow

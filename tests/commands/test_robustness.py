@@ -18,18 +18,11 @@ from spinejax.config import Config
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import runtime
 from spinejax.training import checkpoint, epoch, train_step
-from tests.running import ROOT, Launcher, digests, environment, figures, train_command
+from tests.running import ROOT, digests, environment, figures, train_command
 
 OPTIONS = Config(width=0.02, batch_size=8, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1))
 NUM_KILLS = 20
 TO_THE_LAST = ("--plateau-patience", 5000, "--epochs")  # no plateau ends the run before
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
-    yield launcher
-    launcher.close()
 
 
 @pytest.fixture

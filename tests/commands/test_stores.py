@@ -10,22 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+from spinejax.data.manifest import read_manifest
 from spinejax.errors import SpinejaxError
 from spinejax.files.checksums import SUMS
 from spinejax.training import checkpoint, saved_step
+from tests.conftest import write_tiny
 from tests.object_store import bucket, cut_short, forbidden, sometimes, store, unavailable, vanishes
-from tests.running import Launcher, digests, figures, train_command
+from tests.running import digests, figures, train_command
 
 __all__ = ["bucket", "store"]
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def launcher(store, tmp_path_factory):
-    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
-    yield launcher
-    launcher.close()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store")]  # the store first: the launcher keeps where it is
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +191,104 @@ def test_an_evaluation_in_a_bucket_is_the_one_of_a_disk(store, there, straight, 
     nothing = launcher.run(["evaluate.py", "--checkpoint", f"s3://{bucket}/none", *options])
     assert nothing.status == 2
     assert re.search(rf"s3://{bucket}/none: .*not a checkpoint", nothing.said[-1])
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def of_machines(there, folder, number, *options):
+    """The same command for two processes, each on a machine of its own."""
+    return [command(there, folder / f"machine{number}-{place}", *options) for place in range(2)]
+
+
+def test_two_processes_killed_and_resumed_elsewhere_end_with_the_bits_of_two_on_a_disk(
+    store, there, tiny, launcher, tmp_path
+):
+    with launcher.together(*[train_command(tiny, tmp_path / "straight", "--epochs", 5)] * 2) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0, 0], ends
+    for number, victim in enumerate((0, 1)):
+        before = sealed_steps(store, there)
+        with launcher.together(*of_machines(there, tmp_path, number, "--epochs", 5)) as processes:
+            processes[0].wait_until(lambda before=before: sealed_steps(store, there)[-1:] > before[-1:])
+            processes[victim].kill()
+            end = processes[1 - victim].end()
+            assert end.status != 0
+    with launcher.together(*of_machines(there, tmp_path, "last", "--epochs", 5)) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0, 0], ends
+    assert f"{there[1]} is finished: step 15" in ends[0].stdout
+    assert ends[1].printed == []
+    is_the_same(brought(store, there, tmp_path / "run"), tmp_path / "straight")
+    # The first process wrote; the second has the discs alone.
+    assert [path.name for path in (tmp_path / "machine0-1").iterdir()] == ["shards"]
+    assert not [*(tmp_path / "machinelast-0" / "work").glob("*/one")]
+
+
+def test_processes_wait_for_the_first_ones_last_copy_and_end_alike(store, there, launcher, tmp_path):
+    """A store that is slow at the end takes longer than processes wait for each other without a word."""
+
+    def slow_at_the_end(environ, answer):
+        if environ["REQUEST_METHOD"] == "PUT" and "curves.png" in environ["PATH_INFO"]:
+            time.sleep(25)
+        return answer()
+
+    with store.faulty(slow_at_the_end), launcher.together(*[command(there, tmp_path, "--epochs", 1)] * 2) as processes:
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "export/SHA256SUMS" in {name.removeprefix("runs/one/") for name in store.names(there[1].split("/")[2])}
+
+    def last_copy_fails(environ, answer):
+        return forbidden(environ, answer) if "curves.png" in environ["PATH_INFO"] else answer()
+
+    again = (there[0], there[1].replace("one", "two"))
+    with (
+        store.faulty(last_copy_fails),
+        launcher.together(*[command(again, tmp_path, "--epochs", 1)] * 2) as processes,
+    ):
+        ends = [process.end() for process in processes]
+    assert [end.status for end in ends] == [2, 2], ends
+    assert ends[0].said[-1] == ends[1].said[-1]
+    assert "curves.png: no permission" in ends[1].said[-1]
+    assert "start the same command again to copy it" in ends[1].said[-1]
+
+
+def test_all_processes_say_why_a_bucket_is_refused(store, there, launcher, tmp_path):
+    def read_only(environ, answer):
+        return answer() if environ["REQUEST_METHOD"] in ("GET", "HEAD") else forbidden(environ, answer)
+
+    def refused(fault, *commands):
+        with store.faulty(fault), launcher.together(*commands) as processes:
+            ends = [process.end() for process in processes]
+        assert [end.status for end in ends] == [2, 2], ends
+        return [end.said[-1] for end in ends]  # before it, gRPC may miss the process that ended first
+
+    both = [command(there, tmp_path / "cache", "--epochs", 1)] * 2
+    for fault, reason in (
+        (forbidden, "/discs/manifest.json: no permission"),
+        (read_only, "/runs/one/.leases/00000001: no permission"),
+    ):
+        one, two = refused(fault, *both)
+        assert one == two
+        assert reason in one
+    (tmp_path / "file").touch()
+    one, two = refused(None, both[0], command(there, tmp_path / "file", "--epochs", 1))
+    assert "error: --cache-dir: " in two
+    assert one.startswith(two.replace("error: ", "error: Process 1: "))
+
+
+def test_each_process_copies_only_the_shards_that_it_reads(store, bucket, straight, launcher, tmp_path):
+    """The test split's six discs are one each in the last six of twelve shards; a batch of eight has two of padding."""
+    folder = write_tiny(tmp_path / "discs", num_shards=12)
+    store.put(folder, bucket, "twelve")
+    names = [entry["sha256"] for entry in read_manifest(folder)["files"]]
+    options = ["evaluate.py", "--checkpoint", straight, "--data", f"s3://{bucket}/twelve"]
+    for also, of_first in (([], names[6:10]), (["--report", tmp_path / "page"], names[6:])):
+        caches = [tmp_path / f"{len(also)}-{place}" for place in range(2)]
+        commands = [[*options, *also, "--out", f"s3://{bucket}/out", "--cache-dir", cache] for cache in caches]
+        with launcher.together(*commands) as processes:
+            ends = [process.end() for process in processes]
+        assert [end.status for end in ends] == [0, 0], ends
+        copied = [{path.stem for path in (cache / "shards").glob("*.h5")} for cache in caches]
+        assert copied == [set(of_first), {*names[10:], names[0]}]
+        assert ends[1].printed == []

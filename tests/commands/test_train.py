@@ -23,7 +23,7 @@ from spinejax.parallel import runtime
 from spinejax.training import checkpoint, epoch, train_step
 from spinejax.training.log import read_log
 from tests.conftest import write_tiny
-from tests.running import ROOT, Launcher, digests, environment, train_command
+from tests.running import ROOT, digests, environment, train_command
 
 OPTIONS = Config(
     width=0.02, batch_size=8, epochs=2, learning_rate=0.01, initialiser="he", views=ViewRanges(5, 4, 4, 1, 0.05, 0.05)
@@ -34,13 +34,6 @@ OPTIONS = Config(
 def no_compilation_cache(monkeypatch):
     # Within one process the cache of compiled programs would warn that it was set up too late.
     monkeypatch.setattr(runtime, "set_up", lambda **_: None)
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
-    yield launcher
-    launcher.close()
 
 
 def run_train(launcher, data, run, *options):

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 import pytest
 
-from spinejax.data.batches import eval_batches, num_steps, train_batches
+from spinejax.data.batches import eval_batches, eval_rows, num_steps, train_batches
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
 
@@ -106,6 +106,9 @@ def test_evaluation_reads_every_disc_once_in_order_and_marks_padding(data, num_h
     assert {len(part) for part in parts} == {3}  # hosts take equal numbers of steps
     seen = np.concatenate([batch["row"][batch["valid"]] for step in zip(*parts, strict=True) for batch in step])
     np.testing.assert_array_equal(seen, wanted)
+    for host, part in enumerate(parts):
+        read = {int(row) if row >= 0 else 0 for batch in part for row in batch["row"]}  # padding repeats disc 0
+        assert read == set(eval_rows(wanted, batch_size=8, host=host, num_hosts=num_hosts).tolist())
 
 
 def test_a_batch_that_does_not_divide_by_the_hosts_is_refused(data):

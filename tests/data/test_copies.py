@@ -144,6 +144,17 @@ def test_no_room_is_said_before_anything_is_copied(there, tmp_path, monkeypatch)
     assert copies(tmp_path) == []
 
 
+def test_room_is_not_needed_twice_for_what_another_process_is_copying(store, there, tiny, tmp_path, monkeypatch):
+    entries = read_manifest(tiny)["files"]
+    (tmp_path / "shards").mkdir()
+    for entry in entries:  # all but the last byte of each
+        part = tmp_path / "shards" / f"{entry['sha256']}.h5.part"
+        part.write_bytes((tiny / entry["name"]).read_bytes()[:-1])
+    usage = shutil.disk_usage(tmp_path)._replace(free=len(entries))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    same(DataSet(there, cache_dir=tmp_path), tiny)
+
+
 def test_a_fold_in_a_bucket_has_its_original_there(store, there, bucket, tiny, tmp_path):
     assert main(["fold", str(tiny), "--out", str(tmp_path / "fold"), "--fold", "1/3"]) == 0
     manifest = read_manifest(tmp_path / "fold")

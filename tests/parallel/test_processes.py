@@ -17,19 +17,12 @@ import spinejax
 from spinejax.parallel import processes
 from spinejax.training import checkpoint
 from tests.conftest import write_tiny
-from tests.running import Launcher, environment, figures, free_address, read_line, train_command
+from tests.running import environment, figures, free_address, read_line, train_command
 
 pytestmark = pytest.mark.slow
 # Another number of processes sums in another order. At the preset's rate the first difference of 1e-8 grows in this
 # narrow network tenfold a step and more, where a ReLU or a pool flips; at this rate it stays where it began.
 GENTLY = ("--learning-rate", "1e-4", "--epochs")
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
-    yield launcher
-    launcher.close()
 
 
 @pytest.fixture(scope="module")
