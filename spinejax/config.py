@@ -6,9 +6,10 @@ from typing import Literal
 
 from spinejax.errors import SpinejaxError, require_option
 from spinejax.files.json_files import read_json, write_json
+from spinejax.files.stores import Address
 from spinejax.network.views import ViewRanges
 
-SHIPPED = Path("shipped")
+SHIPPED = "shipped"
 """What `--init-from` calls the network that ships with this package."""
 
 MAX_WIDTH = 64
@@ -32,9 +33,10 @@ class Config:
     learns sooner."""
     fill_slices: bool = False
     """Repeat the nearest slice where a scan has none, which the paper leaves black: for scans of one or few slices."""
-    init_from: Path | None = None
-    """Run, or its `export` folder, from which a new run takes initial weights: those whose name and shape are also in
-    this network. The others are drawn. The word `shipped` stands for the network that ships with this package."""
+    init_from: str | None = None
+    """Run, or its `export` folder, also in a bucket, from which a new run takes initial weights: those whose name and
+    shape are also in this network. The others are drawn. The word `shipped` stands for the network that ships with this
+    package."""
     freeze: tuple[str, ...] = ()
     """Layers that keep the weights of `--init-from`: `trunk`, or single ones as `trunk/conv1` and `head_modic/fc6`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -110,6 +112,8 @@ class Config:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def __post_init__(self):
+        if isinstance(self.init_from, Path):  # as a text, it may be an address
+            object.__setattr__(self, "init_from", str(self.init_from))
         for name in ("batch_size", "microbatches", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
             require_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require_option(0 < self.width <= MAX_WIDTH, "width", self.width, f"above 0, at most {MAX_WIDTH}")
@@ -220,7 +224,7 @@ def save(config: Config, path: Path) -> None:
     write_json(path, asdict(config))
 
 
-def load(path: Path) -> Config:
+def load(path: Path | Address) -> Config:
     """Read a run's options.
 
     Raises:

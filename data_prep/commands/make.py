@@ -11,7 +11,7 @@ import tyro
 
 from data_prep.anatomy.discs import PREPROCESSING, SLICES
 from data_prep.commands.printing import PROGRESS, print_failures, print_notes
-from data_prep.commands.reading import CacheFolder, LocalDataFolder, Reading
+from data_prep.commands.reading import CacheFolder, DataFolder, Reading
 from data_prep.dataset.build import NoDataSetError, Settings, build
 from data_prep.dataset.folds import write_fold
 from data_prep.dataset.job import Job
@@ -50,19 +50,9 @@ class Writing:
     settings: Settings = field(default_factory=Settings)
     cache_dir: CacheFolder = None
 
-    @contextlib.contextmanager
-    def folder(self) -> Iterator[Path]:
+    def folder(self) -> contextlib.AbstractContextManager[Path]:
         """The folder on this machine. If `out` is in a bucket, it is held while the block runs, and copied there."""
-        if isinstance(self.out, Path):
-            yield self.out
-            return
-        mirror = self._mirror(self.out)
-        advice = "Wait for it, or give another --out."
-        with held(mirror, wanted=lambda name: name == MANIFEST, advice=advice, tell=PROGRESS.print):
-            yield mirror.folder
-
-    def _mirror(self, out: Address) -> Mirror:
-        return mirror_of(out, cache_folder(self.cache_dir), "work", replaces=(SHARDS, MANIFEST))
+        return _held(self.out, self.cache_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +75,7 @@ class WritingPatients(Writing):
             )
         with leased(self.out, "Wait for it, or give another --out."):
             pass  # a bucket that cannot be written to is found now, and not when all scans are cut
-        return load_or_make_key(self.key, self._mirror(self.out).folder)
+        return load_or_make_key(self.key, _mirror(self.out, self.cache_dir).folder)
 
 
 def phantom(
@@ -217,18 +207,35 @@ def scans(
     return _build(jobs, writing, known, masks, preprocessing, found, compare_labels=True)
 
 
-def fold(data: LocalDataFolder, *, out: Path, fold: str, seed: int = 0) -> int:
+def fold(data: DataFolder, *, out: Folder, fold: str, seed: int = 0, cache_dir: CacheFolder = None) -> int:
     """Split a data set's patients again, for one fold of a cross-validation: test is the fold, validation an eighth of
     the rest. Over all folds every patient is in test once. A test split that must stay unseen has to be left out first.
 
     Args:
         out: Folder of the fold: one small file, which shares the data set's discs. If you move one folder, move both.
+            In a bucket, if the data set is in it.
         fold: Number of the fold, and of all folds: 1/5, 2/5, …
         seed: Seed of the split, the same for all folds.
     """
-    counts = write_fold(DataSet(data), out, fold, seed=seed)
+    with _held(out, cache_dir) as here:
+        counts = write_fold(DataSet(data, cache_dir=cache_dir), here, fold, seed=seed, home=out)
     print(f"{out}: fold {fold}, discs: {', '.join(f'{split} {n}' for split, n in counts.items())}")
     return 0
+
+
+@contextlib.contextmanager
+def _held(out: Path | Address, cache_dir: Path | None) -> Iterator[Path]:
+    if isinstance(out, Path):
+        yield out
+        return
+    mirror = _mirror(out, cache_dir)
+    advice = "Wait for it, or give another --out."
+    with held(mirror, wanted=lambda name: name == MANIFEST, advice=advice, tell=PROGRESS.print):
+        yield mirror.folder
+
+
+def _mirror(out: Address, cache_dir: Path | None) -> Mirror:
+    return mirror_of(out, cache_folder(cache_dir), "work", replaces=(SHARDS, MANIFEST))
 
 
 def _build(

@@ -23,7 +23,6 @@ from data_prep.sources.scan_files import Cutting, scan_jobs
 from data_prep.sources.search import search
 from spinejax.files.addresses import Folder
 
-LocalDataFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of the data set.")]
 DataFolder = Annotated[
     tyro.conf.Positional[Folder],
     tyro.conf.arg(help="Folder of the data set, also in a bucket (s3://…, gs://…; extra cloud)."),

@@ -3,11 +3,14 @@
 import dataclasses
 import itertools
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_prep.dataset.resuming import only_writer
 from data_prep.dataset.splits import split_patients
@@ -15,12 +18,13 @@ from spinejax.data.dataset import DataSet
 from spinejax.data.manifest import MANIFEST, write_manifest
 from spinejax.data.shards import SPLITS, ShardSummary
 from spinejax.errors import SpinejaxError, printable
+from spinejax.files.stores import Address
 
 VALIDATION_SHARE = Fraction(1, 8)
 """Share of validation among the patients that are not in the test fold: with five folds 70:10:20."""
 
 
-def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, int]:
+def write_fold(data: DataSet, out: Path, fold: str, *, seed: int, home: Path | Address | None = None) -> dict[str, int]:
     """Write the manifest of one fold. Every disc is read once, for the mean of the training discs.
 
     Args:
@@ -28,33 +32,41 @@ def write_fold(data: DataSet, out: Path, fold: str, *, seed: int) -> dict[str, i
         out: the fold's folder. It finds the data set by its place relative to this folder.
         fold: "2/5" is the second of five.
         seed: as for `fold_of_patients`.
+        home: where the folder will be, if that is not `out`: the bucket to which it is copied.
 
     Returns:
         Number of discs per split.
 
     Raises:
-        SpinejaxError: there is no such fold; `out` holds a data set; a folder's name cannot be in a manifest.
+        SpinejaxError: there is no such fold; `out` holds a data set; a folder's name cannot be in a manifest, or the
+            fold and the data set would not be in one bucket or both on this machine.
     """
     number, num_folds = parse_fold(fold)
     splits = fold_of_patients(labels_by_patient(data), number, num_folds, seed=seed)
-    return write_split(data, out, splits, {"fold": fold, "fold_seed": seed})
+    return write_split(data, out, splits, {"fold": fold, "fold_seed": seed}, home=home)
 
 
 def write_split(
-    data: DataSet, out: Path, splits: Mapping[str, str], preprocessing: Mapping[str, Any]
+    data: DataSet,
+    out: Path,
+    splits: Mapping[str, str],
+    preprocessing: Mapping[str, Any],
+    *,
+    home: Path | Address | None = None,
 ) -> dict[str, int]:
     """Write the manifest of the same discs with other splits.
 
     Args:
-        data, out: as for `write_fold`.
+        data, out, home: as for `write_fold`.
         splits: patient → split, for every patient.
         preprocessing: what is added to the manifest's entry of this name.
 
     Returns, raises: as `write_fold`.
     """
-    original = Path(os.path.relpath(data.paths[0].parent.resolve(), out.resolve())).as_posix()
+    original = _way(home or out, data.shards)
     if "\\" in original or not original.isprintable() or printable(original) != original:
         raise SpinejaxError(f"{printable(original)}: a fold cannot refer to a folder of this name. Rename the folder.")
+    data.copy(np.arange(len(data)))
     also = {
         **({"scans": data.manifest["scans"]} if "scans" in data.manifest else {}),
         "schema_version": data.manifest["schema_version"],
@@ -74,6 +86,18 @@ def write_split(
         described = data.manifest["preprocessing"] | dict(preprocessing)
         write_manifest(out, summaries, data.tasks, described, data.masks, also)
     return {split: sum(summary.discs[split] for summary in summaries) for split in SPLITS}
+
+
+def _way(fold: Path | Address, shards: Path | Address) -> str:
+    """The relative path from a fold to its data set. Raises SpinejaxError if there is none."""
+    if isinstance(fold, Path) and isinstance(shards, Path):
+        return Path(os.path.relpath(shards.resolve(), fold.resolve())).as_posix()
+    if isinstance(fold, Address) and isinstance(shards, Address) and fold.bucket == shards.bucket:
+        return posixpath.relpath(shards.path, fold.path)
+    raise SpinejaxError(
+        f"--out {fold}: a fold shares the discs of its data set, {shards}. Give a folder in the same bucket; or "
+        "of this machine, if the data set is there."
+    )
 
 
 def parse_fold(fold: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,10 +44,10 @@ from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, processes, runtime
 from spinejax.parallel.layout import Layout
-from spinejax.report import comparison, hotspot_files, niivue, tables
+from spinejax.report import comparison, hotspot_files, niivue, page, tables
 from spinejax.report.gallery import write_hotspots
-from spinejax.report.page import Report, prepare_folder
-from spinejax.report.predictions import read_predictions
+from spinejax.report.page import Report
+from spinejax.report.predictions import Predictions, fetch_predictions, read_predictions
 from spinejax.report.results import REPLACED, RESEARCH_ONLY, Findings, remove_earlier, write_results
 from spinejax.training import checkpoint, shipped
 
@@ -116,18 +116,19 @@ class Arguments:
     """Grade together with other processes, as with `train.py --distributed`. The first process writes the results."""
     start_seconds: int = 300
     """Seconds to wait for the other processes of `--distributed`."""
-    report: Path | None = None
-    """Folder for an HTML page with the results and a browser of the discs and their hotspots."""
-    niivue: Path | None = None
-    """Folder for HTML pages, one for each scan, in which NiiVue shows the scan, masks and hotspots in three planes."""
+    report: Folder | None = None
+    """Folder for an HTML page with the results and a browser of the discs and their hotspots; also in a bucket."""
+    niivue: Folder | None = None
+    """Folder for HTML pages, one for each scan, in which NiiVue shows the scan, masks and hotspots in three planes;
+    also in a bucket."""
     write_threads: int = 0
     """Threads that compress hotspots and pictures; 0 takes one for each core, at most 16."""
     cache_dir: Path | None = None
     """Folder for copies of what is in a bucket. Default: `~/.cache/spinejax`."""
-    compare: tuple[Path, Path] | None = None
+    compare: tuple[Folder, Folder] | None = None
     """Compare two evaluations of the same discs, A and B, instead of grading: two folders with `results.json` and
-    `predictions.csv`, or a reader's grades as such a table. Writes `comparison.json` into `--out` (default:
-    `comparison`), and a page into `--report` (default: the same folder)."""
+    `predictions.csv`, or a reader's grades as such a table; also in buckets. Writes `comparison.json` into `--out`
+    (default: `comparison`), and a page into `--report` (default: the same folder)."""
 
     @property
     def num_views(self) -> int:
@@ -150,7 +151,9 @@ class Job:
     model: SpineNet
     variables: Mapping
     layout: Layout  # of the network, for grading
-    out: Path
+    out: Path  # the folders here: those of the options, or what is copied to them at the end
+    report: Path | None
+    niivue: Path | None
     data: DataSet
 
     @property
@@ -196,19 +199,24 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     model = model.clone(dtype=np.dtype(arguments.dtype)) if arguments.dtype else model
     about = shipped.about(step) if shipped.is_one(step) else None
     out = output_folder(arguments, network)
-    if isinstance(out, Address) and arguments.scan:
-        raise SpinejaxError(
-            "--scan cuts patients' discs out beside the results: give with --out a folder of this machine."
-        )
+    named = {"--out": out, "--report": arguments.report, "--niivue": arguments.niivue}
+    for option, folder in named.items():
+        if isinstance(folder, Address) and arguments.scan:
+            raise SpinejaxError(f"{option} {folder}: what --scan cuts out of patients' scans stays on this machine.")
     if about and arguments.calibrate:
         temperatures_of(arguments, step, weights)
     if arguments.hotspots:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
-    if page := arguments.report:
-        processes.by_first(lambda: prepare_folder(page))
-    if viewer := arguments.niivue:
+    if isinstance(out, Path):
+        exit_stack.enter_context(processes.held_by_first(locked(out)))
+    here = hold(
+        named, REPLACED, arguments.cache_dir, lambda each: exit_stack.enter_context(processes.held_by_first(each))
+    )
+    out, report, viewer = here["--out"], here.get("--report"), here.get("--niivue")
+    if report:
+        processes.by_first(lambda: page.prepare_folder(report))
+    if viewer:
         processes.by_first(lambda: niivue.prepare_folder(viewer))
-    out = hold(out, arguments.cache_dir, exit_stack)
     if about:
         processes.by_first(lambda: introduce(about))
     data = processes.by_each(lambda: open_discs(arguments, mesh, model, out, about))
@@ -219,7 +227,8 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         parts = "A copy of the network does not fit half of a device's free memory: its dense layers are split"
         said = f"{parts if layout.split else copies} ({mesh.size} devices)."
         new_console().print(said, highlight=False, soft_wrap=True)
-    return Job(arguments, mesh, network, copied, step, about, record, weights, model, variables, layout, out, data)
+    places = (out, report, viewer)
+    return Job(arguments, mesh, network, copied, step, about, record, weights, model, variables, layout, *places, data)
 
 
 def refuse_missing(arguments: Arguments) -> None:
@@ -241,16 +250,34 @@ def network_of(arguments: Arguments) -> tuple[Path, Mirror | None]:
     return arguments.checkpoint or shipped.FOLDER, None
 
 
-def hold(out: Path | Address, cache_dir: Path | None, exit_stack: contextlib.ExitStack) -> Path:
-    """Lock the results' folder until `exit_stack` closes, and return where it is on this machine."""
-    if isinstance(out, Path):
-        made = processes.by_first(lambda: str(make_folder(out, "--out")))
-        exit_stack.enter_context(processes.held_by_first(only_writer(Path(made))))
-        return out
-    mirror = mirror_of(out, cache_folder(cache_dir), "work", replaces=REPLACED)
-    held_out = held(mirror, advice="Wait for it, or give another --out.", tell=print)
-    exit_stack.enter_context(processes.held_by_first(held_out))
-    return mirror.folder
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the results' folder on a disk, made if need be."""
+    with only_writer(make_folder(out, "--out")):
+        yield
+
+
+def hold(
+    named: Mapping[str, Path | Address | None],
+    of_out: Sequence[str],
+    cache_dir: Path | None,
+    enter: Callable[[contextlib.AbstractContextManager], Any],
+) -> dict[str, Path]:
+    """Where the folders of the results are on this machine, by the option that names them.
+
+    Those in object stores are held, by contexts that `enter` enters, and copied there at the end. `of_out` are the
+    patterns of the files that are replaced in `--out`.
+    """
+    replaced = {"--out": of_out, "--report": page.REPLACED, "--niivue": niivue.REPLACED}
+    found = {option: folder for option, folder in named.items() if isinstance(folder, Path)}
+    for address in dict.fromkeys(folder for folder in named.values() if isinstance(folder, Address)):
+        options = [option for option, folder in named.items() if folder == address]
+        patterns = [pattern for option in options for pattern in replaced[option]]
+        mirror = mirror_of(address, cache_folder(cache_dir), "work", replaces=patterns)
+        advice = f"Wait for it, or give another {' and '.join(options)}."
+        enter(held(mirror, advice=advice, tell=print))
+        found |= dict.fromkeys(options, mirror.folder)
+    return found
 
 
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
@@ -418,7 +445,7 @@ def explain(
     job: Job,
     graded: Graded,
     traced: Int[np.ndarray, "M T"],
-    page: Report | None,
+    report: Report | None,
     viewer: niivue.Viewer | None,
 ) -> Mapping[str, Pointing]:
     """Make the discs' hotspots, by all processes. The first one writes them, and adds them to the pages.
@@ -438,7 +465,7 @@ def explain(
         collections.deque(stream, maxlen=0)
         return {}
     stream = with_progress(stream, "hotspots", len(graded.rows))
-    options: dict = {"seed": job.arguments.seed, "page": page, "threads": job.arguments.write_threads}
+    options: dict = {"seed": job.arguments.seed, "page": report, "threads": job.arguments.write_threads}
     also = [viewer.add] if viewer else []
     return write_hotspots(stream, job.out / "hotspots", graded, grades, method, also=also, **options)
 
@@ -462,19 +489,19 @@ def conclude(job: Job, graded: Graded) -> None:
     if arguments.calibrate:
         graded, calibrated = calibrate(job, graded)
     traced = hotspots.choose_grades(job.model.tasks, graded.grades, dict(arguments.hotspot_grades))
-    page: Report | None = None
+    report: Report | None = None
     viewer: niivue.Viewer | None = None
     if processes.is_first():
         if usual := shipped.read_usual(job.step) if job.about else None:
             distance = usual.distance(unusual.features(job.data, graded.rows)) / usual.threshold
             graded = dataclasses.replace(graded, distance=distance)
         graded.write(out / "predictions.csv", network=f"{job.name} ({job.weights[:12]})")
-        if arguments.report:
-            page = Report(arguments.report, graded, traced if arguments.hotspots else None)
-        if arguments.niivue:
-            viewer = niivue.Viewer(arguments.niivue, graded)
-    pointing = explain(job, graded, traced, page, viewer) if arguments.hotspots else {}
-    processes.by_first(lambda: write(job, graded, calibrated, pointing, page, viewer))
+        if job.report:
+            report = Report(job.report, graded, traced if arguments.hotspots else None)
+        if job.niivue:
+            viewer = niivue.Viewer(job.niivue, graded)
+    pointing = explain(job, graded, traced, report, viewer) if arguments.hotspots else {}
+    processes.by_first(lambda: write(job, graded, calibrated, pointing, report, viewer))
 
 
 def write(
@@ -482,7 +509,7 @@ def write(
     graded: Graded,
     calibrated: Mapping[str, Mapping[str, float]],
     pointing: Mapping[str, Pointing],
-    page: Report | None,
+    report: Report | None,
     viewer: niivue.Viewer | None,
 ) -> None:
     """Write and print the results."""
@@ -514,29 +541,42 @@ def write(
     discs = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"
     console.print(f"{discs}, split {arguments.split}, {views(arguments.num_views)} each", highlight=False)
     tables.show(console, findings)
-    if page:
-        console.print(f"The page is {page.close(findings)}.", highlight=False, soft_wrap=True)
-    if viewer:
-        console.print(f"NiiVue's page is {viewer.close()}.", highlight=False, soft_wrap=True)
+    if report and arguments.report:
+        made = report.close(findings).name
+        console.print(f"The page is {arguments.report / made}.", highlight=False, soft_wrap=True)
+    if viewer and arguments.niivue:
+        made = viewer.close().name
+        console.print(f"NiiVue's page is {arguments.niivue / made}.", highlight=False, soft_wrap=True)
     console.print(
         f"{RESEARCH_ONLY} Results are in {output_folder(arguments, job.network)}.", highlight=False, soft_wrap=True
     )
 
 
-def compare(arguments: Arguments, a: Path, b: Path) -> None:
+def compare(arguments: Arguments, a: Path | Address, b: Path | Address) -> None:
     """Compare two evaluations: no network, no discs."""
     if arguments.data or arguments.scan or arguments.checkpoint:
         raise SpinejaxError("--compare reads what two evaluations wrote: leave out --data, --scan and --checkpoint.")
-    if isinstance(arguments.out, Address):
-        raise SpinejaxError(f"--out {arguments.out}: a comparison is written into a folder of this machine.")
-    found = comparison.compare(read_predictions(a), read_predictions(b))
-    out = make_folder(arguments.out or arguments.report or Path("comparison"), "--out")
-    folder = make_folder(arguments.report or out, "--report")
-    comparison.write(found, out)
-    console = new_console()
-    comparison.show(console, found)
-    console.print(f"The page is {comparison.write_page(found, folder)}.", highlight=False, soft_wrap=True)
-    console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+    found = comparison.compare(*(predictions_of(each, arguments.cache_dir) for each in (a, b)))
+    out = arguments.out or arguments.report or Path("comparison")
+    report = arguments.report or out
+    with contextlib.ExitStack() as exit_stack:
+        named = {"--out": out, "--report": report}
+        here = hold(named, comparison.REPLACED, arguments.cache_dir, exit_stack.enter_context)
+        comparison.write(found, make_folder(here["--out"], "--out"))
+        console = new_console()
+        comparison.show(console, found)
+        made = comparison.write_page(found, make_folder(here["--report"], "--report")).name
+        console.print(f"The page is {report / made}.", highlight=False, soft_wrap=True)
+        console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
+
+
+def predictions_of(place: Path | Address, cache_dir: Path | None) -> Predictions:
+    """An evaluation, or a reader's table, on a disk or in an object store."""
+    if isinstance(place, Path):
+        return read_predictions(place)
+    copied = fetch_predictions(place, cache_folder(cache_dir))
+    with copied.named():
+        return read_predictions(copied.folder)
 
 
 def views(number: int) -> str:

@@ -23,9 +23,9 @@ from spinejax.data.batches import num_steps, refuse_unlabelled
 from spinejax.data.dataset import DataSet
 from spinejax.errors import require_option, status_of
 from spinejax.files import lock
-from spinejax.files.addresses import PATHS, Folder, local_path
+from spinejax.files.addresses import PATHS, Folder
 from spinejax.files.mirror import held, mirror_of
-from spinejax.files.stores import Address, cache_folder
+from spinejax.files.stores import Address, cache_folder, located
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import cpu_kernels, losses
 from spinejax.parallel import devices, layout, processes, runtime
@@ -58,6 +58,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Train in one process, or as one of several."""
     steps = None if arguments.profile is None else speed.parse_steps(arguments.profile)
+    located(arguments.options.init_from or "")  # a store that this machine cannot read is refused by name
     runtime.set_up(deterministic=arguments.options.deterministic, precision=arguments.options.precision)
     start = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
     with start, processes.stop_notices() as stop:
@@ -191,7 +192,7 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     fresh = functools.partial(train_step.init, init_key, model, options, slice_mean)
     divided = layout.make(options.layout, mesh, jax.eval_shape(fresh).params, batch_size=options.batch_size)
     state, unlogged, layers = checkpoint.resume(
-        checkpoints, divided.create(fresh), **saved, init_from=options.init_from
+        checkpoints, divided.create(fresh), **saved, init_from=options.init_from, cache_dir=data.cache_dir
     )
     start = [f"From {options.init_from}: {', '.join(layers)}."] if layers else []
     feed = epoch.make_feed(options, data, chosen, mesh, step=int(state.step))
@@ -240,7 +241,7 @@ def parsed(words: Sequence[str]) -> Arguments:
         purpose, options = chosen["finetune"]
         chosen["finetune"] = purpose, like_shipped(options)
     if words[:1] == ["--config"] and len(words) > 1:
-        chosen["saved"] = f"The options in {words[1]}.", config.load(local_path(words[1]))
+        chosen["saved"] = f"The options in {words[1]}.", config.load(located(words[1]))
         words = ["saved", *words[2:]]
     presets = {
         name: (purpose, Arguments(tyro.MISSING, tyro.MISSING, options)) for name, (purpose, options) in chosen.items()

@@ -112,6 +112,8 @@ class DataSet:
             out of range; if a patient is in two splits; if a fold's original is not there.
     """
 
+    shards: Path | Address
+    """The folder that has the shards: its own, or for a fold that of the original data set."""
     paths: list[Path]
     """The shards: in the data set's folder, or for a fold in that of the original data set; or their copies."""
     slice_mean: Float32[np.ndarray, "9"]
@@ -129,13 +131,13 @@ class DataSet:
     def __init__(self, folder: str | Path | Address, *, cache_dir: Path | None = None):
         self.folder = located(folder)
         self.manifest = read_manifest(self.folder)
-        shards = folder_of_shards(self.folder, self.manifest)
+        self.shards, self.cache_dir = folder_of_shards(self.folder, self.manifest), cache_dir
         self._copies = None
-        if isinstance(shards, Address):
-            self._copies = Copies(shards, self.manifest["files"], cache_folder(cache_dir))
+        if isinstance(self.shards, Address):
+            self._copies = Copies(self.shards, self.manifest["files"], cache_folder(cache_dir))
             self.paths = self._copies.paths
         else:
-            self.paths = [shards / entry["name"] for entry in self.manifest["files"]]
+            self.paths = [self.shards / entry["name"] for entry in self.manifest["files"]]
         self._version = self.manifest["schema_version"]
         self.tasks = task_tables.from_json(self.manifest["tasks"])
         self.masks = tuple(self.manifest["masks"])

@@ -13,8 +13,10 @@ from typing_extensions import TypedDict
 
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
-from spinejax.files import checksums
+from spinejax.files import checksums, lock
 from spinejax.files.json_files import read_json, write_json
+from spinejax.files.mirror import Mirror, mirror_of
+from spinejax.files.stores import Address, cache_folder
 
 FOLDER = "scans"
 
@@ -58,8 +60,15 @@ def write_scan_picture(discs: Path, scan: str, picture: ScanPicture) -> None:
 
 
 def check_scan_pictures(data: DataSet) -> None:
-    """Raises SpinejaxError if a data set has pictures of its scans, and they are not what was written."""
+    """Raises SpinejaxError if a data set has pictures of its scans, and they are not what was written.
+
+    Those in an object store are copied to this machine.
+    """
     folder = _folder_of(data)
+    if isinstance(data.shards, Address):
+        copied = _copied(data, data.shards)
+        with lock.waited_for(copied.folder):  # another process of this machine may copy the same
+            copied.pull(lambda name: name == checksums.SUMS or name.startswith(f"{FOLDER}/"))
     if folder.is_dir() and (fault := checksums.fault_of(folder.parent, FOLDER)):
         raise SpinejaxError(
             f"{folder}: {fault}. Make the data set again, or delete this folder: the report then shows discs only."
@@ -80,4 +89,9 @@ def read_scan_picture(data: DataSet, scan: str) -> ScanPicture | None:
 
 def _folder_of(data: DataSet) -> Path:
     """A fold has the scans of its original."""
-    return data.paths[0].parent / FOLDER
+    shards = data.shards
+    return (_copied(data, shards).folder if isinstance(shards, Address) else shards) / FOLDER
+
+
+def _copied(data: DataSet, shards: Address) -> Mirror:
+    return mirror_of(shards, cache_folder(data.cache_dir), "pictures")

@@ -1,9 +1,9 @@
 """A folder of this machine that is kept equal to one in an object store.
 
 Everything is written here first, with the atomic writes and locks of a disk, and then copied. A seal is a file that
-vouches for others: `SHA256SUMS`, `manifest.json`, `results.json`. In the store, a seal is deleted before a file that it
-vouches for changes, and written last, when the store lists all of them with their sizes, and no others. So a reader
-finds what a seal promises, or no seal; and what has no seal does not count.
+vouches for others: `SHA256SUMS`, `manifest.json`, `results.json`, and a page, `index.html`. In the store, a seal is
+deleted before a file that it vouches for changes, and written last, when the store lists all of them with their sizes,
+and no others. So a reader finds what a seal promises, or no seal; and what has no seal does not count.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from spinejax.files import checksums, lease, lock
 from spinejax.files.atomic import write_atomically
 from spinejax.files.stores import Address, StoreError, at_once
 
-SEALS = (checksums.SUMS, "manifest.json", "results.json")
+SEALS = (checksums.SUMS, "manifest.json", "results.json", "index.html")
 NUM_TRIES = 3
 """Times that a file is written which the store confirms and then does not list."""
 _WHOLE_BYTES = 2**24
@@ -90,7 +90,8 @@ class Mirror:
         broken = {
             seal
             for seal in filter(_is_seal, there)
-            if any(_vouches(seal, name) for name in (changed | gone if seal in here else changed) - {seal})
+            if (seal in here or self._is_own_seal(seal))  # others' are left alone: a page in a run's folder
+            and any(_vouches(seal, name) for name in (changed | gone if seal in here else changed) - {seal})
         }
         for seal in sorted(broken):
             self._delete(seal)

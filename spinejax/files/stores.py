@@ -8,6 +8,7 @@ listed and compared (`spinejax.files.mirror`).
 import concurrent.futures
 import contextlib
 import io
+import logging
 import os
 import posixpath
 import re
@@ -72,6 +73,11 @@ class Address:
         return Address(self.scheme, f"{self.path}/{name}")
 
     @property
+    def bucket(self) -> str:
+        """The store and its bucket, as `s3://bucket`."""
+        return f"{self.scheme}://{self.path.split('/')[0]}"
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return posixpath.basename(self.path)
@@ -103,7 +109,7 @@ class Address:
         try:
             found = self.attempt(lambda store: store.find(self.path, detail=True))
         except FileNotFoundError as error:
-            raise StoreError(f"{self}: cannot be listed ({_line(error)}).") from error
+            raise StoreError(f"{self}: cannot be listed ({_line(error)}). Check the name of the bucket.") from error
         start = len(self.path.split("/"))
         return {"/".join(name.split("/")[start:]): about["size"] for name, about in sorted(found.items())}
 
@@ -127,7 +133,7 @@ class Address:
         try:
             self.attempt(do)
         except FileNotFoundError as error:
-            raise StoreError(f"{self}: cannot be written ({_line(error)}).") from error
+            raise StoreError(f"{self}: cannot be written ({_line(error)}). Check the name of the bucket.") from error
 
     def unlink(self) -> None:
         """Delete a file, if there is one."""
@@ -174,9 +180,9 @@ class Address:
                 return do(_class_of(self.scheme, str(self))(use_listings_cache=False))
             except (FileNotFoundError, FileExistsError):
                 raise
-            except PermissionError as error:
-                raise StoreError(f"{self}: no permission ({_line(error)}). Check the credentials.") from error
             except Exception as error:  # each store has its own types, for what is often over a moment later
+                if _is_forbidden(error):
+                    raise StoreError(f"{self}: no permission ({_line(error)}). Check the credentials.") from error
                 if wait is None:
                     raise StoreError(f"{self}: the store fails ({_line(error)}).") from error
                 time.sleep(wait)
@@ -217,6 +223,12 @@ def begun_bytes(target: Path) -> int:
 
 def _part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
+
+
+def _is_forbidden(error: Exception) -> bool:
+    """Whether a store refuses for good: s3fs says so by type, gcsfs by a code or a word."""
+    told = getattr(error, "code", None) in (401, 403) or str(error).startswith("Forbidden")
+    return isinstance(error, PermissionError) or told
 
 
 def _line(error: Exception) -> str:
@@ -263,6 +275,8 @@ def _class_of(scheme: str, text: str) -> Any:
     try:
         if scheme in _FLEETING:
             raise ValueError
+        # It warns at each request of a bucket whose kind it may not ask for. What fails is in its errors.
+        logging.getLogger("gcsfs").setLevel(logging.ERROR)
         return fsspec.get_filesystem_class(scheme)
     except ValueError as error:
         raise SpinejaxError(

@@ -9,8 +9,9 @@ All tasks share one forward pass of a view.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -24,7 +25,8 @@ from spinejax.geometry import MARGINS, VOLUME_SHAPE, WINDOW_SHAPE, central_windo
 from spinejax.network import views
 from spinejax.network.spinenet import SpineNet, shown
 from spinejax.network.views import View, ViewRanges
-from spinejax.parallel.devices import one_ahead, put_batch, put_replicated, to_host
+from spinejax.parallel.devices import by_disc, one_ahead, put_batch, put_replicated, to_host
+from spinejax.parallel.memory import advice, halved
 from spinejax.tasks import Task
 
 IDENTITY_RANGES = ViewRanges(
@@ -233,6 +235,11 @@ def hotspot_step(
     return step(key, variables, batch, model=model, method=method)
 
 
+def _views_at_once(method: Method) -> int:
+    most = CPU_VIEWS_AT_ONCE if jax.default_backend() == "cpu" else method.num_views
+    return min(method.views_at_once, method.num_views, most)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "method"))
 def whole_step(
     key: PRNGKeyArray,
@@ -264,7 +271,7 @@ def _in_groups(
     model: Network,
     method: Method,
 ) -> Float[Array, "N T 112 224 9"]:
-    num_groups = -(-method.num_views // min(method.views_at_once, CPU_VIEWS_AT_ONCE))
+    num_groups = -(-method.num_views // _views_at_once(method))
     discs = {name: jnp.asarray(batch[name]) for name in ("volume", "slices", "grades", "row")}
     groups = np.array_split(np.arange(method.num_views), num_groups)
 
@@ -319,10 +326,13 @@ def stream(
 
     Yields:
         For each batch the rows of its valid discs, int[M], and their maps, float32[M, T, 112, 224, 9].
+
+    Raises:
+        SpinejaxError: a device has too little memory; the message says what lowers it.
     """
     key, variables = put_replicated((key, variables), mesh)
 
-    def dispatched() -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+    def dispatched(batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
         for batch in batches:
             row = batch["row"]
             part = {name: batch[name] for name in ("volume", "row", "valid")}
@@ -331,9 +341,26 @@ def stream(
             valid = discs.pop("valid")
             yield discs["row"], valid, hotspot_step(key, variables, discs, model=model, method=method)
 
-    for each in one_ahead(dispatched()):
-        rows, valid, maps = to_host(each)
-        yield rows[valid], maps[valid]
+    if (first := next(batches := iter(batches), None)) is None:
+        return
+    num_discs = len(first["row"]) * jax.process_count()
+    at_once = _views_at_once(method)
+
+    def lower() -> jax.stages.Lowered:
+        shapes = {"volume": (VOLUME_SHAPE, np.uint16), "slices": ((2,), np.int32), "row": ((), np.int32)}
+        shapes["grades"] = (len(model.tasks),), np.int32
+        discs = {
+            name: jax.ShapeDtypeStruct((num_discs, *one), kind, sharding=by_disc(mesh))
+            for name, (one, kind) in shapes.items()
+        }
+        return whole_step.lower(key, variables, discs, model=model, method=replace(method, views_at_once=at_once))
+
+    what = f"making hotspots with {at_once} views of a disc at once"
+    shares = halved(at_once)
+    with advice(lower, what, "--hotspot.views-at-once", shares, otherwise="Use --dtype bfloat16."):
+        for each in one_ahead(dispatched(itertools.chain([first], batches))):
+            rows, valid, maps = to_host(each)
+            yield rows[valid], maps[valid]
 
 
 def choose_grades(

@@ -1,6 +1,7 @@
 """From discs to grade probabilities: one view, or the paper's 54 views averaged (Sect. 4)."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,14 +12,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt16
 
 from spinejax.errors import SpinejaxError
+from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import views
 from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import View
 from spinejax.parallel import layout as layouts
 from spinejax.parallel import processes
-from spinejax.parallel.devices import one_ahead, put_batch, put_replicated, to_host
+from spinejax.parallel.devices import by_disc, one_ahead, put_batch, put_replicated, to_host
 from spinejax.parallel.layout import Layout
-from spinejax.parallel.memory import SHARE_UNASKED, free_bytes
+from spinejax.parallel.memory import SHARE_UNASKED, advice, free_bytes, halved
 
 IN_PLANE_VIEWS = 9
 """Views of the grid that differ in their rows and columns only; they are adjacent in it."""
@@ -129,22 +131,37 @@ def predict(
 
     Yields:
         For each batch the rows of its valid discs, int[M], and their probabilities and spread as by `predict_step`.
+
+    Raises:
+        SpinejaxError: a device has too little memory; the message says what lowers it.
     """
     layout = layout or grading_layout(mesh, variables)
     variables, model = layout.put(variables), layout.on(model)
     chosen = put_replicated(view_set(tta), mesh)
+    how: dict = {"model": model, "average_logits": average_logits, "grid": tta}
 
-    def dispatched() -> Iterator[tuple[jax.Array, jax.Array, Any]]:
+    def dispatched(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[jax.Array, jax.Array, Any]]:
         for batch in batches:
             laid_out = put_batch({name: batch[name] for name in ("volume", "row", "valid")}, mesh)
             volumes = laid_out.pop("volume")
-            found = predict_step(variables, volumes, chosen, model=model, average_logits=average_logits, grid=tta)
-            yield laid_out["row"], laid_out["valid"], found
+            yield laid_out["row"], laid_out["valid"], predict_step(variables, volumes, chosen, **how)
 
-    for each in one_ahead(dispatched()):
-        rows, valid, found = to_host(each)  # every process gets the discs of all, so that the one that writes has them
-        probabilities, spread = ({name: each[valid] for name, each in part.items()} for part in found)
-        yield rows[valid], probabilities, spread
+    if (first := next(batches := iter(batches), None)) is None:
+        return
+    num_discs = len(first["row"]) * jax.process_count()
+
+    def lower() -> jax.stages.Lowered:
+        volumes = jax.ShapeDtypeStruct((num_discs, *VOLUME_SHAPE), np.uint16, sharding=by_disc(mesh))
+        return _predict_step.lower(variables, volumes, chosen, **how)
+
+    otherwise = f"Use --dtype bfloat16{', or leave out --tta' if tta else ''}."
+    smaller = halved(num_discs, mesh.size)
+    with advice(lower, f"grading {num_discs} discs at once", "--batch-size", smaller, otherwise=otherwise):
+        for each in one_ahead(dispatched(itertools.chain([first], batches))):
+            # Every process gets the discs of all, so that the one that writes has them.
+            rows, valid, found = to_host(each)
+            probabilities, spread = ({name: each[valid] for name, each in part.items()} for part in found)
+            yield rows[valid], probabilities, spread
 
 
 def grading_layout(mesh: Mesh, variables: Mapping) -> Layout:

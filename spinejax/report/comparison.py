@@ -21,6 +21,8 @@ from spinejax.report.results import RESEARCH_ONLY
 from spinejax.tasks import UNLABELLED, Task
 
 JSON, PAGE = "comparison.json", "index.html"
+REPLACED = (JSON, PAGE)
+"""Patterns of the files of a comparison, which the next one into the same folder replaces."""
 HOW = (
     "Differences are B − A; their 95 % intervals are a bootstrap over patients, in which both get the same patients. "
     "McNemar's test is exact and two-sided, over discs; it takes those of one patient as independent, so trust the "

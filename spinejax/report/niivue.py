@@ -31,6 +31,9 @@ from spinejax.report.page import BRIGHTEST, INDEX, title
 from spinejax.report.results import RESEARCH_ONLY
 from spinejax.tasks import LEVELS
 
+REPLACED = (INDEX, "scan-*.html")
+"""Patterns of the files of an evaluation's pages, which the next ones in the same folder replace."""
+
 BUNDLE = Path(__file__).parent / "niivue_bundle" / "niivue.umd.js.xz"
 NIIVUE_VERSION = "0.69.0"
 NIIVUE_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"

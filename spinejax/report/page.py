@@ -29,6 +29,8 @@ from spinejax.report.results import RESEARCH_ONLY, Findings
 from spinejax.tasks import LEVELS
 
 INDEX = "index.html"
+REPLACED = (INDEX, "discs-*.js")
+"""Patterns of the files of a report, which the next one into the same folder replaces."""
 DISCS_PER_PAGE = 300
 """Limit for six tasks, and lower for more tasks, so that a page stays below 25 MB."""
 DISCS_PER_CHUNK = 8

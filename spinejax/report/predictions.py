@@ -10,8 +10,12 @@ from jaxtyping import Float, Int
 from typing_extensions import TypedDict
 
 from spinejax.errors import SpinejaxError
+from spinejax.files import lock
+from spinejax.files.atomic import write_atomically
 from spinejax.files.checksums import sha256_of
 from spinejax.files.json_files import read_json
+from spinejax.files.mirror import Mirror, mirror_of
+from spinejax.files.stores import Address
 from spinejax.tasks import UNLABELLED, Task
 
 PREDICTIONS, RESULTS = "predictions.csv", "results.json"
@@ -74,6 +78,18 @@ class Predictions:
         if unknown := next((cell for cell in cells if cell not in known), None):
             raise SpinejaxError(f"{self.path}: {task.name} {unknown!r}: expected one of {', '.join(task.grades)}.")
         return np.array([known[cell] for cell in cells], int)
+
+
+def fetch_predictions(address: Address, cache: Path) -> Mirror:
+    """Copy what `read_predictions` reads from an object store to this machine: into the `folder` that is returned."""
+    mirror = mirror_of(address, cache, "evaluations")
+    with lock.waited_for(mirror.folder):  # another process of this machine may fetch the same
+        if address.is_file():
+            content = address.read_bytes()
+            write_atomically(mirror.folder, lambda path: path.write_bytes(content))
+        else:
+            mirror.pull(lambda name: name in (PREDICTIONS, RESULTS))
+    return mirror
 
 
 def read_predictions(place: Path) -> Predictions:

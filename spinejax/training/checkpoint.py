@@ -251,7 +251,8 @@ def resume(
     *,
     model: SpineNet,
     data_digest: str,
-    init_from: Path | None = None,
+    init_from: str | None = None,
+    cache_dir: Path | None = None,
 ) -> tuple[TrainState, Unlogged, list[str]]:
     """The latest saved state; or, for a new run, the template, with weights of another run's network if one is named.
 
@@ -272,7 +273,7 @@ def resume(
         if init_from is None:
             return None
         source = shipped.FOLDER if init_from == config.SHIPPED else init_from
-        found, layers = initialise_from(template, load(source)[1]["params"])
+        found, layers = initialise_from(template, load(source, cache_dir=cache_dir)[1]["params"])
         return [], layers
 
     result = processes.by_first(read)
@@ -323,12 +324,13 @@ def _items(state: TrainState) -> tuple[dict, dict]:
     return variables, rest
 
 
-def load(path: str | Path | Address) -> tuple[SpineNet, dict]:
+def load(path: str | Path | Address, *, cache_dir: Path | None = None) -> tuple[SpineNet, dict]:
     """The network of a run, ready to apply: `model.apply(variables, windows)`.
 
     Args:
         path: a run (its best step is loaded), an exported folder, one step's folder, or a folder of `shipped.write`; on
             a disk, or in an object store (`s3://…`, `gs://…`).
+        cache_dir: where a copy of what is in a store is kept. Default: the user's cache.
 
     Returns:
         The module, and its variables as numpy arrays: `params` and `constants`.
@@ -342,7 +344,7 @@ def load(path: str | Path | Address) -> tuple[SpineNet, dict]:
     """
     path = located(path)
     if isinstance(path, Address):
-        copied = fetch(path, cache_folder())
+        copied = fetch(path, cache_folder(cache_dir))
         with copied.named():
             return load(copied.folder)
     folder = find(path)

@@ -27,6 +27,7 @@ from spinejax.data.manifest import write_manifest
 from spinejax.data.shards import shard_name, write_shard
 from spinejax.errors import SpinejaxError
 from spinejax.files import checksums
+from spinejax.inference import hotspots, predict
 from spinejax.inference.graded import labels_of
 from spinejax.inference.hotspots import Method
 from spinejax.metrics import grading
@@ -109,6 +110,30 @@ def test_niivue_pages_show_every_scan_with_the_hotspots_that_are_written(run, ti
     for page in pages[1:]:
         text = (tmp_path / "page" / page).read_text()
         assert all(f'id="volume-hotspots-{task.name}"' in text for task in TASKS)
+
+
+def test_too_little_device_memory_names_the_option_that_lowers_it_and_by_how_much(run, tiny, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.")
+
+    def said(**options):
+        with pytest.raises(SpinejaxError, match=r"^Out of device memory: ") as raised:
+            evaluate.main(evaluate.Arguments(checkpoint=run, data=tiny, out=tmp_path / "out", split="train", **options))
+        return str(raised.value)
+
+    def lowered(what, option, **options):
+        pattern = rf"{what} takes (.+) MB on each device\. `{option}` lowers that to about (.+) MB, to the same results"
+        now, then = map(float, re.search(pattern, said(**options)).groups())
+        assert 0.4 * now < then < 0.95 * now
+
+    with monkeypatch.context() as grading:
+        grading.setattr(predict, "predict_step", full)
+        lowered("grading 16 discs at once", "--batch-size 8", batch_size=16, tta=True)
+        assert said(batch_size=8, tta=True).endswith("Use --dtype bfloat16, or leave out --tta.")
+    monkeypatch.setattr(hotspots, "hotspot_step", full)
+    making = "making hotspots with 4 views of a disc at once"
+    lowered(making, "--hotspot.views-at-once 2", batch_size=8, hotspots=True, hotspot=Method(num_views=4))
+    assert said(batch_size=8, hotspots=True, hotspot=Method(num_views=1)).endswith("Use --dtype bfloat16.")
 
 
 def test_bfloat16_changes_no_probability_by_more_than_two_hundredths(tiny, tmp_path):

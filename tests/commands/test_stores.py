@@ -1,6 +1,7 @@
 """Runs and evaluations in an S3 bucket: the same bits as on a disk, through kills, faults and a second trainer."""
 
 import hashlib
+import json
 import re
 import signal
 import time
@@ -191,6 +192,72 @@ def test_an_evaluation_in_a_bucket_is_the_one_of_a_disk(store, there, straight, 
     nothing = launcher.run(["evaluate.py", "--checkpoint", f"s3://{bucket}/none", *options])
     assert nothing.status == 2
     assert re.search(rf"s3://{bucket}/none: .*not a checkpoint", nothing.said[-1])
+
+
+def test_a_report_and_a_comparison_in_a_bucket_are_those_of_a_disk(store, there, straight, tiny, launcher, tmp_path):
+    bucket = there[1].split("/")[2]
+
+    def graded(out, page, *options):
+        options = [*options, "--report", page, "--niivue", f"{page}/three-planes"]
+        end = launcher.run(["evaluate.py", "--checkpoint", straight, *options, "--out", out])
+        assert end.status == 0, end
+        assert f"The page is {page}/index.html." in end.stdout
+        assert f"NiiVue's page is {page}/three-planes/index.html." in end.stdout
+
+    def content(name):
+        return store.client().get_object(Bucket=bucket, Key=name)["Body"].read()
+
+    remote, cache = f"s3://{bucket}", ["--cache-dir", tmp_path / "cache"]
+    graded(tmp_path / "one", tmp_path / "page", "--data", tiny)
+    graded(tmp_path / "two", tmp_path / "page-two", "--data", tiny, "--tta")
+    graded(f"{remote}/one", f"{remote}/page", "--data", there[0], *cache)
+    # Results and their page in one folder; and again, into what is there.
+    for _ in range(2):
+        graded(f"{remote}/two", f"{remote}/two", "--data", there[0], "--tta", *cache)
+    for folder, key in (("one", "one"), ("page", "page"), ("two", "two"), ("page-two", "two")):
+        for path in (tmp_path / folder).rglob("*.*"):
+            name = path.relative_to(tmp_path / folder)
+            if path.is_file() and not name.name.startswith(".") and name.suffix != ".png":
+                assert content(f"{key}/{name}") == path.read_bytes(), name
+
+    ends = [
+        launcher.run(["evaluate.py", "--compare", *pair, "--out", out, *cache])
+        for pair, out in (
+            ((tmp_path / "one", tmp_path / "two"), tmp_path / "compared"),
+            ((f"{remote}/one", f"{remote}/two/predictions.csv"), tmp_path / "reader"),
+            ((f"{remote}/one", f"{remote}/two"), f"{remote}/compared"),
+        )
+    ]
+    assert [end.status for end in ends] == [0, 0, 0], ends
+    assert f"The page is {remote}/compared/index.html." in ends[2].stdout
+    for name in ("comparison.json", "index.html"):
+        assert content(f"compared/{name}") == (tmp_path / "compared" / name).read_bytes()
+    assert json.loads((tmp_path / "reader" / "comparison.json").read_text())["b"]["name"] == "a reader"
+    nothing = launcher.run(["evaluate.py", "--compare", f"{remote}/one", f"{remote}/none", *cache])
+    assert nothing.status == 2
+    assert f"error: {remote}/none: no predictions.csv in it" in nothing.said[-1]
+    scanned = launcher.run(["evaluate.py", "--scan", tiny, "--out", tmp_path / "scan", "--report", f"{remote}/scan"])
+    assert scanned.status == 2
+    assert f"error: --report {remote}/scan: what --scan cuts out" in scanned.said[-1]
+
+
+def test_a_run_begins_with_a_network_and_options_in_a_bucket(store, there, straight, tiny, launcher, tmp_path):
+    bucket = there[1].split("/")[2]
+    store.put(straight, bucket, "runs/first")
+    first, cache = f"s3://{bucket}/runs/first", ["--cache-dir", tmp_path / "cache"]
+    for name, begin, also in (("here", f"{straight}", []), ("there", first, cache)):
+        options = ["--config", f"{begin}/config.json", "--data", tiny, "--workdir", tmp_path / name, "--epochs", 1]
+        end = launcher.run(["train.py", *options, "--init-from", f"{begin}/export", *also])
+        assert end.status == 0, end
+        assert f"From {begin}/export: head_" in end.stdout
+    assert digests(tmp_path / "there", 3) == digests(tmp_path / "here", 3)
+    assert json.loads((tmp_path / "there" / "config.json").read_text())["init_from"] == f"{first}/export"
+    again = launcher.run(["train.py", *options, "--init-from", f"{begin}/export", *also])
+    assert again.status == 0, again
+    missing = launcher.run(train_command(tiny, tmp_path / "new", "--init-from", f"s3://{bucket}/none", *cache))
+    assert missing.status == 2
+    assert f"error: s3://{bucket}/none: " in missing.said[-1]
+    assert "not a checkpoint" in missing.said[-1]
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

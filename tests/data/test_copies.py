@@ -1,5 +1,6 @@
 """A data set in an S3 bucket: read there, its shards copied once, and checked, through all that a network does."""
 
+import base64
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import pytest
 from data_prep.__main__ import main
 from spinejax.data.dataset import DataSet
 from spinejax.data.manifest import read_manifest, write_manifest
+from spinejax.data.scan_picture import check_scan_pictures, read_scan_picture, write_scan_picture
 from spinejax.data.shards import shard_name, write_shard
 from spinejax.errors import SpinejaxError
-from spinejax.files import stores
+from spinejax.files import checksums, stores
 from spinejax.files.checksums import sha256_of
+from spinejax.files.stores import Address
 from tests.conftest import TASKS, a_disc
 from tests.object_store import (
     bucket,
@@ -167,6 +170,48 @@ def test_a_fold_in_a_bucket_has_its_original_there(store, there, bucket, tiny, t
     store.client().put_object(Bucket=bucket, Key="fold/manifest.json", Body=text.encode())
     with pytest.raises(SpinejaxError, match="leads out of the bucket"):
         DataSet(f"s3://{bucket}/fold", cache_dir=tmp_path / "cache")
+
+
+def test_a_fold_is_made_in_the_bucket_of_its_data_set(store, there, bucket, tiny, tmp_path, capsys):
+    options = ["--fold", "1/3", "--cache-dir", str(tmp_path / "cache")]
+    out = f"s3://{bucket}/folds/one"
+    assert main(["fold", str(tiny), "--out", str(tmp_path / "fold"), *options]) == 0
+    assert main(["fold", there, "--out", out, *options]) == 0
+    assert f"{out}: fold 1/3, discs: train" in capsys.readouterr().out
+    assert read_manifest(Address.parse(out)) == read_manifest(tmp_path / "fold") | {"original": "../../discs"}
+    assert "folds/one/discs-00000-of-00002.h5" not in store.names(bucket)
+    fold, here = (DataSet(folder, cache_dir=tmp_path / "cache") for folder in (out, tmp_path / "fold"))
+    assert fold.digest == here.digest
+    np.testing.assert_array_equal(fold.volume(3), here.volume(3))
+    assert main(["fold", there, "--out", out, *options]) == 2
+    assert f"{out}: holds a data set already" in capsys.readouterr().err
+    store.client().create_bucket(Bucket=f"{bucket}-other")
+    for data, elsewhere in ((there, str(tmp_path / "new")), (str(tiny), out), (there, f"s3://{bucket}-other/fold")):
+        assert main(["fold", data, "--out", elsewhere, *options]) == 2
+        assert "Give a folder in the same bucket" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_pictures_of_scans_come_from_the_bucket_and_are_checked(store, bucket, tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "discs")
+    scan = str(DataSet(folder).scan[0])
+    picture = {
+        "affine": np.eye(4).tolist(),
+        "shape": (2, 2),
+        "slices": [base64.b64encode(b"a picture").decode()],
+        "bodies": [],
+        "doubtful_levels": False,
+    }
+    write_scan_picture(folder, scan, picture)
+    checksums.seal(folder)
+    store.put(folder, bucket, "pictured")
+    data = DataSet(f"s3://{bucket}/pictured", cache_dir=tmp_path / "cache")
+    check_scan_pictures(data)
+    assert read_scan_picture(data, scan) == picture
+    assert read_scan_picture(data, "another") is None
+    shutil.rmtree(tmp_path / "cache")
+    with store.faulty(sometimes(flipped, every=1)), pytest.raises(SpinejaxError, match=r"s3://.*pictured"):
+        check_scan_pictures(data)
 
 
 def test_data_prep_reads_a_bucket(there, tmp_path, capsys):

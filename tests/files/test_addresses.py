@@ -35,7 +35,6 @@ def test_paths_are_unchanged(text):
     [
         ("scans", "{}/in", "--out", "discs"),
         ("scans", "in", "--out", "discs", "--masks={}/masks"),
-        ("fold", "{}/discs", "--out", "fold", "--fold", "1/5"),
         ("inventory", "in", "--out", "{}/table.csv"),
         ("overlay", "in", "--out", "{}/page.png"),
     ],
@@ -52,9 +51,10 @@ def test_data_prep_refuses_addresses(tmp_path, monkeypatch, capsys, words):
 @pytest.mark.parametrize(
     "words",
     [
-        ("train.py", "quickstart", "--data", "discs", "--workdir", "run", "--init-from", "gs://spines/run"),
-        ("train.py", "--config", "gs://spines/run/config.json", "--data", "discs", "--workdir", "run"),
+        ("train.py", "quickstart", "--data", "discs", "--workdir", "run", "--init-from", "nosuch://spines/run"),
+        ("train.py", "--config", "nosuch://spines/run/config.json", "--data", "discs", "--workdir", "run"),
         ("train.py", "quickstart", "--data", "nosuch://spines/discs", "--workdir", "run"),
+        ("train.py", "quickstart", "--data", "discs", "--workdir", "run", "--cache-dir", "gs://spines/cache"),
         ("evaluate.py", "--checkpoint", "run", "--scan", "https://spines/scan"),
     ],
 )
@@ -80,11 +80,16 @@ TAKE_STORES = [
     ("evaluate.py", "--data", "{}"),
     ("evaluate.py", "--checkpoint", "{}", "--data", "discs"),
     ("evaluate.py", "--data", "discs", "--out", "{}"),
+    ("evaluate.py", "--data", "discs", "--report", "{}"),
+    ("evaluate.py", "--data", "discs", "--niivue", "{}"),
+    ("evaluate.py", "--compare", "one", "{}"),
     ("data_prep", "verify", "{}"),
     ("data_prep", "stats", "{}"),
     ("data_prep", "inspect", "{}", "--out", "page.png"),
     ("data_prep", "phantom", "--patients", "1", "--out", "{}"),
     ("data_prep", "scans", "in", "--out", "{}"),
+    ("data_prep", "fold", "{}", "--out", "fold", "--fold", "1/5"),
+    ("data_prep", "fold", "discs", "--out", "{}", "--fold", "1/5"),
 ]
 
 

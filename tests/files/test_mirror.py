@@ -304,3 +304,22 @@ def test_names_that_lead_out_of_the_folder_are_not_followed(store, address, tmp_
     one = mirror_of(address, tmp_path / "cache", "work")
     one.pull(lambda name: True)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["inside"]
+
+
+def test_a_page_is_written_last_and_that_of_others_is_left_alone(store, address, tmp_path):
+    bucket, folder = address.path.split("/", 1)
+    store.client().put_object(Bucket=bucket, Key=f"{folder}/index.html", Body=b"of another option")
+    run = mirror_of(address, tmp_path, "work", replaces=REPLACES)
+    write_step(run.folder, "steps/1", "first")
+    run.push()
+    assert contents(store, address)["index.html"] == b"of another option"
+    page = mirror_of(address / "page", tmp_path, "work", replaces=("index.html", "discs-*.js"))
+    page.folder.mkdir(parents=True)
+    for text in ("first", "second"):
+        for name in ("index.html", "discs-0001.js"):
+            (page.folder / name).write_text(text)
+        store.requests.clear()
+        page.push()
+        changes = [(how, name.split("/")[-1]) for how, name in store.requests if how in ("PUT", "DELETE")]
+        assert changes[-1] == ("PUT", "index.html")
+        assert (changes[0] == ("DELETE", "index.html")) is (text == "second")
