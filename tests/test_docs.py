@@ -6,22 +6,23 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import tyro
 
 import data_prep.__main__
+from data_prep.anatomy.corner_file import read_corners
+from data_prep.sources.labels import read_labels, read_tasks
+from tests.manual import DOCS, PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what was, too
-BEFORE = r"(?:    |)(?:taskset -c 0 |[A-Z_]+=\S+ )*"  # a command
+BEFORE = r"(?:.*-- *command=.*&& *|srun \S+ |taskset -c 0 |[A-Z_]+=\S+ )*"  # a command
 
 
 def commands(page):
     """The project's commands in a page's blocks of code, as lists of words."""
     text = page.read_text().replace("\\\n", " ")
-    for line in re.findall(rf"^{BEFORE}(python .+?)(?: &)?$", text, re.MULTILINE):
+    for line in re.findall(rf'^{BEFORE}(python .+?)"?(?: &)?$', text, re.MULTILINE):
         words = shlex.split(line, comments=True)
         if not re.search(r"[\[…|]", " ".join(words)):  # a synopsis
             yield words[1:]
@@ -49,8 +50,16 @@ def test_commands_are_understood(words, monkeypatch):
     monkeypatch.setattr(data_prep.__main__, "status_of", lambda run: 0)
     if words[1] == "data_prep":
         assert data_prep.__main__.main(words[2:]) == 0
+        return
+    try:
+        benchmark = importlib.import_module(words[1])
+    except SystemExit:
+        pytest.skip("this benchmark's peers are not installed")
+    if arguments := getattr(benchmark, "Arguments", None):
+        tyro.cli(arguments, args=words[2:])
     else:
-        assert (ROOT / f"{words[1].replace('.', '/')}.py").is_file(), words
+        monkeypatch.setattr("sys.argv", words[1:])
+        getattr(benchmark, "arguments", lambda: None)()
 
 
 def test_training_and_grading_commands_are_understood():
@@ -59,6 +68,28 @@ def test_training_and_grading_commands_are_understood():
     child = [sys.executable, "-c", PARSED]
     run = subprocess.run(child, input=json.dumps(scripts), capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_tables_of_the_pages_are_read(tmp_path):
+    """Corners, tasks and labels of `docs/data.md` by the readers that it describes."""
+    page, file = DOCS / "data.md", tmp_path / "file"
+    corners, tasks = blocks(page, "json")
+    file.write_text(corners)
+    assert [*read_corners(file)["0007_t2"]] == ["L4", "L5", "S1"]
+    file.write_text(tasks)
+    pfirrmann, modic = read_tasks(file)
+    assert (pfirrmann.num_grades, modic.name) == (5, "modic")
+    (table,) = blocks(page, "csv")
+    file.write_text(table)
+    labels = {"L4-L5": {"pfirrmann": 3, "narrowing": 1}, "L5-S1": {"pfirrmann": 4}}
+    assert read_labels(file, read_tasks(None)).rows == {("0007", "0007_t2"): labels}
+
+
+def test_commands_are_in_blocks_that_tests_run():
+    indented = re.compile(r"^    (?:python|make|taskset) ", re.MULTILINE)
+    for page in CURRENT:
+        outside = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        assert not indented.search(outside), page
 
 
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)

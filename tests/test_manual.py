@@ -1,8 +1,8 @@
 """The manual builds without a warning, and who types what its tutorials say gets what they promise.
 
-The pages' commands and Python run in their order, in a folder that looks like a clone. `SHORTER` says where a test
-takes fewer patients, epochs, tasks or views. What is not run (`not_run`) is parsed by the commands' own parsers in
-`test_docs`.
+Each page's commands and Python run in their order: those of the tutorials in a folder that looks like a clone, those
+of a how-to page in one that has what the page names, such as `scans/` or `RUN`. `tests.manual` has what is shortened,
+and what is not run and why.
 """
 
 import csv
@@ -10,12 +10,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 import data_prep.__main__
@@ -23,55 +24,15 @@ import spinejax
 from data_prep.anatomy.vertebrae import bodies_from_spider_mask
 from data_prep.read.metaimage import read_mha
 from spinejax.training import shipped
+from tests import dicom_files
+from tests.data_prep.sources.test_pooled import write_sudirman
+from tests.manual import DOCS, NOT_RUN, PAGES, ROOT, blocks, lines, not_run, shorter
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-SHORTER = (
-    (r"--patients \d+", "--patients 4"),
-    (r"(train.py finetune .*)", r"\1 --epochs 1 --batch-size 8 --tasks pfirrmann narrowing"),
-    (r"(train.py quickstart .*) --batch-size 32", r"\1 --epochs 1 --width 0.02 --batch-size 8"),
-    (r"(evaluate.py .*--hotspots.*)", r"\1 --hotspot.num-views 1"),
-    (r"seed=seed\)", "seed=seed, method=spinejax.Method(num_views=4))"),
-    (r"key\(1\), 32\)", "key(1), 8)"),
-)
 DONE = "\nraise SystemExit(0)\n"  # of which a launcher's fork takes its status
+# Most of the time goes into compiling programs that run once.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ENVIRONMENT = r"(?:[A-Z_]+=\S+ )*"
-
-
-def shorter(text):
-    for long, short in SHORTER:
-        text = re.sub(long, short, text)
-    return text
-
-
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-
-
-def lines(page):
-    """The lines of a page's shell blocks, without comments."""
-    for block in blocks(page, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield shlex.join(words) if "&" not in words else line
-
-
-def not_run(line):
-    """Why a line is not run here; None if it is."""
-    for pattern, why in {
-        r"(pip|\.) ": "this environment has what it installs",
-        r"(gcloud|srun) ": "needs a cluster",
-        r"export |.* --distributed( &)?$": "tests/parallel/test_processes.py starts several processes",
-        r"make demo": "the fixture `clone` has run it",
-        r"python evaluate.py --scan ": "it is what `make demo` runs",
-        r"python .*runs/heads|python evaluate.py .* --split validation": "as the page's other network",
-        r"python -m benchmarks\.": "minutes; tests/benchmarks/ runs them on less",
-        r"python -m data_prep phantom --out runs/pointing-discs": "is for a benchmark",
-        r"python train.py paper ": "a thousand epochs at full width",
-    }.items():
-        if re.match(pattern, line):
-            return why
-    return None
+HOW_TO = [page for page in PAGES if page.parent.name != "tutorials" and any(not not_run(line) for line in lines(page))]
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +54,31 @@ def follow(launcher, clone):
     """Runs a page's commands, then its Python and `more`, in the clone; returns what the Python printed."""
     folder, _ = clone
 
-    def run(words, **environment):
-        if words[:2] == ["-m", "data_prep"]:
-            words = ["data_prep/__main__.py", *words[2:]]
-        ended = launcher.run(words, folder=folder, **environment)
-        assert ended.status == 0, (words, ended)
-        return ended.stdout
-
     def follow(page, more=""):
-        for line in map(shorter, lines(page)):
+        for line in lines(page):
             if not not_run(line):
-                variables, command = re.fullmatch(f"({ENVIRONMENT})python (.*)", line).groups()
-                run(shlex.split(command), **dict(each.split("=", 1) for each in variables.split()))
+                run(launcher, folder, line)
         program = folder / f"{page.stem}.py"
         program.write_text(shorter("\n".join(blocks(page, "python"))) + more + DONE)
-        return run([program])
+        return start(launcher, folder, [program])
 
     return follow
+
+
+def run(launcher, folder, line):
+    """Run a line of a page, shortened."""
+    variables, command = re.fullmatch(f"({ENVIRONMENT})python (.*)", shorter(line)).groups()
+    words = shlex.split(command)
+    if words[:2] == ["-m", "data_prep"]:
+        words = [ROOT / "data_prep" / "__main__.py", *words[2:]]
+    start(launcher, folder, words, **dict(each.split("=", 1) for each in variables.split()))
+
+
+def start(launcher, folder, words, XLA_FLAGS="", **environment):
+    """Run Python in a folder; returns what it printed."""
+    ended = launcher.run(words, folder=folder, XLA_FLAGS=f"{XLA_FLAGS} {QUICKLY_COMPILED}", **environment)
+    assert ended.status == 0, (words, ended)
+    return ended.stdout
 
 
 # The pages -----------------------------------------------------------------------------------------------------------
@@ -190,9 +159,10 @@ def test_a_pod(clone, follow):
 
 def test_the_readmes_python_runs(clone, launcher):
     program = clone[0] / "readme.py"
-    program.write_text("\n".join(blocks(ROOT / "README.md", "python")) + "\nprint(scores['narrowing'].shape)" + DONE)
-    ended = launcher.run([program], folder=clone[0])
-    assert (ended.status, ended.stdout) == (0, "(1, 2)\n"), ended
+    program.write_text(
+        shorter("\n".join(blocks(ROOT / "README.md", "python"))) + "\nprint(scores['narrowing'].shape)" + DONE
+    )
+    assert start(launcher, clone[0], [program]) == "(1, 2)\n"
 
 
 @pytest.mark.parametrize(
@@ -206,8 +176,62 @@ def test_the_python_of_other_pages_runs(page, launcher, tmp_path):
         return
     program = tmp_path / "program.py"
     program.write_text(shorter("\n".join(blocks(page, "python"))) + DONE)
-    ended = launcher.run([program], folder=tmp_path)
-    assert ended.status == 0, ended
+    start(launcher, tmp_path, [program])
+
+
+# The commands of how-to pages ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_the_commands_of_other_pages_run(page, launcher, material, tmp_path):
+    for each in material.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    discs = tmp_path / "discs"
+    discs.symlink_to("DIR")
+    for line in lines(page):
+        if not not_run(line):
+            if " --out discs " in f"{line} ":  # a page shows several ways to make them
+                discs.unlink() if discs.is_symlink() else shutil.rmtree(discs)
+            run(launcher, tmp_path, line)
+
+
+def test_what_is_not_run_is_in_the_pages():
+    every = [line for page in PAGES for line in lines(page)]
+    assert not [pattern for pattern in NOT_RUN if not any(re.match(pattern, line) for line in every)]
+
+
+@pytest.fixture(scope="module")
+def material(launcher, tmp_path_factory):
+    """What the how-to pages name: scans in several forms, a run, a data set and an evaluation, all small."""
+    folder = tmp_path_factory.mktemp("material")
+    for name in ("train.py", "evaluate.py"):
+        (folder / name).symlink_to(ROOT / name)
+    write_scans(folder, num_patients=3)
+    phantom = ["phantom", "--as", "scans", "--format", "dicom", "--patients", "1", "--seed", "3"]
+    assert data_prep.__main__.main([*phantom, "--out", str(folder / "exported")]) == 0
+    (folder / "EXPORT").symlink_to("exported/images")
+    slices = [pydicom.dcmread(path) for path in sorted((folder / "EXPORT").glob("*/*"))]
+    dicom_files.save(dicom_files.enhanced(slices), folder / "IM0001")
+    for mask in (folder / "exported" / "masks").iterdir():
+        shutil.copy(mask, folder / "MASKS")
+    (folder / "SCAN").mkdir()
+    shutil.copy(folder / "scans" / "p00000_t2.mha", folder / "SCAN")
+    for series in ("t2_SPACE", "t1"):  # without a mask
+        shutil.copy(folder / "scans" / "p00001_t2.mha", folder / "SPIDER" / "images" / f"p00001_{series}.mha")
+    write_stacks(folder / "SPIDER_MINI", folder / "SPIDER")
+    boxes = [(f"{number}_t2", "Lumbar Disc Bulge (LDB)", "L5-S1", 200, 240) for number in (4, 5)]
+    sudirman = write_sudirman(folder / "SUDIRMAN", boxes)
+    for number in (4, 5):
+        shutil.copy(folder / "scans" / f"p0000{number - 3}_t2.mha", sudirman / "images" / f"{number}_t2.mha")
+    for line in (
+        "python -m data_prep spider SPIDER --out DIR",
+        "python train.py quickstart --data DIR --workdir RUN",
+        "python evaluate.py --checkpoint RUN --scan EXPORT/ --masks MASKS/ --key discs.key --hotspots --out EVALUATION",
+    ):
+        run(launcher, folder, line)
+    for name in ("A", "B"):
+        (folder / name).symlink_to("EVALUATION")
+    return folder
 
 
 # Commands on scans ---------------------------------------------------------------------------------------------------
@@ -217,8 +241,8 @@ def write_scans(folder, *, num_patients):
     """Phantoms in the folders and files that the pages name: scans/, MASKS/, corners.json and so on."""
     made = ["phantom", "--as", "scans", "--patients", str(num_patients), "--out", str(folder / "SPIDER")]
     assert data_prep.__main__.main(made) == 0
-    (folder / "scans").symlink_to("SPIDER/images")
-    (folder / "MASKS").symlink_to("SPIDER/masks")
+    shutil.copytree(folder / "SPIDER" / "images", folder / "scans")
+    shutil.copytree(folder / "SPIDER" / "masks", folder / "MASKS")
     (folder / "grades.csv").symlink_to("SPIDER/labels.csv")
     scans = {}
     for path in sorted((folder / "MASKS").iterdir()):
@@ -228,6 +252,17 @@ def write_scans(folder, *, num_patients):
             for body in bodies_from_spider_mask(mask)[0]
         }
     (folder / "corners.json").write_text(json.dumps({"scans": scans}))
+
+
+def write_stacks(folder, spider):
+    """The T2 scans of a folder like SPIDER's as T2 SPACE stacks."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+        for path in (spider / kind).glob("*_t2.mha"):
+            shutil.copy(path, folder / kind / path.name.replace("_t2", "_t2_SPACE"))
+    shutil.copy(spider / "radiological_gradings.csv", folder)
+    overview = (spider / "overview.csv").read_text()
+    (folder / "overview.csv").write_text(overview.replace("_t2", "_t2_SPACE"))
 
 
 def in_patient_space(mask, body):
