@@ -95,8 +95,6 @@ def run(
     with contextlib.ExitStack() as exit_stack:
         folder, saved = hold(workdir, cache_dir, exit_stack)
         processes.by_first(lambda: checkpoint.check_options(options, folder))
-        read = np.concatenate([data.rows("train"), data.rows(options.validation_split)])
-        processes.by_each(lambda: data.copy(read, tell=processes.only_first(print)))
         checkpoints = checkpoint.Checkpoints(
             folder, read_only=not processes.is_first(), name=None if folder == workdir else str(workdir), saved=saved
         )
@@ -194,6 +192,8 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     state, unlogged, layers = checkpoint.resume(
         checkpoints, divided.create(fresh), **saved, init_from=options.init_from, cache_dir=data.cache_dir
     )
+    read = np.concatenate([data.rows("train"), data.rows(options.validation_split)])
+    processes.by_each(lambda: data.copy(read, tell=processes.only_first(print)))
     start = [f"From {options.init_from}: {', '.join(layers)}."] if layers else []
     feed = epoch.make_feed(options, data, chosen, mesh, step=int(state.step))
     for note in (*start, *divided.notes(), *filter(None, [feed.note])) if processes.is_first() else ():

@@ -232,7 +232,7 @@ def _is_forbidden(error: Exception) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def is_address(text: str) -> bool:
