@@ -33,7 +33,7 @@ class Config:
     learns sooner."""
     fill_slices: bool = False
     """Repeat the nearest slice where a scan has none, which the paper leaves black: for scans of one or few slices."""
-    init_from: str | None = None
+    init_from: str | Path | None = None
     """Run, or its `export` folder, also in a bucket, from which a new run takes initial weights: those whose name and
     shape are also in this network. The others are drawn. The word `shipped` stands for the network that ships with this
     package."""

@@ -251,7 +251,7 @@ def resume(
     *,
     model: SpineNet,
     data_digest: str,
-    init_from: str | None = None,
+    init_from: str | Path | None = None,
     cache_dir: Path | None = None,
 ) -> tuple[TrainState, Unlogged, list[str]]:
     """The latest saved state; or, for a new run, the template, with weights of another run's network if one is named.
