@@ -6,10 +6,10 @@ from typing import Literal
 
 from spinejax.errors import SpinejaxError, require_option
 from spinejax.files.json_files import read_json, write_json
-from spinejax.files.stores import Address
+from spinejax.files.stores import Address, is_address
 from spinejax.network.views import ViewRanges
 
-SHIPPED = "shipped"
+SHIPPED = Path("shipped")
 """What `--init-from` calls the network that ships with this package."""
 
 MAX_WIDTH = 64
@@ -112,8 +112,8 @@ class Config:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def __post_init__(self):
-        if isinstance(self.init_from, Path):  # as a text, it may be an address
-            object.__setattr__(self, "init_from", str(self.init_from))
+        if isinstance(self.init_from, str) and not is_address(self.init_from):
+            object.__setattr__(self, "init_from", Path(self.init_from))
         for name in ("batch_size", "microbatches", "epochs", "eval_epochs", "plateau_patience", "max_skipped"):
             require_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require_option(0 < self.width <= MAX_WIDTH, "width", self.width, f"above 0, at most {MAX_WIDTH}")

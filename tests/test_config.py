@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,11 @@ def test_options_out_of_range_are_refused(changes):
 def test_views_that_would_leave_the_volume_are_refused(ranges):
     with pytest.raises(SpinejaxError, match="--views"):
         ViewRanges(**ranges)
+
+
+def test_first_weights_are_a_path_or_an_address_and_come_back_as_the_same(tmp_path):
+    for given, kept in (("run", Path("run")), (Path("run"), Path("run")), ("s3://spines/run", "s3://spines/run")):
+        options = Config(init_from=given)
+        assert options.init_from == kept
+        config.save(options, tmp_path / "config.json")
+        assert config.load(tmp_path / "config.json") == options
