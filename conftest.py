@@ -17,6 +17,8 @@ from beartype import BeartypeConf, FrozenDict, beartype
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# What runs within the tests is small: compiling takes longer than running. Commands are started as users start them.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # An int is a float too, and numpy's numbers are numbers.
 _NUMBERS = {bool: bool | np.bool_, int: int | np.integer, float: float | int | np.floating | np.integer}
