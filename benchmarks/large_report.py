@@ -66,14 +66,14 @@ class Repeated:
     def __init__(self, data: DataSet, folder: Path, copies: int):
         self._data, self._folder = data, folder
         self.folder, self.digest, self.manifest, self.tasks = folder, data.digest, {}, data.tasks
-        self.paths = [folder / "discs-00000-of-00001.h5"]
+        self.shards = folder
         columns = (data.level, data.slices, data.affine)
         self.level, self.slices, self.affine = (np.concatenate([each] * copies) for each in columns)
         copy = np.repeat(np.arange(copies), len(data))
         self.scan = np.array([f"{number:016x}" for number in copy])
         self.patient = np.array([f"{number // 2:08x}{0:08x}" for number in copy])  # two scans each
         (folder / "scans").mkdir(parents=True)
-        [picture] = (data.paths[0].parent / "scans").glob("*.json")
+        [picture] = (data.shards / "scans").glob("*.json")
         for scan in set(self.scan.tolist()):
             (folder / "scans" / f"{scan}.json").symlink_to(picture.resolve())
 

@@ -120,7 +120,7 @@ def test_the_overlay_toggles_and_has_an_opacity(page):
     rows, columns = np.nonzero(np.ptp(with_map, axis=2) > 60)
     assert 75 < rows.min() < rows.max() < 165  # task 0, disc 0: rows 20 to 40, columns 30 to 80, four times as large
     assert 110 < columns.min() < columns.max() < 330
-    assert "evidence for the score of brightness" in page.find("traced").text
+    assert "evidence for the score of Brightness" in page.find("traced").text
 
 
 def test_filters_and_orders_of_the_list(page, data):

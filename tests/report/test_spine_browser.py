@@ -340,6 +340,36 @@ def test_a_scan_is_printed_on_one_page_and_all_scans_on_one_each(chromium, data,
     assert page.state("scan") == 0
 
 
+def test_names_in_the_list_are_whole(page):
+    page.run("for (const each of document.querySelectorAll('#list .who')) each.textContent = 'Patient 12, scan 1'")
+    widths = "return [...document.querySelectorAll('#list .who')].map((each) => [each.scrollWidth, each.clientWidth])"
+    needed, given = np.transpose(page.run(widths))
+    assert (needed <= given).all()
+
+
+def test_of_many_scans_sixty_are_printed_at_once_from_the_chosen_one_on(page):
+    page.run("facts.scans.push(...Array(60).fill(facts.scans[0])); chooseScan(1)")
+    page.run("window.print = () => { window.sheets = document.getElementById('sheets').childElementCount; }")
+    page.find("print-all").click()
+    page.wait_until("return window.sheets")
+    assert page.run("return sheets") == 60
+    assert page.state("scan") == 1
+
+
+def test_what_is_printed_is_dark_on_white_and_has_all_tasks(chromium, address):
+    """Of ten tasks, from a browser that is set to dark, on the 184 mm of an A4 page between its margins."""
+    page = Page(chromium, address, width=695, theme="dark")
+    page.run("for (const row of levels.rows) { const [, ...tasks] = row.cells;"
+             " for (let n = 0; n < 4; n++) row.append(...tasks.map((cell) => cell.cloneNode(true))); }")  # fmt: skip
+    assert page.run("return levels.rows[0].cells.length") == 11
+    dark = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    brightness = "return Math.max(...getComputedStyle(document.querySelector('%s')).%s.match(/[0-9]+/g).slice(0, 3))"
+    assert page.run(brightness % ("#levels td", "color")) < 64
+    assert page.run(brightness % ("html", "backgroundColor")) == 255
+    assert page.run("return levels.offsetWidth <= levels.parentElement.clientWidth")
+
+
 # Machado, Oliveira and Fernandes (2009), complete deficiency, on linear RGB.
 DEFICIENCIES = {
     "none": np.eye(3),

@@ -95,7 +95,7 @@ function drawScanOf(canvas, scan, frame, plane, maps, task) {
   context.imageSmoothingQuality = "high";
   if (plane) context.drawImage(plane, 0, 0, picture.shape[1], picture.shape[0]);
   context.globalAlpha = 0.65;
-  discs.forEach((index, number) => maps[number] && plane && drawHotspot(context, index, paintedMaps(index, maps[number], task), planeOf(scan)));
+  discs.forEach((index, number) => maps[number] && plane && drawHotspot(context, index, maps[number], task, planeOf(scan)));
   context.globalAlpha = 1;
   for (const index of discs) drawBox(context, place, facts.discs[index], task, dense, scan !== follow.scans[0]);
 }

@@ -25,7 +25,7 @@ const nameOf = (disc) => facts.scans[scanOf(disc)].name;
 // Pictures: decoded once, and the last few kept -----------------------------------------------------------------------
 
 const decoded = new Map(); // by id, the longest unused first
-const mostDecoded = () => Math.max(24, 20 * follow.scans.length); // what is drawn at once, and more
+const mostDecoded = () => 12 * Math.max(1, follow.scans.length) + 2; // what is drawn at once: a slice, and each disc's maps
 
 async function sheet(kind, index) {
   const id = `${kind}-${index.at ? index.join("-") : index}`, disc = index.at ? facts.scans[index[0]].discs[0] : index;
@@ -40,8 +40,11 @@ async function sheet(kind, index) {
   return picture;
 }
 
-const decode = (text) => createImageBitmap(
-  new Blob([Uint8Array.from(atob(text.trim()), (letter) => letter.charCodeAt(0))], { type: "image/webp" }));
+function decode(text) {
+  const letters = atob(text.trim()), bytes = new Uint8Array(letters.length);
+  for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
+  return createImageBitmap(new Blob([bytes], { type: "image/webp" }));
+}
 
 const chunks = new Map(), mostChunks = 6; // number → pictures by id, the last few that were asked for
 const keepers = new Map(); // what waits for a chunk
@@ -81,14 +84,15 @@ function keepChunk(identity, number, pictures) {
   else keepers.get(number)?.({}, "is of another report");
 }
 
-// One task's maps of a disc, painted: a canvas with the slices side by side, transparent where the map is dark.
-function paint(maps, task) {
-  const height = rows / facts.shrink, width = (columns / facts.shrink) * numSlices;
+// A slice of one task's map of a disc, painted: a canvas, transparent where the map is dark. Each slice on its own, because
+// the whole spine shows one of nine.
+function paint(maps, task, slice) {
+  const height = rows / facts.shrink, width = columns / facts.shrink;
   const canvas = document.createElement("canvas");
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(maps, 0, task * height, width, height, 0, 0, width, height);
+  context.drawImage(maps, slice * width, task * height, width, height, 0, 0, width, height);
   const image = context.getImageData(0, 0, width, height);
   for (let place = 0; place < image.data.length; place += 4) {
     const value = image.data[place] / 255, at = value * (palette.length - 1);
@@ -111,8 +115,9 @@ async function draw() {
   const disc = facts.discs[state.disc];
   const [windows, maps] = await Promise.all([sheet("window", state.disc), sheet("maps", state.disc)]);
   if (mine !== latest) return;
-  const overlay = maps && element("overlay").checked ? paintedMaps(state.disc, maps, state.task) : null;
+  const overlay = maps && element("overlay").checked ? (slice) => paintedMap(state.disc, maps, state.task, slice) : null;
   const strip = element("strip").children;
+  element("strip").hidden = disc.slices[1] - disc.slices[0] === 1;
   for (let slice = 0; slice < numSlices; slice++) {
     drawSlice(strip[slice].firstChild, windows, overlay, slice);
     const outside = slice < disc.slices[0] || slice >= disc.slices[1];
@@ -130,9 +135,8 @@ function drawSlice(canvas, windows, overlay, slice) {
   if (!windows) return context.clearRect(0, 0, canvas.width, canvas.height);
   context.drawImage(windows, 0, slice * rows, columns, rows, 0, 0, canvas.width, canvas.height);
   if (!overlay) return;
-  const width = columns / facts.shrink, height = rows / facts.shrink;
   context.globalAlpha = Number(element("opacity").value) / 100;
-  context.drawImage(overlay, slice * width, 0, width, height, 0, 0, canvas.width, canvas.height);
+  context.drawImage(overlay(slice), 0, 0, canvas.width, canvas.height);
 }
 
 // Text beside the picture --------------------------------------------------------------------------------------------
@@ -162,7 +166,7 @@ function describe() {
   const unusual = disc.unusual ? " The disc looks unlike those that the network learned from." : "";
   element("doubt").textContent = rater + spread + refer + unusual;
   const traced = disc.traced && task.grades[disc.traced[state.task]];
-  element("traced").textContent = traced === null ? "" : `Hotspot: evidence for the score of ${task.title.toLowerCase()}, grade ${traced}. Not proven pathology.`;
+  element("traced").textContent = traced === null ? "" : `Hotspot: evidence for the score of ${task.title}, grade ${traced}. Not proven pathology.`;
   element("tasks").tBodies[0].replaceChildren(...facts.tasks.map((other, index) => {
     const line = document.createElement("tr"), button = document.createElement("button");
     button.type = "button";

@@ -13,7 +13,7 @@ const currentScan = () => facts.scans[state.scan];
 
 // The picture ---------------------------------------------------------------------------------------------------------
 
-const painted = new Map(); // maps of the patient's discs and tasks; painting takes a few ms each
+const painted = new Map(), mostPainted = 200; // slices of maps, of 25 kB each, of the patient's discs and tasks
 let latestSpine = 0;
 
 async function drawSpine() {
@@ -35,7 +35,7 @@ async function drawSpine() {
   if (plane) context.drawImage(plane, 0, 0, columns, rows);
   else context.clearRect(0, 0, columns, rows);
   context.globalAlpha = Number(element("spine-opacity")?.value ?? 0) / 100;
-  wanted.forEach((index, place) => maps[place] && drawHotspot(context, index, paintedMaps(index, maps[place], task), state.plane));
+  wanted.forEach((index, place) => maps[place] && drawHotspot(context, index, maps[place], task, state.plane));
   document.body.dataset.spine = `${state.scan} ${task} ${state.plane} ${wanted.length ? element("spine-opacity").value : "plain"}`;
 }
 
@@ -44,23 +44,23 @@ function clearPainted() {
   painted.clear();
 }
 
-function paintedMaps(index, maps, task) {
-  const id = `${index} ${task}`;
+function paintedMap(index, maps, task, slice) {
+  const id = `${index} ${task} ${slice}`;
   if (!painted.has(id)) {
-    if (painted.size > 30) clearPainted();
-    painted.set(id, paint(maps, task));
+    if (painted.size >= mostPainted) clearPainted();
+    painted.set(id, paint(maps, task, slice));
   }
   return painted.get(id);
 }
 
 // One disc's hotspot, turned and scaled to where the disc lies in the scan.
-function drawHotspot(context, index, strip, plane) {
+function drawHotspot(context, index, maps, task, plane) {
   const { plane: [a, b, c, d, e, f], slot } = facts.discs[index].at;
-  const at = Math.round(slot[0] * plane + slot[1]), width = columns / facts.shrink;
+  const at = Math.round(slot[0] * plane + slot[1]);
   if (at < 0 || at >= numSlices) return;
   context.save();
   context.transform(a, b, c, d, e + 0.5, f + 0.5); // coordinates are those of pixel centres
-  context.drawImage(strip, at * width, 0, width, rows / facts.shrink, -0.5, -0.5, columns, rows);
+  context.drawImage(paintedMap(index, maps, task, at), -0.5, -0.5, columns, rows);
   context.restore();
 }
 
@@ -243,6 +243,7 @@ function chooseScan(index) {
     lines.setAttribute("viewBox", `-0.5 -0.5 ${columns} ${rows}`);
     element("plane").style.setProperty("--ratio", String((columns * columnMm) / (rows * rowMm)));
     element("plane-number").max = String(picture.slices);
+    element("plane-number").parentElement.hidden = element("plane-where").hidden = picture.slices === 1;
     state.plane = picture.middle;
   }
   if (!currentScan().discs.includes(state.disc)) chooseDisc(currentScan().discs[0]);
@@ -289,10 +290,15 @@ function startSpine() {
   element("copy-text").addEventListener("click", () => copyText(asText(currentScan()), "Text"));
   element("copy-csv").addEventListener("click", () => copyText(asCsv(currentScan().discs.map((index) => facts.discs[index])), "Table"));
   element("print").addEventListener("click", () => printScans([state.scan]));
-  element("print-all")?.addEventListener("click", () => printScans(facts.scans.map((_, index) => index)));
+  element("print-all")?.addEventListener("click", () => {
+    const all = facts.scans.map((_, index) => index), from = all.length > printedAtOnce ? state.scan : 0;
+    printScans(all.slice(from, from + printedAtOnce));
+  });
   startFollow();
   chooseScan(0);
 }
+
+const printedAtOnce = 60; // each is a picture in memory until the browser has printed it
 
 // One sheet a scan: what is on the screen, copied without its controls.
 async function printScans(scans) {
