@@ -21,7 +21,7 @@ from spinejax.data.batches import Batch
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
-from spinejax.parallel.devices import DATA_AXIS, by_disc, put_batch, replicated
+from spinejax.parallel.devices import by_disc, disc_axes, put_batch, replicated
 from spinejax.parallel.memory import SHARE_UNASKED, free_bytes
 
 NUM_READ_AT_ONCE = 64
@@ -40,7 +40,7 @@ class DeviceCache:
         num_voxels = math.prod(VOLUME_SHAPE)
         shape = (len(self._rows), _stretch(mesh) * mesh.size)
         check_fits(shape[0], 2 * shape[0] * _stretch(mesh), free_bytes(mesh), mesh.size)
-        by_voxel = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+        by_voxel = NamedSharding(mesh, PartitionSpec(None, disc_axes(mesh)))
         self._voxels = jax.jit(lambda: jnp.zeros(shape, jnp.uint16), out_shardings=by_voxel)()
         num_read = min(NUM_READ_AT_ONCE, shape[0])
         for start in range(0, shape[0], num_read):
@@ -73,7 +73,7 @@ def _write(voxels: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
 def _take(voxels: jax.Array, place: jax.Array, *, mesh: Mesh) -> jax.Array:
     constrain = jax.lax.with_sharding_constraint
     place = constrain(place, replicated(mesh))
-    stretches = constrain(jnp.take(voxels, place, axis=0), NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
+    stretches = constrain(jnp.take(voxels, place, axis=0), NamedSharding(mesh, PartitionSpec(None, disc_axes(mesh))))
     discs = constrain(stretches, by_disc(mesh))
     return discs[:, : math.prod(VOLUME_SHAPE)].reshape(-1, *VOLUME_SHAPE)
 

@@ -2,17 +2,19 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spinejax.errors import NoDeviceError, SpinejaxError
 
 DATA_AXIS = "data"
+SLICE_AXIS = "slice"
+"""Slices of TPU pods, between which the network is slower than within them. A mesh of one slice has no such axis."""
 
 T = TypeVar("T")
 
@@ -34,14 +36,44 @@ def all_devices() -> list[jax.Device]:
             f"JAX_PLATFORMS is {platforms}, which JAX cannot use on this machine ({reason}). Unset it, "
             "set it to cpu, or install JAX for that platform."
         ) from error
-    return sorted(found, key=lambda device: (device.process_index, device.id))
+    return sorted(found, key=_place)
 
 
-def make_mesh() -> Mesh:
-    """One axis, `data`, over all devices."""
+def make_mesh(found: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis, `data`, over all devices; of several slices of a TPU pod two, `slice` and `data`.
+
+    Args:
+        found: the devices, sorted as by `all_devices`, the default.
+
+    Raises:
+        SpinejaxError: the slices differ in size.
+    """
+    found = all_devices() if found is None else found
+    num_slices = len({getattr(device, "slice_index", 0) for device in found}) if found[0].platform == "tpu" else 1
     # `jax.make_mesh` may mix the processes' devices, on TPUs. Then a disc's place in the batch, and with it its view,
     # would depend on the number of processes. Explicit axis types, the default there, break Linen modules.
-    return Mesh(np.array(all_devices()), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    if num_slices == 1:
+        return Mesh(np.array(found), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    try:
+        slices = mesh_utils.create_hybrid_device_mesh((1, len(found) // num_slices), (num_slices, 1), found)
+    except ValueError as error:
+        raise SpinejaxError(f"Devices: the {num_slices} slices are not equal in size ({error}).") from error
+    in_order = [sorted(devices, key=_place) for devices in slices]
+    return Mesh(np.array(in_order), (SLICE_AXIS, DATA_AXIS), axis_types=(AxisType.Auto,) * 2)
+
+
+def _place(device: jax.Device) -> tuple[int, int]:
+    return device.process_index, device.id
+
+
+def slice_axis(mesh: Mesh) -> str | None:
+    """The mesh's axis of slices, if it has several."""
+    return SLICE_AXIS if SLICE_AXIS in mesh.axis_names else None
+
+
+def disc_axes(mesh: Mesh) -> str | tuple[str, str]:
+    """The axes that divide discs: all."""
+    return (SLICE_AXIS, DATA_AXIS) if slice_axis(mesh) else DATA_AXIS
 
 
 def check_batch(batch_size: int, mesh: Mesh, option: str) -> None:
@@ -57,7 +89,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_disc(mesh: Mesh) -> NamedSharding:
     """The leading axis split over the devices: batches."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(disc_axes(mesh)))
 
 
 def put_replicated(tree, mesh: Mesh) -> Any:

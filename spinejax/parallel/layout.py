@@ -13,6 +13,10 @@ Each device keeps and updates a slice of every convolution's kernel (Rajbhandari
 where they are used, in the precision of the computation, and gradients are summed straight into slices. That sends as
 much as summing whole gradients, but no device reads and writes whole kernels and momentum.
 
+On several slices of a TPU pod each slice has all parameters, and its share of the discs; "devices" above are then those
+of one slice. A parameter's gradient is summed within the slice first: only the share that a device keeps goes through
+the slower network between slices.
+
 Both layouts compute the same numbers, up to the rounding of sums in another order: randomness is a function of keys and
 places (`jax_threefry_partitionable`), never of devices.
 """
@@ -53,7 +57,7 @@ class Layout:
     """How arrays are divided over a mesh; hashable, so that compiled functions can take it as a static argument.
 
     Args:
-        mesh: one axis, `devices.DATA_AXIS`.
+        mesh: from `devices.make_mesh`.
         split: whether the table applies; without it every device has everything.
         whole: patterns of the table that are not followed, because a dimension does not divide.
         row: number of neighbouring devices that first gather a kernel's slices among themselves.
@@ -63,6 +67,11 @@ class Layout:
     split: bool = False
     whole: tuple[str, ...] = ()
     row: int = 1
+
+    @property
+    def num_parts(self) -> int:
+        """The devices that share parameters: all, or those of a slice."""
+        return self.mesh.shape[DATA_AXIS]
 
     def spec(self, path: str) -> PartitionSpec:
         """How the array at a path like `params/head_narrowing/fc6/kernel` is stored."""
@@ -85,7 +94,7 @@ class Layout:
             return []
         layers = ", ".join(dict.fromkeys(pattern.strip(r"\b$").split("/")[0] for pattern in self.whole))
         return [
-            f"Layout: {layers}: a dimension does not divide by the {self.mesh.size} devices, so that each of them "
+            f"Layout: {layers}: a dimension does not divide by the {self.num_parts} devices, so that each of them "
             "keeps all of it. Another --width, or number of devices, would split it."
         ]
 
@@ -103,19 +112,25 @@ class Layout:
 
     def by_disc(self, function: Callable) -> Callable:
         """Inside jit: a function of arrays with discs along the first axis, which each device applies to its own."""
-        return self._shard_map(function, PartitionSpec(DATA_AXIS), PartitionSpec(DATA_AXIS), check_vma=True)
+        return self._shard_map(function, self._by_disc, self._by_disc, check_vma=True)
 
-    def lay_out(self, x: Float[Array, "N ..."], layer: str) -> Float[Array, "N ..."]:
-        """Inside jit: a layer's output (conv5 after its pool, fc6 and fc7 before the ReLU), for the layer after it."""
+    def lay_out(self, x: Float[Array, "N ..."], layer: str) -> Float[Array, "M ..."]:
+        """Inside jit: a layer's output (conv5 after its pool, fc6 and fc7 before the ReLU), for the layer after it.
+
+        Of conv5 each device gets the features of all discs, for its columns of fc6. The result has these copies one
+        after the other: M is N times the number of devices. As one array that all devices have, it would have one
+        gradient that all have, which compilers sum whole. The copies' gradients are summed in parts (`_gather`): each
+        device gets its own discs' alone.
+        """
         if self.spec("fc6/kernel") == PartitionSpec():
             return x
         if layer == "conv5":
-            return self._of_all_discs(x)
+            return self._shard_map(lambda own: self._gather(own, 0), self._by_disc, self._by_disc)(x)
         if layer == "fc6":
-            return jax.lax.with_sharding_constraint(x, self._sharding(None, DATA_AXIS))
+            return jax.lax.with_sharding_constraint(x, self._sharding(self._slice, DATA_AXIS))
         if layer in ("fc7", "fc8"):
             # What follows is so little that every device does it for every disc: no gradient is sent back.
-            return jax.lax.with_sharding_constraint(x, self._sharding())
+            return jax.lax.with_sharding_constraint(x, self._sharding(self._slice))
         return x
 
     def convolve(
@@ -142,8 +157,27 @@ class Layout:
         def of_own_discs(x, kernel):
             return convolve(x, self._gather(kernel, spec.index(DATA_AXIS)), *args, **options)
 
-        by_disc = PartitionSpec(DATA_AXIS)
-        return self._shard_map(of_own_discs, (by_disc, spec), by_disc)(x, kernel)
+        return self._shard_map(of_own_discs, (self._by_disc, spec), self._by_disc)(x, kernel)
+
+    def multiply(
+        self, layer: str, multiply: Callable[..., jax.Array], x: Array, kernel: Float[Array, "C F"], *args, **options
+    ) -> Array:
+        """Inside jit: a fully connected layer's product. Each device has its own columns of fc6, for all discs.
+
+        Args:
+            layer: the layer's name.
+            multiply: called like `jax.lax.dot_general`.
+            x, kernel, args, options: its arguments; for fc6, x is as from `lay_out`.
+        """
+        spec = self.spec(f"{layer}/kernel")
+        if layer != "fc6" or spec == PartitionSpec():
+            return multiply(x, kernel, *args, **options)
+
+        def own_columns(x, kernel):
+            return multiply(x, kernel, *args, **options)
+
+        in_columns = PartitionSpec(self._slice, DATA_AXIS)
+        return self._shard_map(own_columns, (self._by_disc, spec), in_columns)(x, kernel)
 
     def _gather(self, own: Array, axis: int) -> Array:
         """The devices' parts, side by side along an axis: gathered along rows of devices, then along columns.
@@ -151,24 +185,21 @@ class Layout:
         Its gradient is summed the same way back. In one ring of many devices each share is so small that XLA for TPUs
         sends whole arrays padded with zeros instead: twice as much.
         """
-        place = np.arange(self.mesh.size).reshape(-1, self.row)
+        place = np.arange(self.num_parts).reshape(-1, self.row)
         for rings in (place, place.T):
             own = jax.lax.all_gather(own, DATA_AXIS, axis=axis, tiled=True, axis_index_groups=rings.tolist())
         return own
 
-    def _of_all_discs(self, x: Array) -> Array:
-        """The features of all discs on every device. The gradient is summed over devices, each disc's on its own."""
-        gather = self._shard_map(lambda own: self._gather(own, 0), PartitionSpec(DATA_AXIS), PartitionSpec())
-        by_disc = self._sharding(DATA_AXIS)
-        gathered = jax.custom_vjp(gather)
-        gathered.defvjp(
-            lambda x: (gather(x), None),
-            lambda _, gradient: (jax.lax.with_sharding_constraint(gradient, by_disc),),
-        )
-        return gathered(x)
-
     def _shard_map(self, function: Callable, in_specs, out_specs, *, check_vma: bool = False) -> Callable:
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)
+
+    @property
+    def _slice(self) -> str | None:
+        return devices.slice_axis(self.mesh)
+
+    @property
+    def _by_disc(self) -> PartitionSpec:
+        return PartitionSpec(devices.disc_axes(self.mesh))
 
     def _sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -187,14 +218,14 @@ def make(choice: str, mesh: Mesh, params: Mapping, *, batch_size: int) -> Layout
         pattern
         for pattern, spec in RULES
         if any(
-            size % mesh.size
+            size % mesh.shape[DATA_AXIS]
             for name, shape in shapes.items()
             if re.search(pattern, name)
             for size, axis in zip(shape, spec, strict=False)
             if axis
         )
     )
-    split = Layout(mesh, True, whole, _row(mesh.size))
+    split = Layout(mesh, True, whole, _row(mesh.shape[DATA_AXIS]))
     if choice == "split" or num_moved(split, shapes, batch_size) < num_moved(Layout(mesh), shapes, batch_size):
         return split
     return Layout(mesh)
@@ -218,10 +249,11 @@ def num_moved(layout: Layout, shapes: Mapping[str, tuple[int, ...]], batch_size:
         math.prod(shape) for path, shape in shapes.items() if "conv" in path or layout.spec(path) == PartitionSpec()
     )
     if layout.spec("fc6/kernel") != PartitionSpec():
+        discs = batch_size * layout.num_parts // layout.mesh.size  # of a slice
         num_gathered = sum(path.endswith("conv5/kernel") for path in shapes)
         features = next(shape[0] for path, shape in shapes.items() if path.endswith("fc6/kernel"))
         sums = sum(shape[1] for path, shape in shapes.items() if path.endswith("fc7/kernel"))
-        moved += batch_size * (num_gathered * 3 * features + 2 * sums)
+        moved += discs * (num_gathered * 2 * features + 2 * sums)
     return moved
 
 

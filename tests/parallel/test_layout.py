@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from spinejax.config import Config
 from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
 from spinejax.inference import predict
 from spinejax.network import losses, views
 from spinejax.network.spinenet import BRANCH_POINTS, SpineNet
@@ -196,6 +199,86 @@ def test_gathered_along_rows_and_columns_as_in_one_ring(batch, weights):
         options = {"model": layout.on(model), "config": config, "layout": layout}
         states.append(devices.to_host(train_step.train_step(KEY, layout.put(init), *arguments, **options)[0]))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *states)
+
+
+def test_features_gradients_are_scattered_not_summed_whole(batch, weights):
+    """Each device needs those of its own discs; an all-reduce would give all of them to every device."""
+    model = train_step.make_model(CONFIG, TASKS)
+    layout = layouts.make("split", mesh_of(8), initial(CONFIG).params, batch_size=64)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: initial(CONFIG)),
+        layout.shardings(initial(CONFIG)),
+    )
+    windows, labels = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=devices.by_disc(layout.mesh))
+        for shape, dtype in (((64, 112, 224, 9), np.float32), ((64, 2), np.int32))
+    )
+    options = {"model": layout.on(model), "config": CONFIG, "layout": layout}
+    program = train_step.update.lower(KEY, state, windows, labels, weights, **options).compile().as_text()
+
+    def sizes(kind):
+        results = re.findall(rf" = (.*?) {kind}(?:-start)?\(", program)
+        return [
+            np.prod([*map(int, shape.split(","))]) for each in results for shape in re.findall(r"\[([\d,]+)]", each)
+        ]
+
+    num_features = 3 * 6 * 8
+    assert max(sizes("all-reduce")) < 64 * num_features
+    assert 64 // 8 * num_features in sizes("reduce-scatter")
+
+
+def of_two_slices():
+    return Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("slice", "data"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("choice", ["data", "split"])
+def test_two_slices_make_the_steps_of_one_device(batch, weights, choice, monkeypatch):
+    _, one, figures_of_one = trained("data", 1, batch, weights)
+    monkeypatch.setattr("tests.parallel.test_layout.mesh_of", lambda _: of_two_slices())
+    layout, state, figures = trained(choice, 8, batch, weights)
+    assert layout.split == (choice == "split")
+    np.testing.assert_allclose(figures["loss"], figures_of_one["loss"], rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), devices.to_host(state), devices.to_host(one))
+    kernel = state.params["head_side"]["fc6"]["kernel"]  # each slice has all of it
+    parts = 4 if layout.split else 1
+    assert {shard.data.shape[1] for shard in kernel.addressable_shards} == {kernel.shape[1] // parts}
+
+
+def test_between_slices_goes_a_devices_share_of_the_gradients(batch, weights):
+    """What is summed over both slices was summed within each before, and is no larger than what a device keeps."""
+    model, init = train_step.make_model(CONFIG, TASKS), initial(CONFIG)
+    layout = layouts.make("split", of_two_slices(), init.params, batch_size=8)
+    on_devices, on_all = devices.put_batch(batch, layout.mesh), devices.put_replicated(weights, layout.mesh)
+    arguments = KEY, layout.put(init), on_devices["window"], on_devices["labels"], on_all
+    options = {"model": layout.on(model), "config": CONFIG, "layout": layout}
+    program = train_step.update.lower(*arguments, **options).compile().as_text()
+    within = re.findall(r" = f32\[([\d,]+)\]\S* reduce-scatter\(.*replica_groups={{0,1,2,3},{4,5,6,7}}", program)
+    summed = " ".join(re.findall(r" = (.*?) all-reduce(?:-start)?\(", program))
+    # conv5's kernel is divided by its 8 input channels, fc6's by its columns.
+    assert "3,3,2,8" in within
+    assert "f32[3,3,2,8]" in summed
+    assert "f32[144,16]" in summed
+    assert "f32[3,3,8,8]" not in summed
+    assert "f32[144,64]" not in summed
+
+
+def a_chip(number, process, slice_index):
+    """What a mesh asks of a TPU's chip."""
+    chip = mock.NonCallableMock(spec=jax.Device, id=number, process_index=process, slice_index=slice_index)
+    chip.configure_mock(platform="tpu", device_kind="TPU v5 lite", coords=(0, 0, 0), core_on_chip=0)
+    return chip
+
+
+def test_slices_are_an_axis_and_processes_stay_in_order():
+    chips = [a_chip(place, place // 4, place // 8) for place in range(16)]
+    mesh = devices.make_mesh(chips)
+    assert mesh.axis_names == ("slice", "data")
+    assert mesh.devices.tolist() == [chips[:8], chips[8:]]
+    assert devices.by_disc(mesh).spec == PartitionSpec(("slice", "data"))
+    assert devices.make_mesh(chips[:8]).axis_names == ("data",)
+    with pytest.raises(SpinejaxError, match="2 slices are not equal in size"):
+        devices.make_mesh(chips[:12])
 
 
 @pytest.mark.slow
