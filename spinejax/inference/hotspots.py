@@ -140,12 +140,13 @@ def evidence_of_views(
 
     The arguments are those of `evidence`, but for the keys of the noise, one per view.
     """
-    windows = jax.vmap(views.take, in_axes=(None, 0))(volume, view_set)
+    dtype = getattr(model, "dtype", jnp.float32)
+    windows = jax.vmap(functools.partial(views.take, dtype=dtype), in_axes=(None, 0))(volume, view_set)
     if method.noise:
         noise = jax.vmap(functools.partial(jax.random.normal, shape=WINDOW_SHAPE))(keys)
         windows += method.noise * jnp.where(shown(windows)[:, None, None], noise, 0)
     gradients = input_gradients(variables, windows, grades, model)
-    put_back = _adjoint if method.warp == "adjoint" else _inverse
+    put_back = _adjoint if method.warp == "adjoint" else functools.partial(_inverse, dtype=dtype)
     return jax.vmap(functools.partial(put_back, signed=method.signed))(gradients, view_set)
 
 
@@ -187,8 +188,9 @@ def input_gradients(
     return jnp.stack([backwards(list(chosen))[0] for chosen in np.eye(len(columns), dtype=np.float32)], axis=1)
 
 
-def _inverse(gradients: jax.Array, view: View, *, signed: bool) -> tuple[jax.Array, jax.Array]:
-    back, coverage = views.put_back(jnp.moveaxis(gradients if signed else jnp.abs(gradients), 0, -1), view)
+def _inverse(gradients: jax.Array, view: View, *, signed: bool, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    maps = gradients if signed else jnp.abs(gradients)
+    back, coverage = views.put_back(jnp.moveaxis(maps, 0, -1), view, dtype=dtype)
     return jnp.moveaxis(back, -1, 0), coverage
 
 

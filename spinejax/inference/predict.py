@@ -62,8 +62,9 @@ def predict_step(
 
 
 def _is_grid(view_set: View) -> bool:
-    try:
-        return all(map(np.array_equal, view_set, views.grid()))
+    try:  # before `np.array_equal`, which takes any error for a difference
+        known = jax.tree.map(np.asarray, view_set)
+        return all(map(np.array_equal, known, views.grid()))
     except jax.errors.TracerArrayConversionError:
         return view_set.flip.shape == (views.NUM_TTA_VIEWS,)
 

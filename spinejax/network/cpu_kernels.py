@@ -213,5 +213,5 @@ def _both_axes(values: dict, transform) -> dict[tuple[int, int], jax.Array]:
     return {(row, column): each[row] for row in range(len(by_column[0])) for column, each in enumerate(by_column)}
 
 
-CPU = Kernels(convolve, max_pool)
+CPU = Kernels(convolve, max_pool, pool_first=False)
 """This file's kernels, for `SpineNet.kernels`."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from spinejax.errors import SpinejaxError, require_option
 from spinejax.geometry import INTENSITY_STEP, MARGINS, VOLUME_SHAPE, WINDOW_SHAPE
@@ -133,7 +133,7 @@ def take(
     first = MARGINS[2] + view.shift_slices
     slices = jax.lax.dynamic_slice_in_dim(volume, first, WINDOW_SHAPE[2], axis=2)
     centre = [_fixed((VOLUME_SHAPE[axis] - 1) / 2 + view.shift_px[axis]) for axis in (0, 1)]
-    window = _resample(slices, view.angle_deg, 1 / view.scale, centre, dtype)
+    window = _resample(slices, *_positions(view.angle_deg, 1 / view.scale, centre), dtype=dtype)
     return jax.lax.platform_dependent(window, view.flip, tpu=_flip, default=_flip_by_index) + view.intensity
 
 
@@ -185,13 +185,14 @@ def refuse_all_but_shifts(view: View) -> None:
 
 
 def put_back(
-    map: Float[Array | np.ndarray, "112 224 9 *values"], view: View
+    map: Float[Array | np.ndarray, "112 224 9 *values"], view: View, *, dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "112 224 9 *values"], Float[Array, "112 224 9"]]:
     """Carry a map over a view's window back to the identity window, through the inverse view.
 
     Args:
         map: one or several values for each pixel of the window that `take(volume, view)` gives.
         view: that view. Its intensity has no effect.
+        dtype: of the network whose map it is, as for `take`.
 
     Returns:
         The map, and its coverage: how much of each pixel of the identity window the view saw, from 0 to 1. The map is 0
@@ -204,16 +205,25 @@ def put_back(
         _fixed((WINDOW_SHAPE[0] - 1) / 2) - _fixed(cos * row) - _fixed(sin * column),
         _fixed((WINDOW_SHAPE[1] - 1) / 2) + _fixed(sin * row) - _fixed(cos * column),
     ]
-    seen = _resample(jnp.ones((*WINDOW_SHAPE[:2], 1), jnp.float32), -view.angle_deg, view.scale, centre)
-    # The values of a pixel are adjacent and move together: several maps cost little more than one.
-    values = jnp.asarray(map, jnp.float32).reshape(*WINDOW_SHAPE[:2], -1)
-    map = _resample(values, -view.angle_deg, view.scale, centre).reshape(map.shape)
+    where = _positions(-view.angle_deg, view.scale, centre)
     source = jnp.arange(WINDOW_SHAPE[2]) - view.shift_slices
     inside = (source >= 0) & (source < WINDOW_SHAPE[2])
     source = jnp.where(view.flip, WINDOW_SHAPE[2] - 1 - source, source)
-    inside_of_map = inside.reshape(1, 1, -1, *(1,) * (map.ndim - 3))
-    map = jnp.where(inside_of_map, jnp.take(map, source, axis=2, mode="clip"), 0)
-    return map, jnp.where(inside[None, None], seen, 0)
+
+    def in_plane(values: jax.Array) -> jax.Array:
+        return _resample(values.reshape(*WINDOW_SHAPE[:2], -1), *where, dtype=dtype).reshape(values.shape)
+
+    def across_slices(values: jax.Array) -> jax.Array:
+        return jnp.where(inside[:, None], jnp.take(values, source, axis=2, mode="clip"), 0)
+
+    # The values of a pixel are adjacent and move together: several maps cost little more than one. On TPUs slices come
+    # first: a sum over views is then part of the last product, and no view's map is stored.
+    back = jax.lax.platform_dependent(
+        jnp.asarray(map, jnp.float32).reshape(*WINDOW_SHAPE, -1),
+        tpu=lambda values: in_plane(across_slices(values)),
+        default=lambda values: across_slices(in_plane(values)),
+    )
+    return back.reshape(map.shape), jnp.where(inside[None, None], _coverage(*where)[:, :, None], 0)
 
 
 # One affine map ------------------------------------------------------------------------------------------------------
@@ -223,10 +233,34 @@ def put_back(
 _FIXED_BITS = 21
 
 
+def _positions(
+    angle_deg: jax.Array, scale: jax.Array, centre: list[jax.Array]
+) -> tuple[Int[Array, "112 224"], Int[Array, " 224"], Int[Array, ""]]:
+    """Where a window lies in an image: its pixel at q, counted from its centre, is at centre + scale R(angle) q.
+
+    Args:
+        angle_deg, scale: float32[].
+        centre: row and column in the image, fixed-point int32[] each.
+
+    Returns:
+        Fixed-point: output pixel (i, j) is on row[i, j], and output column j crosses the image's row r at
+        in_row_0[j] - slope r.
+    """
+    cos, sin = _cos_sin(angle_deg, scale)
+    half_rows, half_columns = (2 * jnp.arange(size) - (size - 1) for size in WINDOW_SHAPE[:2])
+    # row = centre + cos q_row + sin q_column and column = centre - sin q_row + cos q_column; without q_row,
+    # column = centre - tan (row - centre) + scale² / cos q_column.
+    tan = sin / cos
+    centre_row_px = centre[0].astype(jnp.float32) / 2**_FIXED_BITS
+    in_row_0 = centre[1] + _fixed(tan * centre_row_px) + _times(scale * scale / cos, half_columns)
+    row = centre[0] + _times(cos, half_rows)[:, None] + _times(sin, half_columns)[None]
+    return row, in_row_0, _fixed(tan)
+
+
 def _resample(
-    image: jax.Array, angle_deg: jax.Array, scale: jax.Array, centre: list[jax.Array], dtype: Any = jnp.float32
+    image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array, *, dtype: Any = jnp.float32
 ) -> jax.Array:
-    """A window of an image: its pixel at q, counted from its centre, shows the image at centre + scale R(angle) q.
+    """A window of an image, by `_positions`.
 
     The first pass resamples the image's rows: every output column gets its position in each row that it crosses. The
     second resamples the columns that the first has made. Both need cos(angle) well above 0; views stay near 0°.
@@ -237,24 +271,29 @@ def _resample(
 
     Args:
         image: float32[H, W, S], or uint16 as stored.
-        angle_deg, scale: float32[].
-        centre: row and column in the image, fixed-point int32[] each.
+        row, in_row_0, slope: where the window is.
         dtype: as for `take`.
     """
-    cos, sin = _cos_sin(angle_deg, scale)
-    half_rows, half_columns = (2 * jnp.arange(size) - (size - 1) for size in WINDOW_SHAPE[:2])
-    # row = centre + cos q_row + sin q_column and column = centre - sin q_row + cos q_column; without q_row,
-    # column = centre - tan (row - centre) + scale² / cos q_column.
-    tan = sin / cos
-    centre_row_px = centre[0].astype(jnp.float32) / 2**_FIXED_BITS
-    in_row_0 = centre[1] + _fixed(tan * centre_row_px) + _times(scale * scale / cos, half_columns)
-    row = centre[0] + _times(cos, half_rows)[:, None] + _times(sin, half_columns)[None]
     by_matrices = functools.partial(_by_matrices, dtype=dtype)
-    return jax.lax.platform_dependent(image, row, in_row_0, _fixed(tan), tpu=by_matrices, default=_by_taps)
+    return jax.lax.platform_dependent(image, row, in_row_0, slope, tpu=by_matrices, default=_by_taps)
+
+
+def _coverage(row: jax.Array, in_row_0: jax.Array, slope: jax.Array) -> Float[Array, "112 224"]:
+    """`_resample` of a window of ones: the weights of the taps that are inside, so that nothing is read."""
+
+    def inside(place: jax.Array, size: int, weight: jax.Array) -> jax.Array:
+        return jnp.where((place >= 0) & (place < size), weight, 0)
+
+    def along_row(row: jax.Array) -> jax.Array:
+        column, weight = _split(in_row_0[None] - slope * row)
+        both = inside(column, WINDOW_SHAPE[1], 1 - weight) + inside(column + 1, WINDOW_SHAPE[1], weight)
+        return inside(row, WINDOW_SHAPE[0], both)
+
+    row, weight = _split(row)
+    return along_row(row) * (1 - weight) + along_row(row + 1) * weight
 
 
 def _by_taps(image: jax.Array, row: jax.Array, in_row_0: jax.Array, slope: jax.Array) -> jax.Array:
-    """Output pixel (i, j) is on row[i, j], and output column j crosses the image's row r at in_row_0[j] - slope r."""
     height, width, num_slices = image.shape
     pixels = jnp.asarray(image).reshape(height * width, num_slices)  # as stored: reading them takes most of the time
 

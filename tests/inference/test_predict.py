@@ -9,6 +9,7 @@ from spinejax.config import Config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
+from spinejax.geometry import VOLUME_SHAPE
 from spinejax.inference import predict
 from spinejax.network import views
 from spinejax.parallel import devices
@@ -103,6 +104,18 @@ def test_the_nine_in_plane_views_share_conv1_to_the_same_scores(network):
         predict.predict_step(variables, volumes, views.grid(), model=model, grid=grid) for grid in (False, True)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), shared, plain)
+
+
+def test_the_grid_is_not_checked_inside_jit_where_it_has_no_values(network):
+    model, variables, _ = network
+    step = jax.jit(predict.predict_step, static_argnames=("model", "grid"))
+    volumes = jax.ShapeDtypeStruct((1, *VOLUME_SHAPE), np.uint16)
+    probabilities, _ = jax.eval_shape(
+        lambda variables, volumes: step(variables, volumes, views.grid(), model=model, grid=True), variables, volumes
+    )
+    assert {name: each.shape for name, each in probabilities.items()} == {
+        task.name: (1, task.num_grades) for task in model.tasks
+    }
 
 
 def test_a_place_gives_the_scores_of_its_own_window(network):

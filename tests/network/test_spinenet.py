@@ -1,5 +1,8 @@
 """The network holds what the paper says: layers, shapes, parameter counts, and how branches share."""
 
+import functools
+import re
+
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -111,6 +114,22 @@ def test_forward_pass_equals_torch(small):
             y = y @ weights["kernel"] + weights["bias"]
             y = y if layer == "fc8" else functional.relu(y)
         np.testing.assert_allclose(logits, y.numpy(), atol=1e-5)
+
+
+def test_the_relu_of_a_pool_is_the_pool_of_relus_with_its_gradient(small):
+    """Bit for bit, equal pixels in one pool included; only pooled pixels go through it."""
+    model, variables, windows = small
+    windows = jnp.round(2 * windows) / 2  # many windows of conv1 are alike
+    after = model.clone(kernels=model.kernels._replace(pool_first=False))
+
+    def total(windows, model):
+        return sum(scores.sum() for scores in model.apply(variables, windows).values())
+
+    for function in (total, jax.grad(total)):
+        first, second = (jax.jit(functools.partial(function, model=each))(windows) for each in (model, after))
+        np.testing.assert_allclose(first, second, rtol=1e-6, atol=1e-9)
+    programs = [str(jax.make_jaxpr(functools.partial(total, model=each))(windows)) for each in (model, after)]
+    assert [bool(re.search(r":f32\[3,53,109,3\] = max ", program)) for program in programs] == [False, True]
 
 
 def test_dropout_only_in_training_and_decided_by_the_key(small):

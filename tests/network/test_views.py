@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +217,46 @@ def test_put_back_carries_several_maps_as_it_carries_one():
         alone, alone_coverage = views.put_back(maps[..., place], view)
         np.testing.assert_array_equal(both[..., place], alone)
         np.testing.assert_array_equal(coverage, alone_coverage)
+
+
+def test_coverage_is_the_resampled_image_of_ones_in_both_forms():
+    ones = jnp.ones((*WINDOW_SHAPE[:2], 1), jnp.float32)
+    for view in some_views(4, seed=4):
+        centre = [
+            views._fixed((size - 1) / 2 + shift) for size, shift in zip(WINDOW_SHAPE, view.shift_px, strict=False)
+        ]
+        where = views._positions(view.angle_deg, view.scale, centre)
+        coverage = views._coverage(*where)
+        for form in (views._by_taps, functools.partial(views._by_matrices, dtype=jnp.float32)):
+            np.testing.assert_allclose(coverage, form(ones, *where)[:, :, 0], atol=1e-6)
+
+
+def test_put_back_on_tpus_takes_slices_first_and_gives_the_same(monkeypatch):
+    map = jnp.asarray(np.random.default_rng(8).random((*WINDOW_SHAPE, 2)), jnp.float32)
+    view = some_views(1, seed=5)[0]._replace(shift_slices=jnp.int32(-2), flip=jnp.bool_(True))
+    expected = views.put_back(map, view)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+    for got, wanted in zip(views.put_back(map, view), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=ROUNDING)
+    rounded, coverage = views.put_back(map, view, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(coverage, expected[1])
+    np.testing.assert_allclose(rounded, expected[0], atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_put_back_compiled_for_tpus_ends_in_its_second_product(dtype):
+    """XLA makes a sum over views part of a product that the sum follows. Nothing else costs products: no coverage."""
+
+    def summed(maps, view):
+        return jax.vmap(functools.partial(views.put_back, dtype=dtype))(maps, view)[0].sum(0)
+
+    maps = jax.ShapeDtypeStruct((4, *WINDOW_SHAPE, 2), jnp.float32)
+    view = jax.eval_shape(lambda: jax.tree.map(lambda *leaves: jnp.stack(leaves), *some_views(4)))
+    program = jax.export.export(jax.jit(summed), platforms=["tpu"])(maps, view).mlir_module()
+    operations = re.findall(r"stablehlo\.dot_general|stablehlo\.reduce\(|call @_take", program)
+    assert operations == ["call @_take", "stablehlo.dot_general", "stablehlo.dot_general", "stablehlo.reduce("]
+    types = re.findall(r"stablehlo\.dot_general.*: \(tensor<[\dx]*x(\w+)>, tensor<[\dx]*x(\w+)>\)", program)
+    assert set(types) == {("bf16", "bf16") if dtype == jnp.bfloat16 else ("f32", "f32")}
 
 
 def test_the_grid_is_the_papers_54_views():
