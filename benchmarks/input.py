@@ -10,7 +10,7 @@ ratios, with the least and the greatest. With `taskset -c 0` figures are per cor
                 nothing, against plain reads of the same bytes into allocated memory. Once from the page cache and once
                 from the disk: each turn drops the data set from this machine's page cache, not from its host's
     threads     batches of random discs from the page cache, read by each of `--threads` out of one shard and out of
-                all, in wall time, against copying the same bytes from memory to memory in one thread
+                all, in wall time, against plain reads in one thread, and against copying the same bytes in memory
     views       one rotation, shift and scale of nine slices with linear interpolation, in CPU time: spinejax's views
                 from stored discs, against MONAI and TorchIO from float32 in memory. They must agree first, on smooth
                 discs, up to the difference between one and two passes of interpolation
@@ -40,7 +40,6 @@ from spinejax.network import views as our_views
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import runtime
 
-torch = peer("torch")
 Part = Literal["formats", "threads", "loaders", "views"]
 DISC_BYTES = 2 * int(np.prod(VOLUME_SHAPE))
 AHEAD = 6  # batches that a loader may read ahead
@@ -64,7 +63,7 @@ class Arguments:
     rounds: int = 7
     """Number of turns of each."""
     json: Path | None = None
-    """Also write the rows to this file: for each part a list of the table's rows."""
+    """Also write the rows to this file: for each part a list of the table's rows. It keeps the parts not made now."""
 
 
 @dataclass
@@ -86,10 +85,12 @@ class Row:
 def main(arguments: Arguments) -> None:
     """Print one table per part, and write each as soon as it is complete."""
     runtime.set_up()
-    figures: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
+    kept = arguments.json and arguments.json.exists()
+    figures: dict[str, Any] = json.loads(arguments.json.read_text()) if kept else {}
     for part in arguments.parts:
         for title, rows, count in PARTS[part](arguments):
             figures[title] = [row.figures(rows[0], count) for row in rows]
+            figures.setdefault("cores", {})[title] = len(os.sched_getaffinity(0))
             show(title, figures[title])
             if arguments.json:
                 arguments.json.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
@@ -172,7 +173,8 @@ def threads(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
     data, size = DataSet(arguments.data), 2 * arguments.batch_size
     rng, discs = np.random.default_rng(0), [entry["discs"] for entry in data.manifest["files"]]
     source, target = (np.ones((size, *VOLUME_SHAPE), np.uint16) for _ in range(2))
-    calls: dict[str, Callable] = {"memory copy": lambda: np.copyto(target, source)}
+    plain = plain_reads(data, size)
+    calls: dict[str, Callable] = {"plain reads": lambda: next(plain), "memory copy": lambda: np.copyto(target, source)}
     for count in arguments.threads:
         for shards in sorted({1, len(discs)}):
             among = np.arange(sum(discs[:shards]))
@@ -187,13 +189,14 @@ def threads(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
                 row.seconds.append(time.perf_counter() - started)
     for row in rows:
         row.notes["MB/s"] = size * DISC_BYTES / 1e6 / float(np.median(row.seconds))
+        row.notes["times the copy"] = float(np.median(np.array(rows[1].seconds) / row.seconds))
     yield "threads", rows, size
 
 
 # Loaders -------------------------------------------------------------------------------------------------------------
 
 
-class Discs(torch.utils.data.Dataset):
+class Discs:
     """The shards as a PyTorch user would read them: each worker opens the HDF5 files, and an item is one disc."""
 
     def __init__(self, data: DataSet):
@@ -205,11 +208,12 @@ class Discs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return int(self.stops[-1])
 
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, row: int) -> tuple[Any, Any]:
         index = int(np.searchsorted(self.stops, row, side="right"))
         if index not in self.opened:
             self.opened[index] = h5py.File(self.files[index], "r")["volume"]
         volume = self.opened[index][row - (self.stops[index - 1] if index else 0)]
+        torch = peer("torch")
         return torch.from_numpy(volume), torch.from_numpy(self.labels[row])
 
 
@@ -270,6 +274,7 @@ def plain_reads(data: DataSet, size: int) -> Iterator[np.ndarray]:
 def data_loader(data: DataSet, size: int, workers: int) -> Iterator:
     """PyTorch's DataLoader, shuffled, without end. Its workers are spawned, because this process has threads."""
     how: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+    torch = peer("torch")
     discs = torch.utils.data.Subset(Discs(data), data.rows("train").tolist())
     loader = torch.utils.data.DataLoader(discs, size, shuffle=True, drop_last=True, num_workers=workers, **how)
     while True:
@@ -290,6 +295,7 @@ def drop_from_page_cache(data: DataSet) -> None:
 
 def views(arguments: Arguments) -> Iterator[tuple[str, list[Row], int]]:
     """The same in-plane views of a batch of discs, by each library, with one thread each."""
+    torch = peer("torch")
     torch.set_num_threads(1)
     key, size = jax.random.key(0), arguments.batch_size
     ranges = ViewRanges(shift_slices=0, intensity=0, flip=False)
@@ -332,6 +338,7 @@ def float_slices(volumes: np.ndarray) -> np.ndarray:
 def monai_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
     """MONAI's Affine in two dimensions, with slices as channels, directly onto the window's grid: its fastest way."""
     affine = peer("monai.transforms").Affine
+    torch = peer("torch")
     discs = [torch.tensor(np.moveaxis(slices, -1, 0).copy()) for slices in float_slices(volumes)]
     both = zip(matrices(chosen), chosen.shift_px, strict=True)
     grids = [np.block([[matrix, shift[:, None]], [0, 0, 1]]) for matrix, shift in both]
@@ -346,6 +353,7 @@ def monai_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
 def torchio_windows(volumes: np.ndarray, chosen) -> Callable[[], np.ndarray]:
     """TorchIO's Affine on the nine slices, then a crop of the window from the middle."""
     torchio = peer("torchio")
+    torch = peer("torch")
     peer("SimpleITK").ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     discs = [torch.tensor(slices.copy())[None] for slices in float_slices(volumes)]
     margins = [(outer - inner) // 2 for outer, inner in zip(VOLUME_SHAPE, WINDOW_SHAPE, strict=True)][:2]

@@ -7,7 +7,8 @@ r"""Costs of one step per chip of a TPU pod, compiled on a machine without a TPU
 Needs the extra `tpu`: libtpu contains the compiler of Cloud TPUs and the description of each pod. It compiles the
 library's own step at full width, with the shardings of a run. The figures are the compiler's, per chip and step:
 operations; bytes read and written, in HBM and on the chip; arguments and temporaries in HBM; and the collectives of the
-compiled program, with the bytes of their results on one chip. A loop counts once: nine of 54 views in the predict step.
+compiled program, with the bytes of their results on one chip. With several slices, what a chip exchanges with its
+partners in other slices is counted apart. A loop counts once: nine of 54 views in the predict step.
 
 With several programs the JSON is a list, which keeps the programs of earlier calls, because each takes minutes to
 compile.
@@ -36,7 +37,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -62,6 +63,8 @@ class Arguments:
     """Pods, by libtpu's names: v5e:1x1, v5e:2x2, … v5e:16x16. If empty, only show and plot the programs in --json."""
     step: tuple[Literal["train", "predict", "hotspots"], ...] = ("train",)
     """Steps: training with views; the average over 54 views; hotspots of six tasks over 32 views, one disc per chip."""
+    slices: int = 1
+    """Number of such pods that train together, over the slower network of a data centre."""
     layout: tuple[Literal["data", "split"], ...] = ("split",)
     """Layouts of the parameters on the chips. Hotspots always keep all parameters on each chip."""
     batch_size: int = 256
@@ -92,7 +95,7 @@ def main(arguments: Arguments) -> None:
     for step in dict.fromkeys(each["step"] for each in found):
         Console().print(table_of([each for each in found if each["step"] == step]))
     if arguments.plot:
-        plot([each for each in found if each["step"] == "train"], arguments.plot)
+        plot([each for each in found if each["step"] == "train" and each.get("slices", 1) == 1], arguments.plot)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -102,7 +105,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _place(figures: dict[str, Any]) -> tuple:
     """A program's identity, and its order in the tables."""
-    return list(STEPS).index(figures["step"]), *(figures[name] for name in ("dtype", "batch_size", "chips", "layout"))
+    names = ("dtype", "batch_size", "chips", "layout")
+    return list(STEPS).index(figures["step"]), figures.get("slices", 1), *(figures[name] for name in names)
 
 
 def programs(arguments: Arguments) -> list[tuple[str, str, str]]:
@@ -118,12 +122,14 @@ def programs(arguments: Arguments) -> list[tuple[str, str, str]]:
 def figures_of(step: str, topology: str, kind: str, arguments: Arguments) -> dict[str, Any]:
     """Compile one program and return its costs, or that it does not fit."""
     peer("libtpu", "tpu")
-    chips = topologies.get_topology_desc(topology, "tpu").devices
-    mesh = Mesh(np.array(chips), (devices.DATA_AXIS,), axis_types=(AxisType.Auto,))
+    several = {"num_slices": arguments.slices} if arguments.slices > 1 else {}
+    chips = topologies.get_topology_desc(topology, "tpu", **several).devices
+    mesh = devices.make_mesh(chips)
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
     started = time.perf_counter()
     which = {
         "topology": topology,
+        "slices": arguments.slices,
         "chips": len(chips),
         "step": step,
         "layout": kind,
@@ -147,6 +153,7 @@ def figures_of(step: str, topology: str, kind: str, arguments: Arguments) -> dic
         "temp_bytes": memory.temp_size_in_bytes,
         "collective_bytes": sum(each["bytes"] for each in collectives.values()),
         "collectives": collectives,
+        "bytes_between_slices": bytes_between_slices(program),
         "seconds_to_compile": round(time.perf_counter() - started),
     }
 
@@ -166,9 +173,22 @@ def collectives_of(program: str) -> dict[str, dict[str, int]]:
         chains |= {chain[1]} if chain else set()
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
-        for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
-            entry["bytes"] += BYTES[dtype] * int(np.prod([int(size) for size in shape.split(",") if size]))
+        entry["bytes"] += _bytes_of(types)
     return found
+
+
+def bytes_between_slices(program: str) -> int:
+    """What a chip sends to chips of other slices: the host does that, and adds up what they send."""
+    sent = re.findall(r" = \((\S+), u32\[\], token\[\]\) send\(.*xla_megascale_runtime", program)
+    return sum(map(_bytes_of, sent))
+
+
+def _bytes_of(types: str) -> int:
+    """Bytes of arrays, given their types as the compiler writes them."""
+    return sum(
+        BYTES[dtype] * int(np.prod([int(size) for size in shape.split(",") if size]))
+        for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types)
+    )
 
 
 def train(mesh: Mesh, kind: str, arguments: Arguments) -> jax.stages.Lowered:
@@ -238,14 +258,26 @@ def table_of(found: list[dict[str, Any]]) -> Table:
     """One row for each program of a step, in MB and GFLOP."""
     first = found[0]
     table = Table(title=f"{first['step']} step, {first['dtype']}: per chip")
-    for name in ("chips", "layout", "discs", "GFLOP", "MB accessed", "arguments", "temporaries", "collectives"):
+    for name in (
+        "slices",
+        "chips",
+        "layout",
+        "discs",
+        "GFLOP",
+        "MB accessed",
+        "arguments",
+        "temporaries",
+        "collectives",
+        "between slices",
+    ):
         table.add_column(name, justify="left" if name == "layout" else "right")
     for each in found:
-        which = str(each["chips"]), each["layout"], str(each["batch_size"])
+        which = str(each.get("slices", 1)), str(each["chips"]), each["layout"], str(each["batch_size"])
         if "does_not_fit" in each:
             table.add_row(*which, each["does_not_fit"])
             continue
-        sizes = (each[name] / 1e6 for name in ("bytes_accessed", "argument_bytes", "temp_bytes", "collective_bytes"))
+        names = "bytes_accessed", "argument_bytes", "temp_bytes", "collective_bytes", "bytes_between_slices"
+        sizes = (each.get(name, 0) / 1e6 for name in names)
         table.add_row(*which, f"{each['flops'] / 1e9:,.1f}", *(f"{size:,.1f}" for size in sizes))
     return table
 

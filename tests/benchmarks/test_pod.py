@@ -38,6 +38,19 @@ def test_a_program_for_one_chip_has_no_collectives():
     assert pod.collectives_of("%fusion.3 = f32[1024]{0} fusion(%a), calls=%add") == {}
 
 
+MULTISLICE = """
+  %send.1 = (bf16[144,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%b, %a), channel_id=7, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.1 = (bf16[144,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) recv(%a), channel_id=6, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=7, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+"""  # noqa: E501
+
+
+def test_what_goes_to_other_slices_is_counted_apart():
+    assert pod.bytes_between_slices(MULTISLICE) == 2 * 144 * 8 * 128
+    assert pod.bytes_between_slices(PROGRAM) == 0
+    assert pod.collectives_of(MULTISLICE) == {}
+
+
 def test_no_program_is_compiled_twice():
     arguments = pod.Arguments(
         topology=("v5e:1x1", "v5e:2x2"), step=("train", "hotspots"), layout=("split", "data"), json=None

@@ -22,6 +22,12 @@ def test_every_way_has_its_time_and_bytes(tiny, tmp_path, capsys):
     writing.main(writing.Arguments(tmp_path, tiny, turns=1))
     printed = capsys.readouterr().out
     assert "2 discs, 2 tasks" in printed
-    figures = {line.split("│")[1].strip(): line.split("│")[2:4] for line in printed.splitlines() if "│" in line}
-    assert float(figures["maps, zlib 9"][1]) <= float(figures["maps, zlib 1"][1])
-    assert all(float(ms) > 0 and float(kilobytes) > 0 for ms, kilobytes in figures.values())
+    figures = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:5]]
+        for line in printed.splitlines()
+        if "│" in line
+    }
+    assert float(figures["maps, HDF5, gzip 9"][2]) <= float(figures["maps, HDF5, gzip 1"][2])
+    assert figures["maps, HDF5, gzip 1"][1].split()[0] == "1.00"
+    assert figures["a disc's maps, HDF5, read, gzip 1"][2] == figures["maps, HDF5, gzip 1"][2]
+    assert all(float(ms) > 0 and float(kilobytes) > 0 for ms, _, kilobytes in figures.values())
