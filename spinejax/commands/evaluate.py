@@ -207,16 +207,14 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
         temperatures_of(arguments, step, weights)
     if arguments.hotspots:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
+    processes.by_first(lambda: prepare_pages(named))  # where one cannot be made, nothing else is
     if isinstance(out, Path):
         exit_stack.enter_context(processes.held_by_first(locked(out)))
     here = hold(
         named, REPLACED, arguments.cache_dir, lambda each: exit_stack.enter_context(processes.held_by_first(each))
     )
     out, report, viewer = here["--out"], here.get("--report"), here.get("--niivue")
-    if report:
-        processes.by_first(lambda: page.prepare_folder(report))
-    if viewer:
-        processes.by_first(lambda: niivue.prepare_folder(viewer))
+    processes.by_first(lambda: prepare_pages(here))
     if about:
         processes.by_first(lambda: introduce(about))
     data = processes.by_each(lambda: open_discs(arguments, mesh, model, out, about))
@@ -278,6 +276,13 @@ def hold(
         enter(held(mirror, advice=advice, tell=print))
         found |= dict.fromkeys(options, mirror.folder)
     return found
+
+
+def prepare_pages(named: Mapping[str, Path | Address | None]) -> None:
+    """Make the pages' folders on this machine, and remove earlier pages from them."""
+    for option, prepare in (("--report", page.prepare_folder), ("--niivue", niivue.prepare_folder)):
+        if isinstance(folder := named.get(option), Path):
+            prepare(folder)
 
 
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
