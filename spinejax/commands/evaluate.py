@@ -8,7 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ from data_prep.dataset.resuming import only_writer
 from data_prep.read.dicomweb import fetched
 from data_prep.sources.ungraded import SPLIT, ungraded_discs
 from spinejax import config
+from spinejax.commands.compare import compare
+from spinejax.commands.folders import hold, prepare_pages
 from spinejax.data.batches import eval_batches, eval_rows
 from spinejax.data.dataset import ALL, DataSet
 from spinejax.data.manifest import read_manifest
@@ -32,7 +34,7 @@ from spinejax.data.scan_picture import check_scan_pictures
 from spinejax.errors import SpinejaxError, printable, require_option, status_of
 from spinejax.files.addresses import PATHS, Folder, ScanPath, is_study_address
 from spinejax.files.atomic import make_folder
-from spinejax.files.mirror import Mirror, held, mirror_of
+from spinejax.files.mirror import Mirror
 from spinejax.files.stores import Address, StoreError, cache_folder
 from spinejax.inference import hotspots, predict, temperatures, unusual
 from spinejax.inference.graded import Graded, labels_of
@@ -44,10 +46,9 @@ from spinejax.network.spinenet import SpineNet
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import devices, processes, runtime
 from spinejax.parallel.layout import Layout
-from spinejax.report import comparison, hotspot_files, niivue, page, tables
+from spinejax.report import hotspot_files, niivue, tables
 from spinejax.report.gallery import write_hotspots
 from spinejax.report.page import Report
-from spinejax.report.predictions import Predictions, fetch_predictions, read_predictions
 from spinejax.report.results import REPLACED, RESEARCH_ONLY, Findings, remove_earlier, write_results
 from spinejax.training import checkpoint, shipped
 
@@ -165,7 +166,10 @@ class Job:
 def main(arguments: Arguments) -> None:
     """One evaluation, by one process or by several."""
     if arguments.compare:
-        compare(arguments, *arguments.compare)
+        if arguments.data or arguments.scan or arguments.checkpoint:
+            raise SpinejaxError("--compare reads what two evaluations wrote: leave out --data, --scan, --checkpoint.")
+        out = arguments.out or arguments.report or Path("comparison")
+        compare(*arguments.compare, out=out, report=arguments.report or out, cache_dir=arguments.cache_dir)
         return
     runtime.set_up(precision=arguments.precision)
     together = processes.started(arguments.distributed, start_seconds=arguments.start_seconds)
@@ -181,6 +185,32 @@ def main(arguments: Arguments) -> None:
 def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     """Read the network and the discs, and lock the results' folder until `exit_stack` closes."""
     mesh = devices.make_mesh()
+    check_options(arguments, mesh)
+    processes.by_each(lambda: refuse_missing(arguments))
+    network, copied = processes.by_each(lambda: network_of(arguments))
+    with copied.named() if copied else contextlib.nullcontext():
+        step, record, weights, model, variables = read_checkpoint(network)
+    processes.refuse_difference("weights", weights)
+    model = model.clone(dtype=np.dtype(arguments.dtype)) if arguments.dtype else model
+    about = shipped.about(step) if shipped.is_one(step) else None
+    if about and arguments.calibrate:
+        temperatures_of(arguments, step, weights)
+    if arguments.hotspots:
+        hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
+    here = hold_folders(arguments, network, exit_stack)
+    out, places = here["--out"], (here["--out"], here.get("--report"), here.get("--niivue"))
+    if about:
+        processes.by_first(lambda: introduce(about))
+    data = processes.by_each(lambda: open_discs(arguments, mesh, model, out, about))
+    processes.refuse_difference("data", data.digest)
+    layout = predict.grading_layout(mesh, variables)
+    if mesh.size > 1:
+        processes.by_first(lambda: tell_layout(layout, mesh))
+    return Job(arguments, mesh, network, copied, step, about, record, weights, model, variables, layout, *places, data)
+
+
+def check_options(arguments: Arguments, mesh: Mesh) -> None:
+    """Check what the options alone can tell. Raises SpinejaxError."""
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
     if arguments.distributed and arguments.scan:
         raise SpinejaxError("--scan needs a single process: leave out --distributed.")
@@ -189,44 +219,8 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
     require_option(arguments.write_threads >= 0, "write_threads", arguments.write_threads, "0 or more")
-    processes.by_each(lambda: refuse_missing(arguments))
     if (below := arguments.refer_below) is not None:
         require_option(0 <= below <= 1, "refer_below", below, "a probability, from 0 to 1")
-    network, copied = processes.by_each(lambda: network_of(arguments))
-    with copied.named() if copied else contextlib.nullcontext():
-        step, record, weights, model, variables = read_checkpoint(network)
-    processes.refuse_difference("weights", weights)
-    model = model.clone(dtype=np.dtype(arguments.dtype)) if arguments.dtype else model
-    about = shipped.about(step) if shipped.is_one(step) else None
-    out = output_folder(arguments, network)
-    named = {"--out": out, "--report": arguments.report, "--niivue": arguments.niivue}
-    for option, folder in named.items():
-        if isinstance(folder, Address) and arguments.scan:
-            raise SpinejaxError(f"{option} {folder}: what --scan cuts out of patients' scans stays on this machine.")
-    if about and arguments.calibrate:
-        temperatures_of(arguments, step, weights)
-    if arguments.hotspots:
-        hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
-    processes.by_first(lambda: prepare_pages(named))  # where one cannot be made, nothing else is
-    if isinstance(out, Path):
-        exit_stack.enter_context(processes.held_by_first(locked(out)))
-    here = hold(
-        named, REPLACED, arguments.cache_dir, lambda each: exit_stack.enter_context(processes.held_by_first(each))
-    )
-    out, report, viewer = here["--out"], here.get("--report"), here.get("--niivue")
-    processes.by_first(lambda: prepare_pages(here))
-    if about:
-        processes.by_first(lambda: introduce(about))
-    data = processes.by_each(lambda: open_discs(arguments, mesh, model, out, about))
-    processes.refuse_difference("data", data.digest)
-    layout = predict.grading_layout(mesh, variables)
-    if mesh.size > 1 and processes.is_first():
-        copies = "Each device has a copy of the network"
-        parts = "A copy of the network does not fit half of a device's free memory: its dense layers are split"
-        said = f"{parts if layout.split else copies} ({mesh.size} devices)."
-        new_console().print(said, highlight=False, soft_wrap=True)
-    places = (out, report, viewer)
-    return Job(arguments, mesh, network, copied, step, about, record, weights, model, variables, layout, *places, data)
 
 
 def refuse_missing(arguments: Arguments) -> None:
@@ -248,43 +242,6 @@ def network_of(arguments: Arguments) -> tuple[Path, Mirror | None]:
     return arguments.checkpoint or shipped.FOLDER, None
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the results' folder on a disk, made if need be."""
-    with only_writer(make_folder(out, "--out")):
-        yield
-
-
-def hold(
-    named: Mapping[str, Path | Address | None],
-    of_out: Sequence[str],
-    cache_dir: Path | None,
-    enter: Callable[[contextlib.AbstractContextManager], Any],
-) -> dict[str, Path]:
-    """Where the folders of the results are on this machine, by the option that names them.
-
-    Those in object stores are held, by contexts that `enter` enters, and copied there at the end. `of_out` are the
-    patterns of the files that are replaced in `--out`.
-    """
-    replaced = {"--out": of_out, "--report": page.REPLACED, "--niivue": niivue.REPLACED}
-    found = {option: folder for option, folder in named.items() if isinstance(folder, Path)}
-    for address in dict.fromkeys(folder for folder in named.values() if isinstance(folder, Address)):
-        options = [option for option, folder in named.items() if folder == address]
-        patterns = [pattern for option in options for pattern in replaced[option]]
-        mirror = mirror_of(address, cache_folder(cache_dir), "work", replaces=patterns)
-        advice = f"Wait for it, or give another {' and '.join(options)}."
-        enter(held(mirror, advice=advice, tell=print))
-        found |= dict.fromkeys(options, mirror.folder)
-    return found
-
-
-def prepare_pages(named: Mapping[str, Path | Address | None]) -> None:
-    """Make the pages' folders on this machine, and remove earlier pages from them."""
-    for option, prepare in (("--report", page.prepare_folder), ("--niivue", niivue.prepare_folder)):
-        if isinstance(folder := named.get(option), Path):
-            prepare(folder)
-
-
 def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet, Mapping]:
     """The folder of the step that `path` stands for now, the same on every process; its record, weights and network."""
     path = path.absolute()
@@ -303,11 +260,49 @@ def read_checkpoint(path: Path) -> tuple[Path, checkpoint.Record, str, SpineNet,
     )
 
 
+def hold_folders(arguments: Arguments, network: Path, exit_stack: contextlib.ExitStack) -> dict[str, Path]:
+    """Lock the results' folders until `exit_stack` closes. Returns where they are here, by the option that names them.
+
+    Raises:
+        SpinejaxError: one of them cannot be written, is another process's, or must not be in a bucket.
+    """
+    out = output_folder(arguments, network)
+    named = {"--out": out, "--report": arguments.report, "--niivue": arguments.niivue}
+    for option, folder in named.items():
+        if isinstance(folder, Address) and arguments.scan:
+            raise SpinejaxError(f"{option} {folder}: what --scan cuts out of patients' scans stays on this machine.")
+    processes.by_first(lambda: prepare_pages(named))  # where one cannot be made, nothing else is
+
+    def enter(folder: contextlib.AbstractContextManager) -> None:
+        exit_stack.enter_context(processes.held_by_first(folder))
+
+    if isinstance(out, Path):
+        enter(locked(out))
+    here = hold(named, REPLACED, arguments.cache_dir, enter)
+    processes.by_first(lambda: prepare_pages(here))
+    return here
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the results' folder on a disk, made if need be."""
+    with only_writer(make_folder(out, "--out")):
+        yield
+
+
 def introduce(about: shipped.About) -> None:
     """Print which network grades, in a line."""
     known = about["provenance"]
     said = f"Network: {known['name']}, trained on {known['trained_on']}. {RESEARCH_ONLY}"
-    new_console().print(said, highlight=False, soft_wrap=True, markup=False)
+    tables.new_console().print(said, highlight=False, soft_wrap=True, markup=False)
+
+
+def tell_layout(layout: Layout, mesh: Mesh) -> None:
+    """Print how the network lies on several devices, in a line."""
+    copies = "Each device has a copy of the network"
+    parts = "A copy of the network does not fit half of a device's free memory: its dense layers are split"
+    said = f"{parts if layout.split else copies} ({mesh.size} devices)."
+    tables.new_console().print(said, highlight=False, soft_wrap=True)
 
 
 def output_folder(arguments: Arguments, network: Path) -> Path | Address:
@@ -358,7 +353,7 @@ def open_discs(arguments: Arguments, mesh: Mesh, model: SpineNet, out: Path, abo
             )
         remove_earlier(out)
         for note in notes:
-            new_console().print(f"note: {printable(note)}", highlight=False, soft_wrap=True, markup=False)
+            tables.new_console().print(f"note: {printable(note)}", highlight=False, soft_wrap=True, markup=False)
     data = DataSet(arguments.data or out / "discs", cache_dir=arguments.cache_dir)
     rows = data.rows(arguments.split)
     labels_of(data, rows, model.tasks)
@@ -437,7 +432,7 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
             said = (
                 f"The temperatures cannot be stored with the checkpoint: {getattr(error, 'strerror', None) or error}."
             )
-        new_console().print(said, soft_wrap=True)
+        tables.new_console().print(said, soft_wrap=True)
         return found
 
     if (found := processes.by_first(stored)) is None:
@@ -518,11 +513,12 @@ def write(
     viewer: niivue.Viewer | None,
 ) -> None:
     """Write and print the results."""
-    arguments, out, console = job.arguments, job.out, new_console()
+    arguments, out, console = job.arguments, job.out, tables.new_console()
     same_data = job.record["data"] == job.data.digest
     chosen_on = job.record.get("validation_split")  # older runs did not record it
     about = {
         "split": arguments.split,
+        "raw_scans": bool(arguments.scan),
         "num_views": arguments.num_views,
         "average": arguments.average,
         "decided_by": arguments.decide_by,
@@ -544,7 +540,8 @@ def write(
     write_results(out, findings)
 
     discs = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"
-    console.print(f"{discs}, split {arguments.split}, {views(arguments.num_views)} each", highlight=False)
+    origin = "raw scans" if arguments.scan else f"split {arguments.split}"
+    console.print(f"{discs}, {origin}, {views(arguments.num_views)} each", highlight=False)
     tables.show(console, findings)
     if report and arguments.report:
         made = report.close(findings).name
@@ -557,41 +554,9 @@ def write(
     )
 
 
-def compare(arguments: Arguments, a: Path | Address, b: Path | Address) -> None:
-    """Compare two evaluations: no network, no discs."""
-    if arguments.data or arguments.scan or arguments.checkpoint:
-        raise SpinejaxError("--compare reads what two evaluations wrote: leave out --data, --scan and --checkpoint.")
-    found = comparison.compare(*(predictions_of(each, arguments.cache_dir) for each in (a, b)))
-    out = arguments.out or arguments.report or Path("comparison")
-    report = arguments.report or out
-    with contextlib.ExitStack() as exit_stack:
-        named = {"--out": out, "--report": report}
-        here = hold(named, comparison.REPLACED, arguments.cache_dir, exit_stack.enter_context)
-        comparison.write(found, make_folder(here["--out"], "--out"))
-        console = new_console()
-        comparison.show(console, found)
-        made = comparison.write_page(found, make_folder(here["--report"], "--report")).name
-        console.print(f"The page is {report / made}.", highlight=False, soft_wrap=True)
-        console.print(f"{RESEARCH_ONLY} Results are in {out}.", highlight=False, soft_wrap=True)
-
-
-def predictions_of(place: Path | Address, cache_dir: Path | None) -> Predictions:
-    """An evaluation, or a reader's table, on a disk or in an object store."""
-    if isinstance(place, Path):
-        return read_predictions(place)
-    copied = fetch_predictions(place, cache_folder(cache_dir))
-    with copied.named():
-        return read_predictions(copied.folder)
-
-
 def views(number: int) -> str:
     """A number of views in words."""
     return "1 view" if number == 1 else f"{number} views"
-
-
-def new_console() -> rich.console.Console:
-    """The standard output, wide enough for the tables if it is not a terminal."""
-    return rich.console.Console(width=None if sys.stdout.isatty() else 120)
 
 
 def with_progress(stream: Iterable, what: str, total: int) -> Iterator:

@@ -1,5 +1,6 @@
 """The results of an evaluation as tables on the terminal."""
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,11 @@ from spinejax.report.results import Findings
 OTHER_DATA = "The paper's results are of its own data set and rater, and cannot be compared directly with these."
 
 
+def new_console() -> Console:
+    """The standard output, wide enough for the tables if it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def show(console: Console, findings: Findings) -> None:
     """Print the cautions, and each table that has content."""
     for caution in findings.cautions():
@@ -25,7 +31,7 @@ def show(console: Console, findings: Findings) -> None:
         console.print(_recall_table(findings.results))
         console.print(_doubt_table(findings.doubts))
     else:
-        console.print("No disc of this split has a label for the network's tasks: predictions only.")
+        console.print("No rater has graded these discs: predictions only.")
     if findings.kept:
         console.print(_kept_table(findings.kept))
     if findings.calibration:

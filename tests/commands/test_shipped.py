@@ -172,9 +172,8 @@ def test_a_scan_of_a_contrast_that_it_has_not_learned_is_told(
     for folder, image in (("images", spine.scan), ("masks", spine.mask)):
         (tmp_path / folder).mkdir()
         write_mha(tmp_path / folder / f"{scan}.mha", image)
-    arguments = evaluate.Arguments(
-        scan=(tmp_path / "images",), masks=tmp_path / "masks", weighting=weighting, out=tmp_path / "out", batch_size=8
-    )
+    places = {"masks": tmp_path / "masks", "out": tmp_path / "out", "report": tmp_path / "page"}
+    arguments = evaluate.Arguments(scan=(tmp_path / "images",), weighting=weighting, batch_size=8, **places)
     if said is None:
         with pytest.raises(SpinejaxError, match=r"No sagittal scan was found\.\s+one_t1.mha: t1 by its name, t2 was"):
             evaluate.main(arguments)
@@ -184,3 +183,12 @@ def test_a_scan_of_a_contrast_that_it_has_not_learned_is_told(
     printed = capsys.readouterr().out
     assert said in printed
     assert ("it is graded, but" in printed) == bool(said)
+    assert "4 discs of 1 patients, raw scans, 1 view each" in printed
+    assert "split" not in printed
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["raw_scans"]
+    page = re.sub(
+        r"<style>.*?</style>|<script.*?</script>", "", (tmp_path / "page" / "index.html").read_text(), flags=re.DOTALL
+    )
+    assert "raw scans" in page
+    assert "No rater has graded these discs" in page
+    assert "split" not in page
