@@ -84,6 +84,8 @@ class Row:
 
 def main(arguments: Arguments) -> None:
     """Print one table per part, and write each as soon as it is complete."""
+    if {"loaders", "views"} & set(arguments.parts):
+        peer("torch")
     runtime.set_up()
     kept = arguments.json and arguments.json.exists()
     figures: dict[str, Any] = json.loads(arguments.json.read_text()) if kept else {}

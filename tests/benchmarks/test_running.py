@@ -40,10 +40,10 @@ def test_every_benchmark_shows_its_help(name, capsys, monkeypatch):
         assert not status
 
 
-@pytest.mark.parametrize("name", ["peers", "input"])
-def test_a_missing_library_is_one_line(name, capsys, monkeypatch):
+@pytest.mark.parametrize(("name", "options"), [("peers", ["--help"]), ("input", ["--data", "nowhere"])])
+def test_a_missing_library_is_one_line(name, options, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    printed, status = ended(name, capsys, monkeypatch, "--help")
+    printed, status = ended(name, capsys, monkeypatch, *options)
     assert printed.err == f"error: {NotInstalledError('This benchmark needs torch', 'bench')}\n"
     assert status == 2
 
