@@ -84,10 +84,10 @@ class Launcher:
         return self.start(command, **options).end()
 
     @contextlib.contextmanager
-    def together(self, *commands, folders=None):
+    def together(self, *commands, folders=None, **env):
         """Start one process a command, as processes 0, 1, … of one run, each in its folder. None outlives the block."""
         with free_address() as address:
-            shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
+            shared = env | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
             started = [
                 self.start([*command, "--distributed"], folder=folder, JAX_PROCESS_ID=str(place), **shared)
                 for place, (command, folder) in enumerate(zip(commands, folders or [ROOT] * len(commands), strict=True))
