@@ -52,7 +52,8 @@ class Config:
     communicates less."""
     cache: Literal["auto", "device", "none"] = "auto"
     """Memory for the discs: "device" reads them once and keeps them in the devices' memory, divided over them; "none"
-    reads them as they are needed; "auto" keeps them if they take no more than half of what is free there."""
+    reads them as they are needed; "auto" keeps them if they take no more than half of what is free there, and not on
+    CPUs of several processes, between which discs would travel by the network."""
     read_threads: int = 0
     """Threads that read discs when they are needed; 0 takes one for each core, at most 16."""
     deterministic: bool = False

@@ -74,10 +74,16 @@ def network():
     return model, {"params": state.params, "constants": state.constants}
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A folder in which the commands of all tests keep what they compile."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
+def launcher(tmp_path_factory, compiled):
     """Starts commands, as `tests.running` says; in the environment that it finds."""
     from tests.running import Launcher
 
-    with contextlib.closing(Launcher(tmp_path_factory.mktemp("launcher"))) as started:
+    with contextlib.closing(Launcher(tmp_path_factory.mktemp("launcher"), compiled)) as started:
         yield started

@@ -21,6 +21,8 @@ from spinejax.training.log import read_log
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 600  # until a process has imported everything, on a machine with other things to do
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""For several processes, of which each compiles what it runs."""
 SMALL = ("--width", "0.02", "--batch-size", "8", "--eval-epochs", "1", "--save-minutes", "0")
 
 
@@ -30,7 +32,7 @@ def train_command(data, run, *options):
 
 
 def environment(cache):
-    """One device a process, and one cache of compiled programs for all of them."""
+    """One device a process, and a folder that keeps what they compile."""
     fixed = {
         "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -58,14 +60,17 @@ def read_line(pipe, seconds=START_SECONDS):
 
 
 class Launcher:
-    """Starts commands as forks of a process that has imported everything (`tests.forking`)."""
+    """Starts commands as forks of a process that has imported everything (`tests.forking`).
 
-    def __init__(self, folder):
+    Their output is kept in `folder`, and what they compile in `compiled`.
+    """
+
+    def __init__(self, folder, compiled):
         self._folder, self._number = folder, 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.forking"],
             cwd=ROOT,
-            env=environment(folder / "cache"),
+            env=environment(compiled),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -87,7 +92,8 @@ class Launcher:
     def together(self, *commands, folders=None, **env):
         """Start one process a command, as processes 0, 1, … of one run, each in its folder. None outlives the block."""
         with free_address() as address:
-            shared = env | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
+            shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands))}
+            shared |= {"XLA_FLAGS": QUICKLY, **env}
             started = [
                 self.start([*command, "--distributed"], folder=folder, JAX_PROCESS_ID=str(place), **shared)
                 for place, (command, folder) in enumerate(zip(commands, folders or [ROOT] * len(commands), strict=True))

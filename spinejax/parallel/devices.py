@@ -66,6 +66,12 @@ def _place(device: jax.Device) -> tuple[int, int]:
     return device.process_index, device.id
 
 
+def joined_by_network(mesh: Mesh) -> bool:
+    """Whether the devices are CPUs of several processes: to move a disc between them takes longer than to read it."""
+    found = mesh.devices.flat
+    return found[0].platform == "cpu" and len({device.process_index for device in found}) > 1
+
+
 def slice_axis(mesh: Mesh) -> str | None:
     """The mesh's axis of slices, if it has several."""
     return SLICE_AXIS if SLICE_AXIS in mesh.axis_names else None

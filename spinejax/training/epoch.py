@@ -72,7 +72,7 @@ def make_feed(options: Config, data: DataSet, tasks: Sequence[Task], mesh: Mesh,
     rows = data.rows(options.validation_split)
     kept = np.concatenate([data.rows("train"), rows])
     cached, note = options.cache == "device", ""
-    if options.cache == "auto":
+    if options.cache == "auto" and not devices.joined_by_network(mesh):
         cached = processes.all_agree(device_cache.fits_unasked(len(kept), mesh))
         note = "" if cached else f"{len(kept):,} discs do not fit half of the devices' free memory: they are streamed."
     share: dict = {"batch_size": options.batch_size, "host": jax.process_index(), "num_hosts": jax.process_count()}

@@ -36,10 +36,10 @@ def test_the_network_half_needs_nothing_of_files_and_data_sets():
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(compiled, tmp_path_factory):
     folder = tmp_path_factory.mktemp("accelerator")
     command = [sys.executable, "-c", ALONE, "--tiny", "--minutes", "600", "--json", str(folder / "found.json")]
-    quick = environment(folder) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # compiling takes most of the time
+    quick = environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # compiling takes most of the time
     subprocess.run(command, cwd=ROOT, env=quick, check=True, capture_output=True)
     return json.loads((folder / "found.json").read_text())
 

@@ -10,10 +10,10 @@ from tests.running import ROOT, environment
 
 
 @pytest.mark.slow
-def test_an_epoch_is_its_steps_and_what_is_beside_them(tmp_path):
+def test_an_epoch_is_its_steps_and_what_is_beside_them(compiled, tmp_path):
     words = ("--width", "0.02", "--epochs", "6", "--step-ms", "2", "--json", str(tmp_path / "figures.json"))
     command = [sys.executable, "-m", "benchmarks.epoch", *words]
-    subprocess.run(command, cwd=ROOT, env=environment(tmp_path), check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, env=environment(compiled), check=True, capture_output=True)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["steps"] == 37
     steps = figures["steps"] * figures["step_ms"] / 1e3

@@ -148,11 +148,11 @@ def status_text(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers end with their parent on Linux alone")
 @pytest.mark.parametrize("notice", [signal.SIGKILL, signal.SIGTERM])
-def test_neither_a_killed_nor_a_stopped_trainer_leaves_a_worker_behind(tiny, tmp_path, notice):
+def test_neither_a_killed_nor_a_stopped_trainer_leaves_a_worker_behind(tiny, compiled, tmp_path, notice):
     run = tmp_path / "run"
     command = [sys.executable, *train_command(tiny, run, "--workers", "2", "--epochs", "2000")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), start_new_session=True, **pipes)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(compiled), start_new_session=True, **pipes)
     try:
         deadline = time.monotonic() + 600
         while process.poll() is None and not latest(run) and time.monotonic() < deadline:

@@ -22,8 +22,6 @@ from tests.running import digests, figures, train_command
 __all__ = ["bucket", "store"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store")]  # the store first: the launcher keeps where it is
-QUICKLY = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
-"""For several processes, of which each compiles what it runs."""
 
 
 @pytest.fixture(scope="module")
@@ -273,15 +271,15 @@ def of_machines(there, folder, number, *options):
 def test_two_processes_killed_and_resumed_elsewhere_end_with_the_bits_of_two_on_a_disk(
     store, there, tiny, launcher, tmp_path
 ):
-    with launcher.together(*[train_command(tiny, tmp_path / "straight", "--epochs", 5)] * 2, **QUICKLY) as processes:
+    with launcher.together(*[train_command(tiny, tmp_path / "straight", "--epochs", 5)] * 2) as processes:
         ends = [process.end() for process in processes]
     assert [end.status for end in ends] == [0, 0], ends
     before = sealed_steps(store, there)
-    with launcher.together(*of_machines(there, tmp_path, 0, "--epochs", 5), **QUICKLY) as processes:
+    with launcher.together(*of_machines(there, tmp_path, 0, "--epochs", 5)) as processes:
         processes[0].wait_until(lambda: sealed_steps(store, there)[-1:] > before[-1:])
         processes[0].kill()
         assert processes[1].end().status != 0
-    with launcher.together(*of_machines(there, tmp_path, "last", "--epochs", 5), **QUICKLY) as processes:
+    with launcher.together(*of_machines(there, tmp_path, "last", "--epochs", 5)) as processes:
         ends = [process.end() for process in processes]
     assert [end.status for end in ends] == [0, 0], ends
     assert f"{there[1]} is finished: step 15" in ends[0].stdout
@@ -296,13 +294,13 @@ def test_processes_wait_for_the_first_ones_last_copy_and_end_alike(store, there,
     """A store that is slow at the end takes longer than processes wait for each other without a word."""
 
     def slow_at_the_end(environ, answer):
-        if environ["REQUEST_METHOD"] == "PUT" and "curves.png" in environ["PATH_INFO"]:
-            time.sleep(25)
+        if environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith(("curves.png", "export/SHA256SUMS")):
+            time.sleep(12)  # one after the other; after 15 seconds the client would try again
         return answer()
 
     with (
         store.faulty(slow_at_the_end),
-        launcher.together(*[command(there, tmp_path, "--epochs", 1)] * 2, **QUICKLY) as processes,
+        launcher.together(*[command(there, tmp_path, "--epochs", 1)] * 2) as processes,
     ):
         ends = [process.end() for process in processes]
     assert [end.status for end in ends] == [0, 0], ends
@@ -314,7 +312,7 @@ def test_processes_wait_for_the_first_ones_last_copy_and_end_alike(store, there,
     again = (there[0], there[1].replace("one", "two"))
     with (
         store.faulty(last_copy_fails),
-        launcher.together(*[command(again, tmp_path, "--epochs", 1)] * 2, **QUICKLY) as processes,
+        launcher.together(*[command(again, tmp_path, "--epochs", 1)] * 2) as processes,
     ):
         ends = [process.end() for process in processes]
     assert [end.status for end in ends] == [2, 2], ends

@@ -298,12 +298,12 @@ while (data := store.scan_data()) is not None:
 """
 
 
-def test_weights_and_biases_gets_the_log_offline_and_nothing_of_the_machine(tiny, tmp_path):
+def test_weights_and_biases_gets_the_log_offline_and_nothing_of_the_machine(tiny, compiled, tmp_path):
     pytest.importorskip("wandb")
     run, alone = tmp_path / "run", {"WANDB_MODE": "offline"}
     for epochs in ("1", "2"):  # the second goes on with the first's run
         command = train_command(tiny, run, "--epochs", epochs, "--wandb")
-        subprocess.run([sys.executable, *command], cwd=ROOT, env=environment(tmp_path) | alone, check=True)
+        subprocess.run([sys.executable, *command], cwd=ROOT, env=environment(compiled) | alone, check=True)
     written = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     identity = (run / "wandb" / "id").read_text()
     assert [path.name for path in written] == [f"run-{identity}.wandb"] * 2

@@ -281,6 +281,16 @@ def test_slices_are_an_axis_and_processes_stay_in_order():
         devices.make_mesh(chips[:12])
 
 
+@pytest.mark.parametrize(
+    ("platform", "num_processes", "expected"), [("cpu", 2, True), ("cpu", 1, False), ("tpu", 2, False)]
+)
+def test_discs_are_not_sent_between_cpus_of_several_processes(platform, num_processes, expected):
+    chips = [a_chip(place, place % num_processes, 0) for place in range(4)]
+    for chip in chips:
+        chip.configure_mock(platform=platform)
+    assert devices.joined_by_network(devices.make_mesh(chips)) == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("branch_point", ["none", "conv4", "fc6", "fc7"])
 def test_split_equals_data_parallel_at_other_branch_points(batch, weights, branch_point):

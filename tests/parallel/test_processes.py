@@ -89,15 +89,15 @@ def test_a_run_of_two_processes_goes_on_with_other_numbers_and_has_the_curve_of_
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
 
 
-def test_parameters_and_discs_split_over_processes_give_the_curve_of_one(alone, epochs, tiny, launcher, tmp_path):
+def test_parameters_and_discs_split_over_processes_give_the_curve_of_one(tiny, launcher, tmp_path):
     """fc6, fc7 and the data set lie half here, half there; each step and each save brings them together."""
-    command = train_command(tiny, tmp_path / "run", *GENTLY, epochs, "--layout", "split", "--cache", "device")
-    with launcher.together(command, command) as processes:
-        ends = [process.end() for process in processes]
-    assert [end.status for end in ends] == [0, 0], ends
-    assert "a dimension does not divide by the 2 devices" in ends[0].stdout  # conv2 has five features at this width
-    same_curve(tmp_path / "run", alone)
-    networks = [spinejax.load(folder / "checkpoints" / str(3 * epochs))[1] for folder in (tmp_path / "run", alone)]
+    one, two = (train_command(tiny, tmp_path / name, *GENTLY, 2, "--cache", "device") for name in ("one", "two"))
+    with launcher.together(*[[*two, "--layout", "split"]] * 2) as processes:
+        ends = [launcher.run(one), *(process.end() for process in processes)]
+    assert [end.status for end in ends] == [0, 0, 0], ends
+    assert "a dimension does not divide by the 2 devices" in ends[1].stdout  # conv2 has five features at this width
+    same_curve(tmp_path / "two", tmp_path / "one")
+    networks = [spinejax.load(tmp_path / name / "checkpoints" / "6")[1] for name in ("one", "two")]
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), *networks)
 
 
@@ -262,7 +262,7 @@ def test_only_a_lost_process_is_reported_as_one(text, lost, capsys):
     assert ("Another process of this run ended" in said) == lost
 
 
-def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
+def test_sigterm_ends_a_process_that_has_nothing_to_save(compiled):
     """JAX would take it for a notice, and the scheduler would have to kill the process."""
     program = (
         "import time; from spinejax.parallel import processes\n"
@@ -273,7 +273,7 @@ def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path):
         started = [
             subprocess.Popen(
                 [sys.executable, "-c", program],
-                env=environment(tmp_path) | shared | {"JAX_PROCESS_ID": place},
+                env=environment(compiled) | shared | {"JAX_PROCESS_ID": place},
                 stdout=subprocess.PIPE,
                 text=True,
             )
