@@ -1,7 +1,8 @@
 """Grades in bfloat16 against float32.
 
     python -m benchmarks.precision --checkpoint runs/quickstart/run --data runs/quickstart/discs [--split test] [--tta]
-    python -m benchmarks.precision --train runs/precision --data runs/quickstart/discs [--init-from RUN] [--seeds 0 1 2]
+    python -m benchmarks.precision --train runs/precision --data runs/quickstart/discs [--preset quickstart]
+        [--init-from RUN] [--seeds 0 1 2]
 
 With the same weights: for each task how many grades differ, and by how much the probabilities. With `--train`, networks
 that were trained and evaluated in each precision, once for each seed, which decides initial weights, order and views:
@@ -40,7 +41,9 @@ class Arguments:
     checkpoint: Path | None = None
     """Run or exported network whose weights grade in both."""
     train: Path | None = None
-    """Folder for runs of the preset `quickstart` in both precisions, to compare instead."""
+    """Folder for runs in both precisions, to compare instead."""
+    preset: str = "quickstart"
+    """Preset of the runs."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs; at least two."""
     epochs: int = 150
@@ -90,7 +93,8 @@ def table_of_runs(arguments: Arguments) -> Table:
     found = {dtype: [accuracies(arguments, dtype, seed) for seed in arguments.seeds] for dtype in DTYPES}
     tasks = found[DTYPES[0]][0]
     table = Table("mean per-class accuracy, %", *tasks, "mean")
-    table.title = f"quickstart, {arguments.epochs} epochs, {len(arguments.seeds)} seeds: mean, least to greatest"
+    about = f"{arguments.preset}, {arguments.epochs} epochs, {len(arguments.seeds)} seeds"
+    table.title = f"{about}: mean, least to greatest"
     with_mean = {}
     for dtype, runs in found.items():
         by_task = 100 * np.array([[run[name] for name in tasks] for run in runs])
@@ -114,7 +118,7 @@ def accuracies(arguments: Arguments, dtype: str, seed: int) -> dict[str, float]:
     if not (run / "export").is_dir():
         how = ["--seed", seed, "--epochs", arguments.epochs]
         how += ["--init-from", arguments.init_from] if arguments.init_from else []
-        run_script("train.py", "quickstart", *same, "--workdir", run, *how)
+        run_script("train.py", arguments.preset, *same, "--workdir", run, *how)
         require_trained(run)
     graded = run / "graded"
     if not (graded / "results.json").is_file():

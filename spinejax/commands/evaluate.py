@@ -114,7 +114,8 @@ class Arguments:
     seed: int = 0
     """Seed of the hotspots' random views."""
     distributed: bool = False
-    """Grade together with other processes, as with `train.py --distributed`. The first process writes the results."""
+    """Grade together with other processes, as with `train.py --distributed`. The first process cuts raw scans, and
+    writes the results; with `--scan`, all must reach the folder `--out`."""
     start_seconds: int = 300
     """Seconds to wait for the other processes of `--distributed`."""
     report: Folder | None = None
@@ -201,6 +202,8 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     out, places = here["--out"], (here["--out"], here.get("--report"), here.get("--niivue"))
     if about:
         processes.by_first(lambda: introduce(about))
+    if arguments.scan:
+        processes.by_first(lambda: cut(arguments, model, out, about))
     data = processes.by_each(lambda: open_discs(arguments, mesh, model, out, about))
     processes.refuse_difference("data", data.digest)
     layout = predict.grading_layout(mesh, variables)
@@ -212,8 +215,6 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
 def check_options(arguments: Arguments, mesh: Mesh) -> None:
     """Check what the options alone can tell. Raises SpinejaxError."""
     devices.check_batch(arguments.batch_size, mesh, "--batch-size")
-    if arguments.distributed and arguments.scan:
-        raise SpinejaxError("--scan needs a single process: leave out --distributed.")
     if (arguments.data is None) == (not arguments.scan):
         raise SpinejaxError("Give either --data DIR, a data set, or --scan PATH, raw scans.")
     if arguments.scan and arguments.split not in (SPLIT, ALL):
@@ -333,27 +334,30 @@ def temperatures_of(arguments: Arguments, step: Path, weights: str) -> Fit | Non
     return found
 
 
+def cut(arguments: Arguments, model: SpineNet, out: Path, about: shipped.About | None) -> None:
+    """Cut the discs out of the raw scans into the results' folder, and print doubtful findings."""
+    with fetched(arguments.scan) as paths:
+        notes = ungraded_discs(
+            paths,
+            out,
+            tasks=model.tasks,
+            masks=arguments.masks,
+            lowest_level=arguments.lowest_level,
+            weighting=arguments.weighting,
+            learned=about["contrasts"] if about else (),
+            # A run is shared, and results inside it with it: the key is then written beside the run.
+            pseudonyms=load_or_make_key(
+                arguments.key, next(p for p in (arguments.out, arguments.checkpoint, out) if isinstance(p, Path))
+            ),
+            console=rich.console.Console(stderr=True),
+        )
+    remove_earlier(out)
+    for note in notes:
+        tables.new_console().print(f"note: {printable(note)}", highlight=False, soft_wrap=True, markup=False)
+
+
 def open_discs(arguments: Arguments, mesh: Mesh, model: SpineNet, out: Path, about: shipped.About | None) -> DataSet:
-    """The data set, or one cut out of the raw scans, of which doubtful findings are printed."""
-    if arguments.scan:
-        with fetched(arguments.scan) as paths:
-            notes = ungraded_discs(
-                paths,
-                out,
-                tasks=model.tasks,
-                masks=arguments.masks,
-                lowest_level=arguments.lowest_level,
-                weighting=arguments.weighting,
-                learned=about["contrasts"] if about else (),
-                # A run is shared, and results inside it with it: the key is then written beside the run.
-                pseudonyms=load_or_make_key(
-                    arguments.key, next(p for p in (arguments.out, arguments.checkpoint, out) if isinstance(p, Path))
-                ),
-                console=rich.console.Console(stderr=True),
-            )
-        remove_earlier(out)
-        for note in notes:
-            tables.new_console().print(f"note: {printable(note)}", highlight=False, soft_wrap=True, markup=False)
+    """The data set, or the one that was cut out of the raw scans."""
     data = DataSet(arguments.data or out / "discs", cache_dir=arguments.cache_dir)
     rows = data.rows(arguments.split)
     labels_of(data, rows, model.tasks)

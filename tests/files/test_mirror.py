@@ -1,6 +1,8 @@
 """A folder kept equal to one in a bucket: at every moment the store has what its seals promise."""
 
+import contextlib
 import hashlib
+import itertools
 import threading
 
 import pytest
@@ -117,43 +119,46 @@ def only(number):
     return fault
 
 
-def test_wherever_it_is_interrupted_every_seal_keeps_its_promise_and_the_next_push_ends_it(store, bucket, tmp_path):
-    number, over = 0, False
-    while not over:
+def interrupted(store, bucket, folder, prepare=lambda address: None):
+    """Pushes of two saves: one of no change, one that is interrupted after a change, and so on, until one is whole."""
+    for number in itertools.count():
         address = Address("s3", f"{bucket}/{number}")
-        one = after_a_push(address, tmp_path / str(number))
+        one = after_a_push(address, folder / str(number))
+        prepare(address)
         two_saves(one)
-        with store.faulty(only(number)):
-            try:
-                one.push()
-                over = True
-            except StoreError:
-                number += 1
+        whole = False
+        with store.faulty(only(number)), contextlib.suppress(StoreError):
+            one.push()
+            whole = True
+        yield address, one
+        if whole:
+            return
+
+
+def test_wherever_it_is_interrupted_every_seal_keeps_its_promise_and_the_next_push_ends_it(store, bucket, tmp_path):
+    count = -1  # of changes: the first push makes none
+    for address, one in interrupted(store, bucket, tmp_path):
+        count += 1
         found = sealed(contents(store, address))
         assert "steps/2" in found
         assert found & {"steps/1", "steps/3"}
         one.push()
         assert sealed(contents(store, address)) == {"steps/2", "steps/3", "export"}
-    assert number == 13  # a seal, two files of the size that they had, five files, two seals, a seal, two files
+    assert count == 13  # a seal, two files of the size that they had, five files, two seals, a seal, two files
 
 
 def test_what_a_killed_writer_left_of_a_step_is_gone_before_the_step_is_sealed(store, bucket, tmp_path):
     """The same step, made again, has files of other names."""
-    number, over = 0, False
-    while not over:
-        address = Address("s3", f"{bucket}/{number}")
-        one = after_a_push(address, tmp_path / str(number))
+
+    def half_written(address):
         (address / "steps/3/arrays/of-the-killed").write_bytes(b"half")
-        two_saves(one)
-        with store.faulty(only(number)):
-            try:
-                one.push()
-                over = True
-            except StoreError:
-                number += 1
-        sealed(contents(store, address))
-    assert "steps/3" in sealed(contents(store, address))
-    assert number == 14  # the changes of the test above, and one file
+
+    count = -1
+    for address, _one in interrupted(store, bucket, tmp_path, half_written):
+        count += 1
+        found = sealed(contents(store, address))
+    assert "steps/3" in found
+    assert count == 14  # the changes of the test above, and one file
 
 
 def test_a_late_write_of_a_killed_writer_is_not_pulled_and_the_next_push_deletes_it(store, address, pushed, tmp_path):

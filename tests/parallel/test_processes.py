@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import spinejax
+from data_prep.read.metaimage import write_mha
 from spinejax.parallel import processes
 from spinejax.training import checkpoint
+from tests.block_spine import block_spine
 from tests.conftest import write_tiny
 from tests.running import environment, figures, free_address, read_line, train_command
 
@@ -120,12 +122,36 @@ def test_evaluation_grades_every_disc_once_at_any_number_of_processes(alone, tin
         with open(out / "predictions.csv") as file:
             tables.append(list(csv.DictReader(file)))
     assert len(tables[0]) == len({(row["scan"], row["level"]) for row in tables[0]}) == 6
+    same_grades(*tables)
+
+
+def same_grades(*tables):
     for one, two in zip(*tables, strict=True):
         for name, value in one.items():
             try:
                 np.testing.assert_allclose(float(value), float(two[name]), atol=1e-5, err_msg=name)
             except ValueError:
                 assert value == two[name], name
+
+
+def test_raw_scans_are_cut_once_and_graded_together(alone, launcher, tmp_path):
+    spine = block_spine(spacing_mm=(1.5, 1.5, 6.0), num_slices=5)
+    for folder, scan in (("images", spine.scan), ("masks", spine.mask)):
+        (tmp_path / folder).mkdir()
+        write_mha(tmp_path / folder / "one_t2.mha", scan)
+    tables = []
+    for num_processes in (1, 2):
+        out = tmp_path / str(num_processes)
+        scans = ["--scan", tmp_path / "images", "--masks", tmp_path / "masks", "--key", tmp_path / "key"]
+        command = ["evaluate.py", "--checkpoint", alone, *scans, "--out", out, "--batch-size", "4"]
+        with launcher.together(*[command] * num_processes) as processes:
+            ends = [process.end() for process in processes]
+        assert [end.status for end in ends] == [0] * num_processes, ends
+        assert not any(end.printed for end in ends[1:])
+        with open(out / "predictions.csv") as file:
+            tables.append(list(csv.DictReader(file)))
+    assert len(tables[0]) == 4
+    same_grades(*tables)
 
 
 def test_two_processes_calibrate_explain_and_report_as_one_does(alone, tiny, launcher, tmp_path):
