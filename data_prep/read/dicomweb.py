@@ -13,6 +13,7 @@ import signal
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -162,20 +163,23 @@ def _client(root: str, chunk_bytes: int = 1 << 20) -> Iterator:
         session.auth = (user, password or "")
     for library in ("dicomweb_client", "retrying"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # what they warn of is in our messages
-    # An answer in JSON may name its character set, which dicomweb-client takes for another media type.
-    client = DICOMwebClient(
-        root, session=session, timeout=_TIMEOUT_S, callback=_without_parameters, chunk_size=chunk_bytes
-    )
+    answers: weakref.WeakSet = weakref.WeakSet()
+
+    def heard(response, *_, **__):
+        answers.add(response)
+        kind = response.headers.get("Content-Type", "")
+        if "json" in kind:  # it may name its character set, which dicomweb-client takes for another media type
+            response.headers["Content-Type"] = kind.partition(";")[0].strip()
+        return response
+
+    client = DICOMwebClient(root, session=session, timeout=_TIMEOUT_S, callback=heard, chunk_size=chunk_bytes)
     client.set_http_retry_params(max_attempts=_ATTEMPTS)
     with session:
-        yield client
-
-
-def _without_parameters(response, *_, **__):
-    kind = response.headers.get("Content-Type", "")
-    if "json" in kind:
-        response.headers["Content-Type"] = kind.partition(";")[0].strip()
-    return response
+        try:
+            yield client
+        finally:
+            for answer in list(answers):  # one that was not understood was not read to its end: its connection is open
+                answer.close()
 
 
 def _shown(address: str) -> str:
