@@ -10,9 +10,9 @@ the base, over patients. Two networks of the base, which differ in the seed alon
 Finished parts are kept: after an interruption, start the same command again.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -152,7 +152,7 @@ class WithPhantoms(DataSet):
         return volumes
 
 
-def squared_distance(logits, labels, class_weights, softness: float = 0.0) -> jax.Array:
+def squared_distance(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
     """An ordinal loss: the squared difference of the cumulated probabilities of grades and of the label."""
     labelled = labels != UNLABELLED
     grade = jnp.where(labelled, labels, 0)
@@ -160,12 +160,17 @@ def squared_distance(logits, labels, class_weights, softness: float = 0.0) -> ja
     distance = jnp.sum(jnp.square(jnp.cumsum(jax.nn.softmax(logits) - target, axis=1)), axis=1)
     # Twelve times the distance pulls about as hard as the log-loss does, which the other tasks keep.
     each = 12 * distance / (logits.shape[1] - 1) * jnp.asarray(class_weights)[grade]
-    return jnp.sum(each, where=labelled) / jnp.maximum(jnp.sum(labelled, dtype=each.dtype), 1)
+    return jnp.sum(each, where=labelled) / _divisor(labels, num_labelled)
 
 
-def _ordinal(logits, labels, class_weights, softness: float = 0.0) -> jax.Array:
+def _ordinal(logits, *options) -> jax.Array:
     loss = squared_distance if logits.shape[1] > 2 else _task_loss
-    return loss(logits, labels, class_weights, softness)
+    return loss(logits, *options)
+
+
+def _divisor(labels, num_labelled) -> jax.Array:
+    """As `losses.task_loss` has it: a batch's labelled discs."""
+    return jnp.maximum(jnp.sum(labels != UNLABELLED) if num_labelled is None else num_labelled, 1).astype(jnp.float32)
 
 
 def _shares(num: int) -> jax.Array:
@@ -182,16 +187,15 @@ def _mixed_windows(key, step, windows, **options) -> jax.Array:
     return share * windows + (1 - share) * windows[::-1]
 
 
-def _mixed_loss(logits, labels, class_weights, softness: float = 0.0) -> jax.Array:
+def _mixed_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
     """The loss of each disc's label and of its partner's, by their shares."""
     share = _shares(len(labels))
-    num = jnp.maximum(jnp.sum(labels != UNLABELLED, dtype=share.dtype), 1)
 
     def weighted(labels, share):
         each = jax.vmap(lambda *one: _task_loss(*(part[None] for part in one), jnp.asarray(class_weights), softness))
         return jnp.sum(share * each(logits, labels))
 
-    return (weighted(labels, share) + weighted(labels[::-1], 1 - share)) / num
+    return (weighted(labels, share) + weighted(labels[::-1], 1 - share)) / _divisor(labels, num_labelled)
 
 
 def _mirrored_windows(key, step, windows, **options) -> jax.Array:
@@ -289,16 +293,23 @@ def train_and_grade(name: str, discs: Path, arguments: Arguments) -> None:
     run, graded = here / "run", here / "graded"
     if not (run / "export").is_dir():
         options = {"init_from": arguments.weights / "phantom-run", "cache": "none"} | dict(variant.options)
-        jax.clear_caches()  # what was traced before has the library's own functions in it
-        with ExitStack() as patches:
-            for where, what, by in variant.patches:
-                patches.enter_context(mock.patch.object(where, what, by))
+        with patched(variant):
             data = variant.discs(DataSet(discs), arguments.weights)
             train.run(dataclasses.replace(POOLED, **options), data, run, lambda step: False)
         require_trained(run)
     if not (graded / "predictions.csv").is_file():
         run_script("evaluate.py", "--checkpoint", run, "--data", discs, "--split", "test", "--tta", "--out", graded)
     point_in_stacks(DataSet(discs), here)
+
+
+@contextlib.contextmanager
+def patched(variant: Variant) -> Iterator[None]:
+    """The variant's functions are in place of the library's while the block runs."""
+    jax.clear_caches()  # what was traced before has the library's own functions in it
+    with contextlib.ExitStack() as patches:
+        for where, what, by in variant.patches:
+            patches.enter_context(mock.patch.object(where, what, by))
+        yield
 
 
 # The table -----------------------------------------------------------------------------------------------------------

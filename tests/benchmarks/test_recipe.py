@@ -12,6 +12,7 @@ from benchmarks import learning_curve, recipe, weights
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import patients_of
+from spinejax.config import Config
 from spinejax.data.dataset import DataSet
 from spinejax.data.manifest import write_manifest
 from spinejax.data.shards import Disc, shard_name, write_shard
@@ -19,6 +20,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import losses
 from spinejax.tasks import PAPER_TASKS, UNLABELLED
+from spinejax.training import train_step
 from tests.benchmarks.test_weights import KEY, grade_perfectly, write_discs, write_roots
 
 
@@ -176,6 +178,21 @@ def test_mixup_is_the_loss_of_both_labels_by_their_shares():
                 expected -= weight * float(class_weights[label]) * log_probability[disc, label]
     loss = recipe._mixed_loss(logits, jnp.asarray(labels), class_weights)
     np.testing.assert_allclose(loss, expected / (labels != UNLABELLED).sum(), rtol=1e-5)
+
+
+def test_a_real_step_takes_the_functions_of_each_variant():
+    """Traced, not compiled: the library's step with a variant's functions in it is another program."""
+    config = Config(width=0.02, contrast=0.4, soft_labels=0.1)
+    model = train_step.make_model(config, PAPER_TASKS)
+    state = jax.eval_shape(lambda: train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32)))
+    batch = {"volume": np.zeros((4, *VOLUME_SHAPE), np.uint16), "labels": np.zeros((4, len(PAPER_TASKS)), np.int32)}
+    balance = {task.name: np.ones(task.num_grades, np.float32) for task in PAPER_TASKS}
+    programs = {}
+    for name in ("base", "mixup", "ordinal loss", "mirrored"):
+        with recipe.patched(recipe.VARIANTS[name]):
+            step = train_step.whole_step.lower(jax.random.key(0), state, batch, balance, model=model, config=config)
+        programs[name] = step.as_text()
+    assert len(set(programs.values())) == 4
 
 
 def test_the_ordinal_loss_grows_with_the_distance():
