@@ -20,9 +20,8 @@ quickstart: .venv/installed
 		--hotspots --report runs/quickstart/report \
 		--out runs/quickstart/evaluation
 
-# Three processes keep two cores busy: much of the time, tests wait for a command that they have started.
 test: .venv/installed-dev lint node_modules/axe-core
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The manual, in build/manual/index.html. Material's advertisement for its successor is no warning of ours.
 docs: .venv/installed-docs
