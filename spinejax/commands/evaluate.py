@@ -228,7 +228,7 @@ def refuse_missing(arguments: Arguments) -> None:
     """Check that there is something to grade, before a folder or a key is made for the results."""
     if arguments.data is not None:
         read_manifest(arguments.data)
-    for path in arguments.scan:
+    for path in arguments.scan if processes.is_first() else ():  # it alone cuts them
         if not (path.exists() or is_study_address(str(path))):
             raise SpinejaxError(f"--scan {path}: no such file or folder.")
 

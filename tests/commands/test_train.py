@@ -204,6 +204,10 @@ def test_discs_in_device_memory_make_the_same_run_and_are_kept_there_if_they_fit
         assert len(made) == num_made
         assert digests(tmp_path / cache, 6) == digests(tmp_path / "none", 6)
     assert "streamed" not in capsys.readouterr().out
+    with monkeypatch.context() as between_cpus:
+        between_cpus.setattr(epoch.devices, "joined_by_network", lambda mesh: True)
+        main(tiny, tmp_path / "joined")
+    assert len(made) == 2
     monkeypatch.setattr(epoch.device_cache, "free_bytes", lambda mesh: 1_000_000)
     main(tiny, tmp_path / "full", read_threads=3)
     assert len(made) == 2
