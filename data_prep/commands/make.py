@@ -70,8 +70,8 @@ class WritingPatients(Writing):
             return load_or_make_key(self.key, self.out)
         if self.key is None:
             raise SpinejaxError(
-                f"--out {self.out}: give --key FILE, too. The key of the pseudonyms stays on this machine: whoever has "
-                "it can tell the patients."
+                f"--out {self.out} is in a bucket: give --key FILE, too. The key of the pseudonyms stays on this "
+                "machine: whoever has it can tell the patients."
             )
         with leased(self.out, "Wait for it, or give another --out."):
             pass  # a bucket that cannot be written to is found now, and not when all scans are cut

@@ -275,8 +275,8 @@ def _class_of(scheme: str, text: str) -> Any:
     try:
         if scheme in _FLEETING:
             raise ValueError
-        # It warns at each request of a bucket whose kind it may not ask for. What fails is in its errors.
-        logging.getLogger("gcsfs").setLevel(logging.ERROR)
+        # It prints the stack of what it raises, and warns at each request of a bucket whose kind it may not ask for.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         return fsspec.get_filesystem_class(scheme)
     except ValueError as error:
         raise SpinejaxError(

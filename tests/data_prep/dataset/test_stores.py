@@ -93,7 +93,10 @@ def test_the_key_of_patients_stays_on_this_machine(store, bucket, tmp_path, caps
     words += ["--labels", str(tmp_path / "scans" / "labels.csv"), "--out", f"s3://{bucket}/discs"]
     words += ["--cache-dir", str(tmp_path / "cache")]
     assert main(words) == 2
-    assert "give --key FILE, too. The key of the pseudonyms stays on this machine" in capsys.readouterr().err
+    assert (
+        f"s3://{bucket}/discs is in a bucket: give --key FILE, too. The key of the pseudonyms stays on this machine"
+        in capsys.readouterr().err
+    )
     assert store.names(bucket) == set()
     assert main([*words, "--key", str(tmp_path / "secret.key")]) == 0
     assert not [name for name in store.names(bucket) if "key" in name]
