@@ -184,7 +184,8 @@ class Address:
                 if _is_forbidden(error):
                     raise StoreError(f"{self}: no permission ({_line(error)}). Check the credentials.") from error
                 if wait is None:
-                    raise StoreError(f"{self}: the store fails ({_line(error)}).") from error
+                    reason = f"the object store fails, or is not reached ({_line(error)})"
+                    raise StoreError(f"{self}: {reason}. Check the address and the connection.") from error
                 time.sleep(wait)
         raise AssertionError
 

@@ -130,7 +130,7 @@ def test_a_shard_that_is_not_the_manifests_is_refused_and_not_kept(store, there,
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(forbidden, "no permission"), (unavailable, "the store fails")],
+    [(forbidden, "no permission"), (unavailable, "the object store fails, or is not reached")],
     ids=["forbidden", "always 503"],
 )
 def test_a_store_that_refuses_is_named(store, there, tmp_path, fault, reason):
