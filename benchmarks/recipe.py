@@ -12,6 +12,7 @@ Finished parts are kept: after an interruption, start the same command again.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from spinejax.files.json_files import write_json
 from spinejax.metrics import grading
 from spinejax.network import losses
 from spinejax.parallel import runtime
-from spinejax.tasks import UNLABELLED
+from spinejax.tasks import UNLABELLED, Task
 from spinejax.training import train_step
 
 JUDGES = (0, 1)
@@ -60,6 +61,7 @@ MEASURES = {
     "lower endplate, %": ("lower_endplate", grading.mean_per_class_accuracy),
     "Modic, %": ("modic", grading.mean_per_class_accuracy),
 }
+_TURNED_EPOCHS = 20
 GROUPS = ("SPIDER T2", "SPIDER T1", "Sudirman T2")
 
 Graded = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
@@ -92,11 +94,13 @@ class Variant:
         options: of `train.py`, that differ from the preset's.
         discs: makes the training discs out of the base's.
         patches: put in place of functions of the library while the network is trained: module, name, function.
+        turned_first: the trunk first learns, from the phantoms' weights on, how discs without grades are turned.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     discs: Callable[[DataSet, Path], DataSet] = lambda data, weights: data
     patches: Sequence[tuple[Any, str, Callable]] = ()
+    turned_first: bool = False
 
 
 def _contrasts(data: DataSet) -> np.ndarray:
@@ -124,20 +128,44 @@ def t1_without_pfirrmann(data: DataSet, weights: Path) -> DataSet:
     return data
 
 
+class Turned(DataSet):
+    """Discs without grades, some of them turned: the task is to tell how. Patients who judge are left out."""
+
+    task = Task("turned", ("upright", "upside down", "back to front", "by 180°"))
+
+    @classmethod
+    def of(cls, data: DataSet) -> "Turned":
+        """The discs of a data set that train or choose, each turned in a way of its own."""
+        turned = cls(data.folder)
+        turned.tasks = (cls.task,)
+        turned.split = data.split
+        turns = np.random.default_rng(0).integers(0, cls.task.num_grades, (len(data), 1))
+        turned.labels = turns.astype(data.labels.dtype)
+        return turned
+
+    def volumes(self, rows, *, threads: int = 1) -> np.ndarray:
+        """As `DataSet.volumes`, turned."""
+        volumes = super().volumes(rows, threads=threads)
+        for volume, (turn,) in zip(volumes, self.labels[rows], strict=True):
+            volume[:] = volume[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1].copy()
+        return volumes
+
+
 class WithPhantoms(DataSet):
     """Real discs, and the training discs of phantoms with the labels that mean the same in both."""
 
     shared = ("pfirrmann", "upper_endplate", "lower_endplate")
+    endplates = ("upper_endplate", "lower_endplate")
 
     @classmethod
-    def added(cls, data: DataSet, weights: Path) -> "WithPhantoms":
-        """The real discs first, then the phantoms' as further training discs."""
+    def added(cls, data: DataSet, weights: Path, *, tasks: Sequence[str] = shared) -> "WithPhantoms":
+        """The real discs first, then the phantoms' as further training discs, which teach some tasks."""
         both = cls(data.folder)
         both._drawn = DataSet(weights / "phantoms")
         both._num_real, both._drawn_rows = len(data), both._drawn.rows("train")
         names, drawn_names = ([task.name for task in each.tasks] for each in (data, both._drawn))
         labels = np.full((len(both._drawn_rows), len(names)), UNLABELLED)
-        for name in cls.shared:
+        for name in tasks:
             labels[:, names.index(name)] = both._drawn.labels[both._drawn_rows, drawn_names.index(name)]
         both.labels = np.concatenate([data.labels, labels])
         both.slices = np.concatenate([data.slices, both._drawn.slices[both._drawn_rows]])
@@ -150,6 +178,9 @@ class WithPhantoms(DataSet):
         volumes = super().volumes(np.where(real, rows, 0), threads=threads)
         volumes[~real] = self._drawn.volumes(self._drawn_rows[rows[~real] - self._num_real])
         return volumes
+
+
+with_endplates = functools.partial(WithPhantoms.added, tasks=WithPhantoms.endplates)
 
 
 def squared_distance(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
@@ -166,6 +197,18 @@ def squared_distance(logits, labels, class_weights, softness: float = 0.0, num_l
 def _ordinal(logits, *options) -> jax.Array:
     loss = squared_distance if logits.shape[1] > 2 else _task_loss
     return loss(logits, *options)
+
+
+def bounded_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
+    """A loss that forgives what looks mislabelled: generalised cross entropy (Zhang and Sabuncu 2018, eq. 6).
+
+    With an exponent of a half it is at most 2, however sure the network is that a label is wrong.
+    """
+    labelled = labels != UNLABELLED
+    grade = jnp.where(labelled, labels, 0)
+    of_label = jnp.take_along_axis(jax.nn.log_softmax(logits), grade[:, None], axis=1)[:, 0]
+    each = 2 * (1 - jnp.exp(of_label / 2)) * jnp.asarray(class_weights)[grade]
+    return jnp.sum(each, where=labelled) / _divisor(labels, num_labelled)
 
 
 def _divisor(labels, num_labelled) -> jax.Array:
@@ -222,7 +265,11 @@ VARIANTS = {
     "hard labels": Variant({"soft_labels": 0.0}),
     "mixup": Variant(patches=((train_step, "change_looks", _mixed_windows), (losses, "task_loss", _mixed_loss))),
     "ordinal loss": Variant(patches=((losses, "task_loss", _ordinal),)),
+    "bounded loss": Variant(patches=((losses, "task_loss", bounded_loss),)),
+    "turned first": Variant(turned_first=True),
     "phantoms along": Variant(discs=WithPhantoms.added),
+    "phantoms for endplates": Variant(discs=with_endplates),
+    "phantoms for endplates, mirrored": Variant(discs=with_endplates, patches=MIRRORED),
     "mirrored": Variant(patches=MIRRORED),
     "phantoms along, mirrored": Variant(discs=WithPhantoms.added, patches=MIRRORED),
     "T2 alone": Variant(discs=t2_alone),
@@ -295,11 +342,22 @@ def train_and_grade(name: str, discs: Path, arguments: Arguments) -> None:
         options = {"init_from": arguments.weights / "phantom-run", "cache": "none"} | dict(variant.options)
         with patched(variant):
             data = variant.discs(DataSet(discs), arguments.weights)
+            if variant.turned_first:
+                options["init_from"] = _turned_run(here / "turned", data, options)
             train.run(dataclasses.replace(POOLED, **options), data, run, lambda step: False)
         require_trained(run)
     if not (graded / "predictions.csv").is_file():
         run_script("evaluate.py", "--checkpoint", run, "--data", discs, "--split", "test", "--tta", "--out", graded)
     point_in_stacks(DataSet(discs), here)
+
+
+def _turned_run(run: Path, data: DataSet, options: Mapping[str, Any]) -> Path:
+    """The run in which the trunk learns how discs are turned."""
+    if not (run / "export").is_dir():
+        turned = {"tasks": (Turned.task.name,), "epochs": _TURNED_EPOCHS}
+        train.run(dataclasses.replace(POOLED, **options, **turned), Turned.of(data), run, lambda step: False)
+        require_trained(run)
+    return run
 
 
 @contextlib.contextmanager

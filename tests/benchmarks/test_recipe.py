@@ -23,6 +23,8 @@ from spinejax.tasks import PAPER_TASKS, UNLABELLED
 from spinejax.training import train_step
 from tests.benchmarks.test_weights import KEY, grade_perfectly, write_discs, write_roots
 
+ENDPLATES_ONLY = "phantoms-for-endplates"
+
 
 def write_phantoms(folder):
     """Three training discs, which differ, and one for validation, with labels for the tasks of phantoms."""
@@ -95,6 +97,11 @@ def differ_as_their_names_say(trained):
     assert (base.data.labels[t1, column] != UNLABELLED).any()
     assert (of["T1-without-Pfirrmann"].data.labels[t1, column] == UNLABELLED).all()
     np.testing.assert_array_equal(of["T1-without-Pfirrmann"].data.labels[~t1], base.data.labels[~t1])
+    columns = [[task.name for task in base.data.tasks].index(name) for name in ("pfirrmann", "lower_endplate")]
+    drawn = {name: of[name].data.labels[len(base.data) :, columns] for name in ("phantoms-along", ENDPLATES_ONLY)}
+    assert (drawn["phantoms-along"] != UNLABELLED).all()
+    assert (drawn[ENDPLATES_ONLY] != UNLABELLED).all(0).tolist() == [False, True]
+    assert (drawn[ENDPLATES_ONLY][:, 0] == UNLABELLED).all()
     assert not t1[of["T2-alone"].data.rows("train")].any()
     assert t1[of["T2-alone"].data.rows("test")].any(), "the judges stay the same"
     sources = base.data.manifest["scans"]
@@ -108,7 +115,7 @@ def differ_as_their_names_say(trained):
 
 def test_the_patients_of_two_folds_judge_every_variant_and_teach_none(arguments, trained):
     recipe.main(arguments)
-    assert len(trained) == len(recipe.VARIANTS)
+    assert len(trained) == len(recipe.VARIANTS) + 1  # one of them trains twice
     key = load_or_make_key(arguments.weights / "discs.key", arguments.weights / "discs")
     everyone = patients_of(arguments.spider, arguments.sudirman, key)
     for training in trained:
@@ -188,11 +195,11 @@ def test_a_real_step_takes_the_functions_of_each_variant():
     batch = {"volume": np.zeros((4, *VOLUME_SHAPE), np.uint16), "labels": np.zeros((4, len(PAPER_TASKS)), np.int32)}
     balance = {task.name: np.ones(task.num_grades, np.float32) for task in PAPER_TASKS}
     programs = {}
-    for name in ("base", "mixup", "ordinal loss", "mirrored"):
+    for name in ("base", "mixup", "ordinal loss", "bounded loss", "mirrored"):
         with recipe.patched(recipe.VARIANTS[name]):
             step = train_step.whole_step.lower(jax.random.key(0), state, batch, balance, model=model, config=config)
         programs[name] = step.as_text()
-    assert len(set(programs.values())) == 4
+    assert len(set(programs.values())) == 5
 
 
 def test_the_ordinal_loss_grows_with_the_distance():
@@ -204,6 +211,37 @@ def test_the_ordinal_loss_grows_with_the_distance():
     np.testing.assert_allclose(losses_of_first, [0, 3, 6, 9, 12], atol=1e-5)
     unlabelled = recipe.squared_distance(sure[:2], jnp.array([0, UNLABELLED]), ones)
     np.testing.assert_allclose(unlabelled, 0, atol=1e-5)
+
+
+def test_the_bounded_loss_forgives_what_is_surely_wrong():
+    """Against the power form of the definition, (1 - p^q) / q; unlabelled discs do not count."""
+    logits, labels, class_weights = example(8)
+    probability = np.asarray(jax.nn.softmax(logits))
+    each = [
+        float(class_weights[label]) * (1 - probability[disc, label] ** 0.5) / 0.5
+        for disc, label in enumerate(labels)
+        if label != UNLABELLED
+    ]
+    loss = recipe.bounded_loss(logits, jnp.asarray(labels), class_weights)
+    np.testing.assert_allclose(loss, np.sum(each) / len(each), rtol=1e-5)
+    sure = 50 * jnp.eye(5)
+    np.testing.assert_allclose(recipe.bounded_loss(sure[:1], jnp.array([3]), jnp.ones(5)), 2.0, rtol=1e-5)
+
+
+def test_turned_discs_are_turned_as_their_label_says_and_judges_take_no_part(arguments, trained):
+    recipe.main(recipe.dataclasses.replace(arguments, only=("base", "turned first")))
+    first, then = trained[1:]
+    assert first.folder.parent == then.folder.parent
+    assert then.options.init_from == first.folder
+    assert first.options.init_from == arguments.weights / "phantom-run"
+    assert [task.name for task in first.data.tasks] == list(first.options.tasks) == ["turned"]
+    np.testing.assert_array_equal(first.data.split, then.data.split)
+    rows = np.arange(len(first.data))
+    turned, upright = first.data.volumes(rows), then.data.volumes(rows)
+    assert {0, 1, 2, 3} == set(first.data.labels[:, 0].tolist())
+    for label, one, other in zip(first.data.labels[:, 0].tolist(), turned, upright, strict=True):
+        expected = (other, other[::-1], other[:, ::-1], other[::-1, ::-1])[label]
+        np.testing.assert_array_equal(one, expected)
 
 
 def test_the_grade_of_least_expected_distance_is_the_median():
