@@ -20,12 +20,13 @@ def train_detector(
     series: str = "t2_SPACE",
     begin: Path | None = None,
     steps: int = 5000,
+    endplate_steps: int = 4000,
     learning_rate: float = 3e-3,
     phantoms: int = 150,
     seed: int = 0,
     workers: int = 1,
 ) -> int:
-    """Train the five networks that find vertebral bodies, each without one fifth of the patients.
+    """Train the five detectors of vertebral bodies, each without one fifth of the patients.
 
     Args:
         out: File of the weights (.npz). An interrupted run continues.
@@ -34,15 +35,18 @@ def train_detector(
         sudirman: ROOT: the folder with images/ and boxes.csv of the Lumbar Spine MRI Dataset.
         series: Series with masks to read: the scans named <patient>_<series>.mha.
         begin: File of weights (.npz) to start from. Default: random weights.
-        steps: Number of steps of the optimiser, for each network.
-        learning_rate: Highest learning rate, reached after 15 % of the steps of each half.
+        steps: Number of steps of each network that finds bodies. 0 keeps those of --begin.
+        endplate_steps: Number of steps of each network that looks at endplates.
+        learning_rate: Highest learning rate, reached after 15 % of the steps of each part.
         phantoms: Number of phantoms.
         seed: Seed of weights, phantoms and crops.
         workers: Number of networks that are trained at the same time, each in a process of its own.
     """
     from data_prep.detector.training import run
 
-    recipe = run.Recipe(steps=steps, learning_rate=learning_rate, phantoms=phantoms, seed=seed)
+    recipe = run.Recipe(
+        steps=steps, endplate_steps=endplate_steps, learning_rate=learning_rate, phantoms=phantoms, seed=seed
+    )
     run.train_detector(
         *(spider, out, recipe),
         sudirman=sudirman,
@@ -75,7 +79,8 @@ def detect_eval(
             measured with the network that has not seen him.
         sudirman: ROOT: the folder with images/ and boxes.csv of the Lumbar Spine MRI Dataset, likewise.
         ensemble: With --spider or --sudirman, measure all networks together. That is not out-of-fold.
-        sheets: With --spider or --sudirman, folder for overlays of all scans (PNG), the most doubtful first.
+        sheets: With --spider or --sudirman, folder for overlays of all scans (PNG), the most doubtful first, and
+            of those with wrong levels once more.
         workers: With --spider or --sudirman, number of processes.
         weights: File of weights (.npz) of `train-detector`. Default: those that come with the package.
     """

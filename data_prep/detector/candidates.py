@@ -77,10 +77,14 @@ class Group:
         runs, _ = ndimage.label(scores >= 0.5 * scores.max())
         return [index for index, label in zip(order, runs, strict=True) if label == runs[np.argmax(scores)]]
 
-    def _central(self) -> list[Candidate]:
+    def central(self) -> list[int]:
+        """The middle third of its run, or more: the slices that its place and its corners are taken from."""
         run = self.run()
         third = len(run) // 3
-        return [self.members[index] for index in run[third : len(run) - third]]
+        return run[third : len(run) - third]
+
+    def _central(self) -> list[Candidate]:
+        return [self.members[index] for index in self.central()]
 
 
 def see(members: Sequence[dict[str, Any]], scan: Scan, indices: Sequence[int]) -> list[list[Candidate]]:

@@ -12,12 +12,14 @@ from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.detector.candidates import BODY, SACRUM, Candidate, Group, group, see, see_images, slices_to_see
 from data_prep.detector.chain import SAME_PLACE_MM, Column, best_column, columns, margin
 from data_prep.detector.doubt import MAX_DOUBT, MAX_MARGIN, Calibration, Evidence
+from data_prep.detector.endplates import exact
 from data_prep.detector.grid import alone, normalise, resample
-from data_prep.detector.weights import SHIPPED, load, provenance
+from data_prep.detector.weights import BODIES, ENDPLATES, SHIPPED, load, provenance
 from data_prep.read.scan import Scan
 from spinejax.errors import SpinejaxError
 
 _ENDPLATE_MM = (23.0, 55.0)  # median over a scan; cervical ones have 14 to 20
+_LEAST_ENDPLATE_MM = 20.0  # above a sure sacrum, where no cervical spine is: a child's, or pixels larger than stated
 _MIN_BODIES = 2
 _FEW_BODIES = 4
 _SURE = 0.5
@@ -64,19 +66,22 @@ def detect(
         SpinejaxError: no column of bodies is found, they are not of a lumbar spine's size, or the image is turned.
     """
     members = load(weights) if member is None else [load(weights)[member]]
+    bodies_nets, endplate_nets = ([one[of] for one in members] for of in (BODIES, ENDPLATES))
     calibration = Calibration.of(provenance(weights), member)
-    groups = _groups(members, scan)
+    groups = _groups(bodies_nets, scan)
     alternatives = columns(groups)
     column = max(alternatives, key=lambda one: one.score, default=None)
-    _refuse_turned(members[:1], scan)
+    _refuse_turned(bodies_nets[:1], scan)
     num_sure = 0 if column is None else sum(one is not None and one.score >= _SURE for one in column.groups)
     if column is None or num_sure < _MIN_BODIES or column.score < 0:
         raise SpinejaxError(
             f"{scan.name}: no column of vertebral bodies was found. Is it a sagittal lumbar scan? If so, mark its "
             "bodies in a corner file (--corners)."
         )
-    _refuse_other_sizes(scan, column)
+    small = _refuse_other_sizes(scan, column)
     names, evidence, notes = _name(column, groups, alternatives, lowest_level)
+    notes += small
+    column = exact(endplate_nets, scan, column)
     doubt = calibration.level_doubt(evidence) if lowest_level is None else 0.0
     if evidence is not None and doubt > max_doubt:
         notes.append(
@@ -180,15 +185,20 @@ def _between(column: Column, place: int) -> Group:
     return Group(BODY, above.support, dict.fromkeys(above.members, made))
 
 
-def _refuse_other_sizes(scan: Scan, column: Column) -> None:
+def _refuse_other_sizes(scan: Scan, column: Column) -> list[str]:
+    """Refuse bodies that are not of a lumbar spine's size. Small ones above a sure sacrum are only noted."""
     bodies = [one.corners for one in column.groups if one is not None and one.kind == BODY]
     length_mm = np.median([np.linalg.norm(corners[1] - corners[0]) for corners in bodies])
-    if not _ENDPLATE_MM[0] <= length_mm <= _ENDPLATE_MM[1]:
-        raise SpinejaxError(
-            f"{scan.name}: endplates of {length_mm:.0f} mm were found, expected {_ENDPLATE_MM[0]:.0f} to "
-            f"{_ENDPLATE_MM[1]:.0f}: not a lumbar spine, or a wrong pixel spacing. With spacings × "
-            f"{USUAL_DEPTH_MM / length_mm:.2g} they would be {USUAL_DEPTH_MM:.0f} mm."
-        )
+    least, most = _ENDPLATE_MM
+    if least <= length_mm <= most:
+        return []
+    if _LEAST_ENDPLATE_MM <= length_mm < least and _sacrum_score(column) >= _SURE:
+        return [f"endplates of {length_mm:.1f} mm are small: a child's, or the pixel spacing is wrong"]
+    raise SpinejaxError(
+        f"{scan.name}: endplates of {length_mm:.1f} mm were found, expected {least:.0f} to {most:.0f}: not a lumbar "
+        f"spine, or a wrong pixel spacing. With spacings × {USUAL_DEPTH_MM / length_mm:.2g} they would be "
+        f"{USUAL_DEPTH_MM:.0f} mm."
+    )
 
 
 def _refuse_turned(members: Sequence[dict[str, Any]], scan: Scan) -> None:

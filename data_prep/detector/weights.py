@@ -1,6 +1,7 @@
 """The detectors' weights: one numpy file without pickle, with its SHA-256 and provenance in a JSON file beside it.
 
-It has several networks, its members. The provenance lists the patients that each of them has not learned from.
+It has several detectors, its members, each of two networks. The provenance lists the patients that each member has not
+learned from.
 """
 
 import json
@@ -16,7 +17,8 @@ from spinejax.files.arrays import read_arrays, write_arrays
 from spinejax.files.atomic import write_atomically
 from spinejax.files.checksums import sha256_of
 
-_VERSION = 2
+_VERSION = 3
+BODIES, ENDPLATES = "bodies", "endplates"  # a member's variables of `BodyNet`, and of `EndplateNet`
 SHIPPED = Path(__file__).parent / "weights" / "detector.npz"
 
 

@@ -15,6 +15,7 @@ from data_prep.anatomy.discs import extract_discs, window_in_scan
 from data_prep.anatomy.vertebrae import LAST_VERTEBRA, VertebralBody
 from data_prep.dataset.job import Job, Located
 from data_prep.detector.detect import Detection, detect
+from data_prep.detector.training.truth import centre_of
 from data_prep.detector.weights import SHIPPED, load
 from data_prep.look.intervals import Metric, percentile, rate
 from data_prep.read.scan import Scan
@@ -128,7 +129,7 @@ def compare(truth: Located, found: Detection | str) -> ScanAccuracy:
     for name, body in detected.items():
         if name == "S1":
             continue
-        centre = np.nanmean(body.corners, axis=0)
+        centre = centre_of(body.corners * spacing) / spacing  # of a body that the image cuts, too
         match = next((other for other in true if other != "S1" and _inside(centre, true[other].corners)), None)
         if match is None:
             accuracy.false += int(top <= centre[0] <= bottom and not _on_vertebra(truth.regions, body, centre))

@@ -16,24 +16,28 @@ from spinejax.errors import SpinejaxError
 
 SCANS_PER_SHEET = 40
 _MARK_COLOUR = "yellow"
+_WRONG = "wrong"
 
 
 def marked_sheets(measured: Sequence[Measured], folder: Path) -> Iterator[Path]:
-    """Draw all scans on sheets of one set each: `<set>-<number>.png`. Refused scans come first, then by their doubt.
+    """Draw all scans on sheets of one set each: `<set>-<number>.png`; and again, on `wrong-…`, those with wrong levels.
+
+    Refused scans come first, then by their doubt.
 
     Corners and windows are drawn as in `overlay`, marks in yellow: points as crosses, boxes as rectangles.
 
     Yields:
         The file of each sheet, once it is written.
     """
-    for name in SETS:
-        some = sorted((one for one in measured if one.case.set == name), key=_sureness)
+    sets = {name: [one for one in measured if one.case.set == name] for name in SETS}
+    for name, unsorted in ({_WRONG: [one for one in measured if not one.accuracy.right]} | sets).items():
+        some = sorted(unsorted, key=_sureness)
         for number, start in enumerate(range(0, len(some), SCANS_PER_SHEET), start=1):
             chosen = some[start : start + SCANS_PER_SHEET]
             figure, axes = blank_sheet(len(chosen))
             for ax, one in zip(axes, chosen, strict=False):
-                ax.set_title(_title(one), fontsize=7, color="black" if one.accuracy.right else "red")
-                _draw(ax, one)
+                ax.set_title(_title(one, name), fontsize=7, color="black" if one.accuracy.right else "red")
+                _draw(ax, one, name)
             out = folder / f"{name}-{number:02d}.png"
             save_sheet(figure, out)
             yield out
@@ -43,13 +47,14 @@ def _sureness(one: Measured) -> float:
     return -2.0 if one.accuracy.doubt is None else -one.accuracy.doubt
 
 
-def _title(one: Measured) -> str:
+def _title(one: Measured, sheet: str) -> str:
     doubt = "refused" if one.accuracy.doubt is None else f"doubt {one.accuracy.doubt:.1%}"
     levels = "levels right" if one.accuracy.right else "levels wrong" if one.accuracy.doubt is not None else ""
-    return f"{one.case.patient}: {doubt}\n{levels}"
+    patient = f"{one.case.set} {one.case.patient}" if sheet == _WRONG else one.case.patient
+    return f"{patient}: {doubt}\n{levels}"
 
 
-def _draw(ax: Axes, one: Measured) -> None:
+def _draw(ax: Axes, one: Measured, sheet: str) -> None:
     scan = one.case.read()
     if isinstance(one.found, str):
         draw_slice(ax, scan, scan.voxels.shape[2] // 2)
@@ -57,7 +62,7 @@ def _draw(ax: Axes, one: Measured) -> None:
         try:
             draw_scan(ax, Located(scan, one.found.bodies, confidence=one.found.confidence))
         except SpinejaxError as error:  # no disc can be cut out; what was drawn until then stays
-            ax.set_title(f"{_title(one)}\n{str(error)[:60]}", fontsize=6, color="red")
+            ax.set_title(f"{_title(one, sheet)}\n{str(error)[:60]}", fontsize=6, color="red")
     if isinstance(one.case.truth, MarkedSlice) and isinstance(one.accuracy, SliceAccuracy):
         _draw_marks(ax, scan, one.case.truth, one.accuracy)
 

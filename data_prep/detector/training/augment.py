@@ -16,7 +16,7 @@ from data_prep.detector.grid import BRIGHTEST, PERCENTILES, PIXEL_MM
 from data_prep.detector.training.truth import BODY, NOTHING, SACRUM, SOURCE_MM, Slice
 
 CROP_SHAPE = (160, 128)  # in network pixels: 240 × 192 mm
-_ONE = 200  # the stored intensity, uint8, that stands for 1
+ONE = 200  # the stored intensity, uint8, that stands for 1
 _ALONE = 0.5  # of the crops are shown without neighbours, as in a scan of one slice
 _SAMPLED = 4  # percentiles are those of every fourth row and column, to save the sorting of all
 
@@ -33,7 +33,7 @@ class Crops(NamedTuple):
 
 
 def stack(slices: Sequence[Slice]) -> Crops:
-    """Slices as one set of arrays, zero-padded to the largest; images as uint8 (`_ONE`)."""
+    """Slices as one set of arrays, zero-padded to the largest; images as uint8 (`ONE`)."""
     shape = np.max([one.image.shape[:2] for one in slices], axis=0)
 
     def padded(image):
@@ -41,7 +41,7 @@ def stack(slices: Sequence[Slice]) -> Crops:
         return np.pad(image, missing + [(0, 0)] * (image.ndim - 2))
 
     return Crops(
-        image=np.stack([padded(np.rint(one.image * _ONE).astype(np.uint8)) for one in slices]),
+        image=np.stack([padded(np.rint(one.image * ONE).astype(np.uint8)) for one in slices]),
         tissue=np.stack([padded(one.tissue) for one in slices]),
         size=np.array([one.image.shape[:2] for one in slices], np.float32),
         kinds=np.stack([one.kinds for one in slices]),
@@ -68,11 +68,11 @@ def random_crop(key: jax.Array, slices: Crops, shape: tuple[int, int] = CROP_SHA
     frame = jax.random.uniform(keys[3], (5,), maxval=0.2)  # a smaller field of view, empty beyond it
     frame = jnp.where(frame[4] < 0.06, frame, jnp.zeros(5))
     inside &= (y >= frame[0]) & (y <= 1 - frame[1]) & (x >= frame[2]) & (x <= 1 - frame[3])
-    contrast = _tissue_gains(keys[1])[slices.tissue]
-    image = slices.image.astype(jnp.float32) / _ONE * contrast[..., None]
+    contrast = tissue_gains(keys[1])[slices.tissue]
+    image = slices.image.astype(jnp.float32) / ONE * contrast[..., None]
     places = [source[..., 0], source[..., 1]]
     image = jnp.stack([map_coordinates(image[..., c], places, order=1, mode="nearest") for c in range(3)], axis=-1)
-    image = _appearance(keys[2], image, inside[..., None], y[..., None], x[..., None])
+    image = appearance(keys[2], image, inside[..., None], y[..., None], x[..., None])
     image = _with_some_neighbours(keys[4], image, (slices.image > 0).any((0, 1)))
 
     back = jnp.linalg.inv(matrix)
@@ -116,17 +116,17 @@ def _with_some_neighbours(key: jax.Array, image: jax.Array, present: jax.Array) 
     return jnp.where(swapped, image[..., ::-1], image)
 
 
-def _tissue_gains(key: jax.Array) -> jax.Array:
+def tissue_gains(key: jax.Array) -> jax.Array:
     """Factors of other tissue, vertebrae, discs and canal; all are one in a third of the crops."""
     keys = jax.random.split(key, 2)
     gains = jnp.exp(jax.random.normal(keys[0], (4,)) * jnp.array([0.0, 0.25, 0.45, 0.6]))
     return jnp.where(jax.random.bernoulli(keys[1], 1 / 3), jnp.ones(4), gains)
 
 
-def _appearance(key: jax.Array, image: jax.Array, inside: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+def appearance(key: jax.Array, image: jax.Array, inside: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
     """The effects of sequence, coil and artefacts on a crop; in the end it is normalised as `grid.normalise` does.
 
-    `y`, `x` in [0, 1) are the pixels' places. The three slices share all but the noise.
+    `y`, `x` in [0, 1) are the pixels' places. The slices in the last axis share all but the noise.
     """
     keys = iter(jax.random.split(key, 40))
 

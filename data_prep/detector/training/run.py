@@ -1,7 +1,9 @@
 """A training of the detectors, from scans with masks, slices with marks and phantoms to one file of weights.
 
-There are five networks, each trained without one fifth of the patients (`cross_fitting`), in two halves: on masks and
-phantoms, and then also on the marked slices, with the corners that the network of the first half gives them.
+There are five of them, each trained without one fifth of the patients (`cross_fitting`). The network that finds bodies
+is trained in two halves: on masks and phantoms, and then also on the marked slices, with the corners that the network
+of the first half gives them. The network that looks at endplates learns from masks and phantoms only: where nobody has
+drawn a body, nobody knows where its endplates end.
 
 An interrupted run continues where it stopped. What a step sees depends on the seed, the fold and the step alone, so it
 ends in the same weights.
@@ -16,18 +18,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_prep.dataset.workers import workers
 from data_prep.detector import weights
+from data_prep.detector.network import PATCH_SHAPE, BodyNet, EndplateNet
 from data_prep.detector.training import material
 from data_prep.detector.training.calibration import calibrated
 from data_prep.detector.training.cross_fitting import NUM_FOLDS
+from data_prep.detector.training.endplates import endplates_of, loss_of_patches
 from data_prep.detector.training.marked import SPIDER, SUDIRMAN, MarkedSlice, spider_slices, sudirman_slices
 from data_prep.detector.training.material import is_of, name_of
-from data_prep.detector.training.step import init, train_step
+from data_prep.detector.training.step import LossOf, init, loss_of_crops, train_step
+from data_prep.detector.weights import BODIES, ENDPLATES
 from spinejax.errors import SpinejaxError
 from spinejax.files.arrays import write_arrays
 from spinejax.files.atomic import write_atomically
@@ -49,17 +55,21 @@ _CITATIONS = {
 class Recipe:
     """Everything that a run's weights depend on, besides the data."""
 
-    steps: int = 5000
+    steps: int = 5000  # of the network that finds bodies; 0 keeps that of the weights to begin from
     first_half: float = 0.4  # fraction of the steps before the marked slices take part
     batch_size: int = 8
     learning_rate: float = 3e-3
     phantoms: int = 150
     shares: tuple[float, float, float] = (0.4, 0.2, 0.4)  # of crops: scans with masks, phantoms, marked slices
-    seed: int = 0  # of weights, phantoms and crops
+    endplate_steps: int = 4000
+    endplate_batch_size: int = 64
+    endplate_shares: tuple[float, float] = (0.75, 0.25)  # of patches: scans with masks, phantoms
+    seed: int = 0  # of weights, phantoms, crops and patches
 
     def __post_init__(self):
-        if self.steps < 2 or self.batch_size < 1 or self.phantoms < 0 or self.seed < 0 or min(self.shares) <= 0:
-            raise SpinejaxError(f"{self}: expected 2 steps or more, crops of 1 or more, and shares above 0.")
+        sizes = (self.batch_size, self.endplate_steps, self.endplate_batch_size, self.phantoms + 1, self.seed + 1)
+        if self.steps == 1 or min(self.steps + 1, *sizes) < 1 or min(*self.shares, *self.endplate_shares) <= 0:
+            raise SpinejaxError(f"{self}: expected 2 steps or more, or 0, crops of 1 or more, and shares above 0.")
 
 
 def train_detector(
@@ -82,7 +92,7 @@ def train_detector(
         recipe: the settings.
         sudirman: a folder with Sudirman's `images/` and `boxes.csv`.
         begin: weights to start from, with the whole learning rate schedule; None for random ones. Each detector starts
-            from the one that has not seen its fold either.
+            from the one that has not seen its fold either. With no `steps`, what finds bodies stays as it is there.
         series: of the scans with masks.
         num_workers: number of detectors trained at the same time, each in a process of its own.
         tell: called with a line of progress from time to time.
@@ -92,6 +102,8 @@ def train_detector(
     """
     if spider is None and not recipe.phantoms:
         raise SpinejaxError("Nothing to train on: give --spider ROOT, --phantoms N or both.")
+    if begin is None and not recipe.steps:
+        raise SpinejaxError("--steps 0: expected --begin WEIGHTS, whose networks for bodies are kept.")
     runtime.set_up()
     work = out.with_suffix(".training")
     work.mkdir(parents=True, exist_ok=True)
@@ -134,21 +146,62 @@ def _train_one(
     tell: Callable[[str], None],
     fold: int,
 ) -> dict[str, Any]:
-    """Both halves of the training of one fold's detector."""
+    """The networks of one fold, by what they look at."""
     folder = work / f"fold-{fold}"
     folder.mkdir(exist_ok=True)
     tell = partial(_tell_with, tell, f"detector {fold + 1}")
-    first_steps = max(1, round(recipe.first_half * recipe.steps))
     key = jax.random.fold_in(jax.random.key(recipe.seed), fold)
-    start = None if begin is None else weights.load(begin)[fold % len(weights.load(begin))]
+    begun = {} if begin is None else weights.load(begin)[fold % len(weights.load(begin))]
+    bodies = _train_bodies(key, work, folder, recipe, marked, begun.get(BODIES), tell, fold)
+    slices = [material.read(work / name).without(fold) for name in (_MASKED, _DRAWN)]
+    together, weight = material.joined(slices, recipe.endplate_shares)
+    data = endplates_of(jax.tree.map(np.asarray, together))
+    endplates = _fit(
+        *(loss_of_patches, jax.random.fold_in(key, 2), EndplateNet(), jnp.zeros((1, *PATCH_SHAPE))),
+        *(data, weight[data.rows], begun.get(ENDPLATES)),
+        num_steps=recipe.endplate_steps,
+        batch_size=recipe.endplate_batch_size,
+        learning_rate=recipe.learning_rate,
+        path=folder / "endplates.npz",
+        tell=tell,
+    )
+    return {BODIES: bodies, ENDPLATES: endplates}
+
+
+def _train_bodies(
+    key: jax.Array,
+    work: Path,
+    folder: Path,
+    recipe: Recipe,
+    marked: Sequence[MarkedSlice],
+    begin: dict[str, Any] | None,
+    tell: Callable[[str], None],
+    fold: int,
+) -> dict[str, Any]:
+    """Both halves of the training of the network that finds bodies."""
+    if not recipe.steps:
+        assert begin is not None  # noqa: S101
+        return begin
+
+    def half(key, files, begin, num_steps, path) -> dict[str, Any]:
+        data, weight = material.joined([material.read(file).without(fold) for file in files], recipe.shares)
+        return _fit(
+            *(loss_of_crops, key, BodyNet(), jnp.zeros((1, 32, 32, 3)), data, weight, begin),
+            num_steps=num_steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            path=path,
+            tell=tell,
+        )
+
+    first_steps = max(1, round(recipe.first_half * recipe.steps))
     files = [work / _MASKED, work / _DRAWN]
-    first = _fit(key, files, fold, recipe, first_steps, start, folder / "first.npz", tell)
+    first = half(key, files, begin, first_steps, folder / "first.npz")
     mine = [one for one in marked if not is_of(fold, name_of(one))]
     if mine:
         files.append(folder / "marked.npz")
         material.kept(files[-1], lambda: material.of_marked(first, mine, tell))
-    key = jax.random.fold_in(key, 1)
-    return _fit(key, files, fold, recipe, recipe.steps - first_steps, first, folder / "second.npz", tell)
+    return half(jax.random.fold_in(key, 1), files, first, recipe.steps - first_steps, folder / "second.npz")
 
 
 def _train_apart(*arguments) -> dict[str, Any]:
@@ -158,37 +211,41 @@ def _train_apart(*arguments) -> dict[str, Any]:
 
 
 def _fit(
+    loss_of: LossOf,
     key: jax.Array,
-    files: Sequence[Path],
-    fold: int,
-    recipe: Recipe,
-    num_steps: int,
+    network: nn.Module,
+    example: jax.Array,
+    data: Any,
+    weight: jax.Array,
     begin: dict[str, Any] | None,
+    *,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
     path: Path,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run every step and return the running average of the variables, which is steadier than the last of them.
 
     Args:
-        key: of this half.
-        files: the slices: with masks, phantoms, and marked ones if they take part. Each has its share of crops.
-        fold: whose patients are left out.
-        recipe, num_steps: the settings, and the steps of this half.
+        loss_of: as `train_step` takes it.
+        key: of this part of the training.
+        network, example: what is trained, and one of what it takes.
+        data, weight: the examples, and how often each is drawn.
         begin: variables to start from; None for random ones.
+        num_steps, batch_size, learning_rate: of this part.
         path: where the state is kept.
         tell: called with a line of progress.
     """
-    state = init(key, num_steps)
+    state = init(key, network, example, num_steps)
     if begin is not None:
         state = state._replace(variables=jax.tree.map(jnp.asarray, begin))
     average = jax.tree.map(jnp.copy, state.variables)  # the state itself is donated
     if path.exists():
         state, average = _load(path, (state, average))
         tell(f"continues from step {int(state.step)}")
-    data, weight = material.joined([material.read(file).without(fold) for file in files], recipe.shares)
-    step = partial(
-        train_step, key, num_steps=num_steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate
-    )
+    data = jax.tree.map(jnp.asarray, data)
+    step = partial(train_step, loss_of, key, num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate)
     start, first, seen = time.perf_counter(), int(state.step), []
     for number in range(first + 1, num_steps + 1):
         state, losses = step(state, data, weight)

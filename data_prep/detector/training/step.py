@@ -1,8 +1,10 @@
-"""One training step of the detector: its state, its loss and its optimiser."""
+"""One training step of a detector's network: its state and its optimiser, and the loss of the one that finds bodies."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,6 +20,8 @@ _VOTING_MM = 7.5  # cells this near to a centre predict its corners
 _DOUBT_MM = 13.0
 _NEARBY_MM = 9.0  # cells this near to a corner predict where exactly it is
 _CORNER_WEIGHT = 2.0
+
+LossOf = Callable[[jax.Array, dict[str, Any], Any, jax.Array], tuple[jax.Array, tuple[dict[str, Any], dict[str, Any]]]]
 
 
 class TrainState(NamedTuple):
@@ -115,28 +119,31 @@ def optimiser(num_steps: int, learning_rate: float = 3e-3) -> optax.GradientTran
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-3))
 
 
-def init(key: jax.Array, num_steps: int) -> TrainState:
-    """A fresh state."""
-    variables = dict(BodyNet().init(key, jnp.zeros((1, 32, 32, 3)), train=False))
+def init(key: jax.Array, network: nn.Module, example: jax.Array, num_steps: int) -> TrainState:
+    """A fresh state of a network that takes what `example` is one of."""
+    variables = dict(network.init(key, example, train=False))
     return TrainState(jnp.zeros((), jnp.int32), variables, optimiser(num_steps).init(variables["params"]))
 
 
-@partial(jax.jit, static_argnames=("num_steps", "batch_size", "learning_rate"), donate_argnums=(1,))
+@partial(jax.jit, static_argnames=("loss_of", "num_steps", "batch_size", "learning_rate"), donate_argnums=(2,))
 def train_step(
+    loss_of: LossOf,
     key: jax.Array,
     state: TrainState,
-    data: Crops,
-    weights: Float[Array, "slices"],
+    data: Any,
+    weights: Float[Array, "examples"],
     *,
     num_steps: int,
     batch_size: int,
     learning_rate: float = 3e-3,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One step on random crops of random slices, which depend on the run's key and the step alone.
+    """One step on random views of random examples, which depend on the run's key and the step alone.
 
     Args:
+        loss_of: from a key, the network's variables, the data and the numbers of some examples to their loss, with the
+            new variables that are no parameters, and parts of the loss by name.
         key, state: of the run; the state is donated.
-        data, weights: every slice, and how often it is drawn.
+        data, weights: every example, and how often it is drawn.
         num_steps, batch_size, learning_rate: of the whole run, with the rate at its peak.
 
     Returns:
@@ -144,17 +151,23 @@ def train_step(
     """
     key = jax.random.fold_in(key, state.step)
     draw, augment = jax.random.split(key)
-    rows = jax.random.categorical(draw, jnp.log(weights), shape=(batch_size,))
-    chosen = jax.tree.map(lambda array: array[rows], data)
-    crops = jax.vmap(random_crop)(jax.random.split(augment, batch_size), chosen)
+    numbers = jax.random.categorical(draw, jnp.log(weights), shape=(batch_size,))
 
-    def loss_of(params):
-        variables = state.variables | {"params": params}
-        (heat, far, near), new = BodyNet().apply(variables, crops.image, train=True, mutable=["batch_stats"])
-        loss, parts = detector_loss(heat, far, near, crops)
-        return loss, (new, parts)
+    def of_params(params):
+        return loss_of(augment, state.variables | {"params": params}, data, numbers)
 
-    (loss, (new, parts)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
+    (loss, (new, parts)), gradient = jax.value_and_grad(of_params, has_aux=True)(state.variables["params"])
     updates, moments = optimiser(num_steps, learning_rate).update(gradient, state.optimiser, state.variables["params"])
     params = optax.apply_updates(state.variables["params"], updates)
     return TrainState(state.step + 1, {"params": params} | new, moments), {"loss": loss} | parts
+
+
+def loss_of_crops(
+    key: jax.Array, variables: dict[str, Any], data: Crops, numbers: jax.Array
+) -> tuple[jax.Array, tuple[dict[str, Any], dict[str, jax.Array]]]:
+    """The loss of `BodyNet` on random crops of some slices."""
+    chosen = jax.tree.map(lambda array: array[numbers], data)
+    crops = jax.vmap(random_crop)(jax.random.split(key, len(numbers)), chosen)
+    (heat, far, near), new = BodyNet().apply(variables, crops.image, train=True, mutable=["batch_stats"])
+    loss, parts = detector_loss(heat, far, near, crops)
+    return loss, (dict(new), parts)

@@ -1,6 +1,7 @@
 """The detector: chain and names on given candidates, its parts against truth, and a training run."""
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +55,13 @@ def spine(num_bodies=6, sacrum=True):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Replace the network: every slice shows the given candidates, turned images show none."""
+    """Replace the networks: every slice shows the given candidates, turned images show none, corners stay."""
 
     def show(candidates):
         monkeypatch.setattr(detecting, "see", lambda variables, scan, indices: [candidates for _ in indices])
         monkeypatch.setattr(detecting, "see_images", lambda variables, images: [candidates, [], [], []])
-        monkeypatch.setattr(detecting, "load", lambda path: [{}])
+        monkeypatch.setattr(detecting, "exact", lambda members, scan, column: column)
+        monkeypatch.setattr(detecting, "load", lambda path: [{"bodies": {}, "endplates": {}}])
         monkeypatch.setattr(detecting, "provenance", lambda path: {})
 
     return show
@@ -130,8 +132,24 @@ def test_no_column_is_refused(seen, candidates):
 
 def test_bodies_of_another_size_are_refused(seen):
     seen([body(250.0 - 18 * number, height=13, depth=16) for number in range(7)])
-    with pytest.raises(SpinejaxError, match=r"16 mm.*not a lumbar spine"):
+    with pytest.raises(SpinejaxError, match=r"16.0 mm.*not a lumbar spine"):
         detect(SCAN)
+
+
+def test_small_endplates_are_noted_above_a_sure_sacrum_and_refused_without_one(seen):
+    def small(depth, sacrum):
+        return [body(260.0, depth=depth, kind=SACRUM, score=sacrum)] + [
+            body(234.0 - 26 * number, height=19, depth=depth) for number in range(6)
+        ]
+
+    seen(small(22.0, 0.9))
+    found = detect(SCAN)
+    assert [one.name for one in found.bodies][-2:] == ["L5", "S1"]
+    assert any("endplates of 22.0 mm are small" in note for note in found.notes)
+    for depth, sacrum in ((22.0, 0.3), (19.5, 0.9)):
+        seen(small(depth, sacrum))
+        with pytest.raises(SpinejaxError, match=f"endplates of {depth} mm were found, expected 23 to 55"):
+            detect(SCAN)
 
 
 def test_a_turned_image_is_refused(seen, monkeypatch):
@@ -241,7 +259,8 @@ def test_one_network_looks_at_every_slice_and_all_at_the_middle_ones(seen, monke
 
     seen(spine())
     monkeypatch.setattr(detecting, "see", see)
-    monkeypatch.setattr(detecting, "load", lambda path: [{"name": number} for number in range(5)])
+    members = [{"bodies": {"name": number}, "endplates": {"name": number}} for number in range(5)]
+    monkeypatch.setattr(detecting, "load", lambda path: members)
     scan = Scan(np.zeros((300, 150, 15), np.float32), sagittal_affine((1.0, 1.0, 4.0)), "scan")
     detect(scan)
     assert looked == [([0], list(range(15))), ([0, 1, 2, 3, 4], list(range(4, 11)))]
@@ -420,21 +439,31 @@ def test_weights_come_back_and_damage_is_reported(tmp_path):
 @jax.numpy_dtype_promotion("standard")  # for Optax's schedule
 def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_SAVE_EVERY", 1)
-    recipe = run.Recipe(steps=4, first_half=0.5, batch_size=1, phantoms=1)
+    recipe = run.Recipe(steps=4, first_half=0.5, batch_size=1, phantoms=1, endplate_steps=2, endplate_batch_size=2)
     run.train_detector(None, tmp_path / "whole.npz", recipe, tell=lambda line: None)
     steps = []
 
     def interrupt(line):
         steps.append(line)
-        if sum("step 2 of 2" in told for told in steps) == 2:  # the last step of the second half
+        if sum("step 2 of 2" in told for told in steps) == 3:  # the last step of the network for endplates
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.train_detector(None, tmp_path / "parts.npz", recipe, tell=interrupt)
     lines = []
     run.train_detector(None, tmp_path / "parts.npz", recipe, tell=lines.append)
-    assert lines[:2] == ["detector 1: continues from step 2", "detector 1: continues from step 1"]
+    assert lines[:3] == [f"detector 1: continues from step {done}" for done in (2, 2, 1)]
     assert weights.weights_sum(tmp_path / "parts.npz") == weights.weights_sum(tmp_path / "whole.npz")
+
+    # Without steps, what finds bodies stays, and the network for endplates goes on from where it was.
+    kept = dataclasses.replace(recipe, steps=0)
+    run.train_detector(None, tmp_path / "kept.npz", kept, begin=tmp_path / "whole.npz", tell=lines.append)
+    (before,), (after,) = (weights.load(tmp_path / name) for name in ("whole.npz", "kept.npz"))
+    jax.tree.map(np.testing.assert_array_equal, before["bodies"], after["bodies"])
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before["endplates"], after["endplates"])
+    assert all(jax.tree.leaves(changed["params"]))
+    with pytest.raises(SpinejaxError, match="--steps 0: expected --begin"):
+        run.train_detector(None, tmp_path / "none.npz", kept, tell=lines.append)
 
     with pytest.raises(SpinejaxError, match="different settings"):
         run.train_detector(None, tmp_path / "parts.npz", run.Recipe(steps=6, phantoms=1), tell=lines.append)

@@ -72,6 +72,18 @@ def test_a_body_beyond_the_masks_field_is_not_false():
         assert compare(truth, detection([beside, *bodies])).false == 1
 
 
+def test_a_body_of_which_only_one_endplate_is_known_is_where_its_middle_is():
+    """The image cuts the topmost body: the middle of its lower endplate may be in the disc below."""
+    drawn = block_spine(num_bodies=6)
+    bodies, _ = bodies_from_spider_mask(drawn.mask)
+    truth = Located(drawn.scan, bodies, regions=drawn.mask)
+    top = next(one for one in bodies if one.name == "T12")
+    lower = np.where(np.arange(4)[:, None] < 2, np.nan, top.corners + (1 / 0.8, 0))
+    cut = type(top)("T12", lower, top.slices)
+    found = compare(truth, detection([cut, *(one for one in bodies if one.name != "T12")]))
+    assert (found.found, found.false, found.levels_right) == (6, 0, 6)
+
+
 def test_stated_uncertainties_are_compared_with_errors():
     drawn = block_spine(num_bodies=6)
     bodies, _ = bodies_from_spider_mask(drawn.mask)

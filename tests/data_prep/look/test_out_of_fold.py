@@ -140,7 +140,7 @@ def test_the_command_writes_figures_and_sheets_without_paths(roots, five, tmp_pa
     assert "unflagged_scans_levels_right" in printed
     assert all(name in printed for name in ("stacks", "t2", "t1", "sudirman"))
     names = [path.name for path in sorted(sheets.iterdir())]
-    assert names == ["stacks-01.png", "sudirman-01.png", "t1-01.png", "t2-01.png"]
+    assert names == ["stacks-01.png", "sudirman-01.png", "t1-01.png", "t2-01.png", "wrong-01.png"]
     assert all((sheets / name).read_bytes().startswith(b"\x89PNG") for name in names)
     text = figures.read_text()
     assert "NaN" not in text
