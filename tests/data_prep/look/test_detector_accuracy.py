@@ -78,7 +78,7 @@ def test_a_body_of_which_only_one_endplate_is_known_is_where_its_middle_is():
     bodies, _ = bodies_from_spider_mask(drawn.mask)
     truth = Located(drawn.scan, bodies, regions=drawn.mask)
     top = next(one for one in bodies if one.name == "T12")
-    lower = np.where(np.arange(4)[:, None] < 2, np.nan, top.corners + (1 / 0.8, 0))
+    lower = np.where(np.arange(4)[:, None] < 2, np.nan, top.corners + np.array([1 / 0.8, 0]))
     cut = type(top)("T12", lower, top.slices)
     found = compare(truth, detection([cut, *(one for one in bodies if one.name != "T12")]))
     assert (found.found, found.false, found.levels_right) == (6, 0, 6)
