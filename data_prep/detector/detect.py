@@ -12,7 +12,7 @@ from data_prep.anatomy.vertebrae import NAMES, VertebralBody
 from data_prep.detector.candidates import BODY, SACRUM, Candidate, Group, group, see, see_images, slices_to_see
 from data_prep.detector.chain import SAME_PLACE_MM, Column, best_column, columns, margin
 from data_prep.detector.doubt import MAX_DOUBT, MAX_MARGIN, Calibration, Evidence
-from data_prep.detector.endplates import exact
+from data_prep.detector.endplates import second_look
 from data_prep.detector.grid import alone, normalise, resample
 from data_prep.detector.weights import BODIES, ENDPLATES, SHIPPED, load, provenance
 from data_prep.read.scan import Scan
@@ -81,7 +81,7 @@ def detect(
     small = _refuse_other_sizes(scan, column)
     names, evidence, notes = _name(column, groups, alternatives, lowest_level)
     notes += small
-    column = exact(endplate_nets, scan, column)
+    column = second_look(endplate_nets, scan, column)
     doubt = calibration.level_doubt(evidence) if lowest_level is None else 0.0
     if evidence is not None and doubt > max_doubt:
         notes.append(

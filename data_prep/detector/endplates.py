@@ -55,7 +55,7 @@ def patch_grid() -> Float32[np.ndarray, "H W 2"]:
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
 
 
-def exact(members: Sequence[dict[str, Any]], scan: Scan, column: Column) -> Column:
+def second_look(members: Sequence[dict[str, Any]], scan: Scan, column: Column) -> Column:
     """The column with the corners of its bodies where the endplates end, in the slices around each body's middle.
 
     An endplate that is partly outside of the image stays where it was placed: its end cannot be seen.

@@ -60,7 +60,7 @@ def seen(monkeypatch):
     def show(candidates):
         monkeypatch.setattr(detecting, "see", lambda variables, scan, indices: [candidates for _ in indices])
         monkeypatch.setattr(detecting, "see_images", lambda variables, images: [candidates, [], [], []])
-        monkeypatch.setattr(detecting, "exact", lambda members, scan, column: column)
+        monkeypatch.setattr(detecting, "second_look", lambda members, scan, column: column)
         monkeypatch.setattr(detecting, "load", lambda path: [{"bodies": {}, "endplates": {}}])
         monkeypatch.setattr(detecting, "provenance", lambda path: {})
 

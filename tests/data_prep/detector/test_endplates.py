@@ -9,7 +9,7 @@ from scipy import ndimage
 from data_prep.detector import endplates
 from data_prep.detector.candidates import BODY, SACRUM, Candidate, group
 from data_prep.detector.chain import Column
-from data_prep.detector.endplates import ENDPLATE_PX, LOWER, UPPER, exact, frame, patch_grid
+from data_prep.detector.endplates import ENDPLATE_PX, LOWER, UPPER, frame, patch_grid, second_look
 from data_prep.detector.network import PATCH_SHAPE, EndplateNet
 from data_prep.detector.training.augment import stack
 from data_prep.detector.training.endplates import endplate_loss, endplates_of, random_patch
@@ -111,7 +111,7 @@ def test_every_look_moves_an_endplate_to_where_the_networks_see_its_ends_on_aver
 
     monkeypatch.setattr(endplates, "_ends", ends)
     before = column_of()
-    after = exact([{"row": 0.0}, {"row": 3.0}], SCAN, before)
+    after = second_look([{"row": 0.0}, {"row": 3.0}], SCAN, before)
     into = 2 * 1.5 * SCALE  # two looks
     sacrum, lower, none, _ = after.groups
     assert none is None
@@ -139,7 +139,7 @@ def test_patches_are_taken_from_the_candidates_own_slice(monkeypatch):
 
     monkeypatch.setattr(endplates, "_ends", ends)
     monkeypatch.setattr(endplates, "with_neighbours", greys)
-    exact([{}], Scan(np.zeros((150, 120, 5), np.float32), SCAN.affine, "short"), column_of())
+    second_look([{}], Scan(np.zeros((150, 120, 5), np.float32), SCAN.affine, "short"), column_of())
     slices = [*range(3), *(index for _ in range(2) for index in range(3) for _ in range(2))]  # S1 has one endplate
     patches = seen[0][: len(slices)]
     np.testing.assert_allclose(patches.max((1, 2)), np.array([0.2, 0.4, 0.6])[slices], rtol=1e-5)
@@ -154,12 +154,12 @@ def test_an_endplate_that_leaves_the_image_stays(monkeypatch):
     monkeypatch.setattr(endplates, "_ends", ends)
     before = column_of()
     cut = Scan(SCAN.voxels[:100], SCAN.affine, "cut")  # through the lower body, at 115 mm; S1 is not in it
-    after = exact([{}], cut, before)
+    after = second_look([{}], cut, before)
     assert after.groups[0].members[2].corners is before.groups[0].members[2].corners
     np.testing.assert_array_equal(after.groups[1].corners[2:], before.groups[1].corners[2:])  # at 128 mm
     assert (after.groups[3].corners[2:] != before.groups[3].corners[2:]).any()  # at 93 mm
     nothing = Scan(SCAN.voxels[:50], SCAN.affine, "empty")
-    assert exact([{}], nothing, before) is before
+    assert second_look([{}], nothing, before) is before
 
 
 def test_the_column_stays_where_the_network_answers_what_was_there(monkeypatch):
@@ -168,7 +168,7 @@ def test_the_column_stays_where_the_network_answers_what_was_there(monkeypatch):
 
     monkeypatch.setattr(endplates, "_ends", ends)
     before = column_of()
-    after = exact([{}], SCAN, before)
+    after = second_look([{}], SCAN, before)
     for old, new in zip(before.groups, after.groups, strict=True):
         if old is not None:
             np.testing.assert_allclose(new.corners, old.corners)
