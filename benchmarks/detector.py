@@ -3,7 +3,7 @@
     python -m benchmarks.detector [--rows 512 --columns 512 --slices 20] [--rounds 5]
 
 It prints the seconds of the first scan, which compiles the network, the median of the following ones, and the process's
-peak memory. It repeats this with a scan of another size, which must not compile again. The goal is 10 s and 2 GiB.
+peak memory. It repeats this with a scan of another size, which must not compile again. The goals are 2 s and 600 MiB.
 """
 
 import argparse
