@@ -20,7 +20,7 @@ def train_detector(
     series: str = "t2_SPACE",
     begin: Path | None = None,
     steps: int = 5000,
-    endplate_steps: int = 4000,
+    endplate_steps: int = 0,
     learning_rate: float = 3e-3,
     phantoms: int = 150,
     seed: int = 0,
@@ -36,7 +36,8 @@ def train_detector(
         series: Series with masks to read: the scans named <patient>_<series>.mha.
         begin: File of weights (.npz) to start from. Default: random weights.
         steps: Number of steps of each network that finds bodies. 0 keeps those of --begin.
-        endplate_steps: Number of steps of each network that looks at endplates.
+        endplate_steps: Number of steps of each network that looks at endplates. Default: four fifths of --steps, or
+            4,000 with --steps 0.
         learning_rate: Highest learning rate, reached after 15 % of the steps of each part.
         phantoms: Number of phantoms.
         seed: Seed of weights, phantoms and crops.

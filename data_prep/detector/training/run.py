@@ -61,12 +61,14 @@ class Recipe:
     learning_rate: float = 3e-3
     phantoms: int = 150
     shares: tuple[float, float, float] = (0.4, 0.2, 0.4)  # of crops: scans with masks, phantoms, marked slices
-    endplate_steps: int = 4000
+    endplate_steps: int = 0  # 0: four fifths of `steps`, or 4,000 if the networks that find bodies are kept
     endplate_batch_size: int = 64
     endplate_shares: tuple[float, float] = (0.75, 0.25)  # of patches: scans with masks, phantoms
     seed: int = 0  # of weights, phantoms, crops and patches
 
     def __post_init__(self):
+        if not self.endplate_steps:
+            object.__setattr__(self, "endplate_steps", max(1, 4 * self.steps // 5) if self.steps else 4000)
         sizes = (self.batch_size, self.endplate_steps, self.endplate_batch_size, self.phantoms + 1, self.seed + 1)
         if self.steps == 1 or min(self.steps + 1, *sizes) < 1 or min(*self.shares, *self.endplate_shares) <= 0:
             raise SpinejaxError(f"{self}: expected 2 steps or more, or 0, crops of 1 or more, and shares above 0.")

@@ -471,6 +471,15 @@ def test_an_interrupted_run_ends_in_the_same_weights(tmp_path, monkeypatch):
         run.train_detector(None, tmp_path / "none.npz", run.Recipe(phantoms=0), tell=lines.append)
 
 
+def test_a_short_run_is_short_for_both_networks():
+    assert run.Recipe().endplate_steps == run.Recipe(steps=0).endplate_steps == 4000
+    assert run.Recipe(steps=10).endplate_steps == 8
+    assert run.Recipe(steps=10, endplate_steps=3).endplate_steps == 3
+    for wrong in ({"steps": 1}, {"steps": -1}, {"endplate_steps": -1}, {"endplate_batch_size": 0}, {"batch_size": 0}):
+        with pytest.raises(SpinejaxError, match="expected 2 steps or more, or 0"):
+            run.Recipe(**wrong)
+
+
 def test_a_detector_learns_from_all_patients_but_those_of_its_fold():
     patients = [*(f"spider/{number}" for number in range(40)), *(f"sudirman/{number}" for number in range(40)), ""]
     slices = Crops(*(np.arange(len(patients)) for _ in Crops._fields))
