@@ -1,7 +1,9 @@
 """Who does the work: this process, other processes of this machine, or a Dask cluster; one interface for all."""
 
 import contextlib
+import ctypes
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -31,7 +33,8 @@ def workers(num_workers: int, scheduler: str | None) -> Iterator[Callable[..., I
         yield map
     elif scheduler is None:
         # Processes are spawned, not forked: a fork would copy HDF5's and numpy's threads in an unknown state.
-        pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=_end_with_parent)
         try:
             yield partial(_run, pool.submit, Future.result, (BrokenProcessPool,))
         finally:
@@ -44,6 +47,13 @@ def workers(num_workers: int, scheduler: str | None) -> Iterator[Callable[..., I
             # Not `client.get_executor()`: its futures never end if a result is lost with its worker.
             submit, result = partial(client.submit, pure=False), partial(_dask_result, client)
             yield partial(_run, submit, result, (KilledWorker, CancelledError, CommClosedError))
+
+
+def _end_with_parent() -> None:
+    """Let Linux end this process when its parent is killed. It would stay otherwise, waiting for work, for ever."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _run(submit: Callable, result: Callable, lost: tuple[type[Exception], ...], work: Callable, *arguments: Sequence):
