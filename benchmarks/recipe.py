@@ -255,6 +255,7 @@ def _mirrored_loss(logits, labels, *options) -> tuple:
 
 
 _task_loss, _multi_task_loss, _change_looks = losses.task_loss, losses.multi_task_loss, train_step.change_looks
+ORDINAL = ((losses, "task_loss", _ordinal),)
 MIRRORED = ((train_step, "change_looks", _mirrored_windows), (losses, "multi_task_loss", _mirrored_loss))
 
 VARIANTS = {
@@ -264,7 +265,8 @@ VARIANTS = {
     SPIDER_ALONE: Variant({"tasks": SPIDER_TASKS}, discs=spider_alone),
     "hard labels": Variant({"soft_labels": 0.0}),
     "mixup": Variant(patches=((train_step, "change_looks", _mixed_windows), (losses, "task_loss", _mixed_loss))),
-    "ordinal loss": Variant(patches=((losses, "task_loss", _ordinal),)),
+    "ordinal loss": Variant(patches=ORDINAL),
+    "ordinal loss, another seed": Variant({"seed": 1}, patches=ORDINAL),
     "bounded loss": Variant(patches=((losses, "task_loss", bounded_loss),)),
     "turned first": Variant(turned_first=True),
     "phantoms along": Variant(discs=WithPhantoms.added),
