@@ -171,8 +171,7 @@ def input_gradients(
 ) -> Float[Array, "V T 112 224 9"]:
     """The gradient of each task's chosen score with respect to each window; all tasks share one forward pass."""
 
-    def score(inputs: jax.Array, column: int, **options: bool) -> jax.Array:
-        scores = model.apply(variables, inputs, **options)
+    def score(scores: Mapping[str, jax.Array], column: int) -> jax.Array:
         # A window's scores depend on that window alone, so the gradient of the sum holds each one's own.
         return scores[model.tasks[column].name][:, grades[column]].sum()
 
@@ -181,10 +180,19 @@ def input_gradients(
         # Each task's own layers one after the other, then the trunk once for the gradients of all tasks.
         trunk = functools.partial(model.apply, variables, features=True)
         features, backwards = jax.vjp(trunk, windows)
-        to_features = [jax.grad(score)(features, column, of_features=True) for column in columns]
-        return jax.vmap(lambda gradient: backwards(gradient)[0], out_axes=1)(jnp.stack(to_features))
+
+        def to_features(column: int) -> jax.Array:
+            branch = model.clone(tasks=model.tasks[column : column + 1])  # tracing all of them takes seconds
+            return jax.grad(lambda x: score(branch.apply(variables, x, of_features=True), column))(features)
+
+        return jax.vmap(lambda gradient: backwards(gradient)[0], out_axes=1)(jnp.stack([*map(to_features, columns)]))
+
+    def all_scores(windows: jax.Array) -> list[jax.Array]:
+        scores = model.apply(variables, windows)
+        return [score(scores, column) for column in columns]
+
     # Without a trunk not one `vmap`: the compiler then sees that a score's gradient avoids the other tasks' layers.
-    _, backwards = jax.vjp(lambda windows: [score(windows, column) for column in columns], windows)
+    _, backwards = jax.vjp(all_scores, windows)
     return jnp.stack([backwards(list(chosen))[0] for chosen in np.eye(len(columns), dtype=np.float32)], axis=1)
 
 

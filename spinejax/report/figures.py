@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -86,20 +86,26 @@ def hotspot_examples(examples: Sequence[Example], path: Path) -> None:
     slices = range(1, 8)
     engine = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=(2 * len(slices), 2.35 * len(examples)), layout=engine)
-    for rows, example in zip(figure.subfigures(len(examples), 1, squeeze=False)[:, 0], examples, strict=True):
-        rows.suptitle(example.title, x=0.005, ha="left", fontsize="medium")
-        axes = rows.subplots(2, len(slices))
+    for axes, example in zip(figure.subplots(2 * len(examples), 1).reshape(-1, 2), examples, strict=True):
+        axes[0].set_title(example.title, loc="left", fontsize="medium")
         # A percentile: one pixel far above all others would leave the remainder of a map black.
         brightest = float(np.percentile(example.map, 99.9)) or 1.0
-        for column, s in enumerate(slices):
-            axes[0, column].imshow(example.window[:, :, s], vmin=0, vmax=1, cmap="gray")
-            axes[1, column].imshow(example.map[:, :, s], vmin=0, vmax=brightest, cmap="inferno")
-            if example.lesion is not None and example.lesion[:, :, s].any():
-                for axis in axes[:, column]:
-                    axis.contour(example.lesion[:, :, s], [0.5], colors="cyan", linewidths=0.8)
-        for axis in axes.ravel():
+        axes[0].imshow(_side_by_side(example.window, slices), vmin=0, vmax=1, cmap="gray")
+        axes[1].imshow(_side_by_side(example.map, slices), vmin=0, vmax=brightest, cmap="inferno")
+        if example.lesion is not None and example.lesion[:, :, slices].any():
+            outlined = _side_by_side(example.lesion, slices) == 1
+            for axis in axes:
+                axis.contour(outlined, [0.5], colors="cyan", linewidths=0.8)
+        for axis in axes:
             axis.set_axis_off()
     _save(figure, path)
+
+
+def _side_by_side(volume: Shaped[np.ndarray, "112 224 9"], slices: Sequence[int]) -> Float[np.ndarray, "112 _"]:
+    """One picture of several slices, with gaps between them: one image is drawn much sooner than many."""
+    gap = np.full((len(volume), 6), np.nan)
+    parts = [part for s in slices for part in (gap, volume[:, :, s])]
+    return np.concatenate(parts[1:], axis=1)
 
 
 def mean_maps(means: Sequence[Example], path: Path) -> None:
