@@ -18,6 +18,7 @@ from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import Patient
 from spinejax.data.dataset import DataSet
 from spinejax.metrics import calibration, grading
+from spinejax.metrics.calibration import Rater
 from spinejax.metrics.grading import Estimate
 from spinejax.report.tables import percent
 from spinejax.tasks import UNLABELLED, Task
@@ -172,8 +173,40 @@ class Pool:
     def _counts(self, missed: Missed, task: Task, name: str) -> bool:
         return missed.group == name and missed.labels.get(task.name, UNLABELLED) != UNLABELLED
 
-    def _calibration(self, task: Task, inside: Bool[np.ndarray, " N"]) -> dict[str, float]:
-        """The calibration error without temperature, and at that of the other folds' discs of all groups."""
+    def raters(self) -> dict[str, dict[str, dict[str, Rater]]]:
+        """Source → contrast → task's name → the rater, fitted to the discs of all folds.
+
+        A task that the source has no labels for, in this contrast, is the rater's of all discs that have one.
+        """
+        found: dict[str, dict[str, dict[str, Rater]]] = {}
+        for name in sorted(set(self.groups)):
+            source, contrast = name.lower().split()
+            by_task = {}
+            for task in self.tasks:
+                probabilities, labels, _ = self.labelled(task, self.groups == name)
+                if len(set(labels)) < 2:
+                    probabilities, labels, _ = self.labelled(task, np.ones(len(self.groups), bool))
+                by_task[task.name] = calibration.fit_rater(probabilities, labels)
+            found.setdefault(source, {})[contrast] = by_task
+        return found
+
+    def _as_rater(self, task: Task, inside: Bool[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
+        """The probabilities and the grades' frequencies of the rater who is fitted to the other folds' discs."""
+        has_one = inside & (self.labels[task.name] != UNLABELLED)
+        given, labels, folds = self.probabilities[NETWORK][task.name][has_one], self.labels[task.name], self.folds
+        at, frequencies = given.copy(), given.copy()
+        for number in np.unique(folds[has_one]):
+            rater = calibration.fit_rater(given[folds[has_one] != number], labels[has_one & (folds != number)])
+            mine = folds[has_one] == number
+            at[mine], frequencies[mine] = calibration.as_rater(given[mine], rater), rater["frequencies"]
+        return at, frequencies
+
+    def _calibration(self, task: Task, inside: Bool[np.ndarray, " N"]) -> dict[str, Any]:
+        """What calibration by the other folds' discs changes.
+
+        That is the error of the network as it is, at the temperature of all groups' discs, and as the rater of this
+        group's; and what the rater's grades gain over the network's.
+        """
         has_one = self.labels[task.name] != UNLABELLED
         given, labels = self.probabilities[NETWORK][task.name], self.labels[task.name]
         at = given.copy()
@@ -182,9 +215,20 @@ class Pool:
             temperature = calibration.fit_temperature(given[others], labels[others])
             at[mine] = calibration.at_temperature(given[mine], temperature)
         chosen = has_one & inside
+        as_rater, frequencies = self._as_rater(task, inside)
+        confusions = [
+            grading.patient_confusions(labels[chosen], grades, self.patients[chosen], task.num_grades)
+            for grades in (grading.decide(as_rater, "balance", frequencies), given[chosen].argmax(1))
+        ]
         return {
             "error_before": calibration.expected_calibration_error(given[chosen], labels[chosen]),
             "error_after": calibration.expected_calibration_error(at[chosen], labels[chosen]),
+            "error_as_rater": calibration.expected_calibration_error(as_rater, labels[chosen]),
+            "better as the rater by": {
+                each.__name__: grading.difference(each, *confusions).to_json()
+                for each in _STATISTICS.values()
+                if task.num_grades > 2 or each is not grading.within_one
+            },
         }
 
 
@@ -215,15 +259,17 @@ def markdown(content: Mapping[str, Any]) -> str:
             for words, statistic in _STATISTICS.items():
                 if statistic.__name__ in found["better than the regression by"]:
                     lines.append(_row(name, task, words, statistic.__name__, found))
-    lines += [
-        "",
-        "| discs | task | calibration error, % | at the temperature of the other folds, % |",
-        "|---" * 4 + "|",
-    ]
+    measures = [words.removesuffix(", %") for words in _STATISTICS]
+    columns = ("discs", "task", "calibration error, %", "at a temperature", "as the rater")
+    lines += ["", f"| {' | '.join((*columns, *measures))} |", "|---" * (len(columns) + len(measures)) + "|"]
     for name, tasks in content["groups"].items():
         for task, found in tasks.items():
-            before, after = (100 * found["calibration"][f"error_{when}"] for when in ("before", "after"))
-            lines.append(f"| {name} | {task} | {before:.1f} | {after:.1f} |")
+            fits = found["calibration"]
+            errors = [f"{100 * fits[f'error_{when}']:.1f}" for when in ("before", "after", "as_rater")]
+            changes = fits["better as the rater by"]
+            shown = [each.__name__ for each in _STATISTICS.values()]
+            cells = [show(changes[each], each) if each in changes else "–" for each in shown]
+            lines.append(f"| {' | '.join((name, task, *errors, *cells))} |")
     lines += ["", "| hotspots of | discs graded abnormal | energy at the own side, % |", "|---" * 3 + "|"]
     for task, found in content["own_side"].items():
         lines.append(f"| {task} | {found['n']} | {percent(_estimate(found['own_side']))} |")

@@ -200,7 +200,7 @@ def missed_discs(arguments: Arguments, key: Pseudonyms, data: DataSet) -> list[M
 
 
 def ship(arguments: Arguments, pool: Pool, data: DataSet, patients: dict[str, Patient], run: Path) -> None:
-    """Write the last network, with temperatures fitted to what the networks of the folds gave their own patients."""
+    """Write the last network, with temperatures and raters fitted to what the folds' networks gave their patients."""
     fit = Fit(
         num_views=NUM_VIEWS,
         average="probabilities",
@@ -209,6 +209,7 @@ def ship(arguments: Arguments, pool: Pool, data: DataSet, patients: dict[str, Pa
         temperatures={
             task.name: fit_temperature(*pool.labelled(task, np.ones(len(pool.rows), bool))[:2]) for task in pool.tasks
         },
+        raters=pool.raters(),
     )
     trained_on = set(data.patient[data.rows("train")].tolist())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)

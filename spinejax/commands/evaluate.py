@@ -40,6 +40,7 @@ from spinejax.inference import hotspots, predict, temperatures, unusual
 from spinejax.inference.graded import Graded, labels_of
 from spinejax.inference.hotspots import Method
 from spinejax.metrics.calibration import Fit
+from spinejax.metrics.grading import Rule
 from spinejax.metrics.pointing import Pointing
 from spinejax.network.cpu_kernels import with_cpu_kernels
 from spinejax.network.spinenet import SpineNet
@@ -94,11 +95,17 @@ class Arguments:
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """How GPUs and TPUs multiply float32 numbers, as in `train.py`."""
     calibrate: bool = False
-    """Calibrate the probabilities: divide each task's scores by the temperature stored with the checkpoint. If a run
-    has none for this number of views and this average, it is fitted on the validation split and stored."""
-    decide_by: Literal["probability", "distance"] = "probability"
-    """The grade of a disc is its most probable one, which is right most often; or the one of the least expected
-    distance from the true grade, which is off by two or more grades less often (docs/results.md)."""
+    """Calibrate the probabilities. The network that ships knows raters: the probabilities become those of one of them
+    (`--rater`). Of a run each task's scores are divided by the temperature stored with it; if it has none for this
+    number of views and this average, it is fitted on the validation split and stored."""
+    rater: str | None = None
+    """With `--calibrate`: the rater whose grades the probabilities are of. The network that ships knows spider, the
+    default, and sudirman, by the names of the data sets that they graded."""
+    decide_by: Rule = "balance"
+    """The grade of a disc is the one that is most probable beside how often the rater gives it, so that rare grades are
+    found as often as common ones; its most probable one (probability), which is right most often; or the one of the
+    least expected distance from the true grade (distance), which is off by two or more grades less often
+    (docs/results.md). Without a rater, the first two are the same."""
     refer_below: float | None = None
     """Refer to a rater the grades whose probability, after `--calibrate` if it is given, is below this: 0 to 1."""
     hotspots: bool = False
@@ -194,7 +201,7 @@ def set_up(arguments: Arguments, exit_stack: contextlib.ExitStack) -> Job:
     processes.refuse_difference("weights", weights)
     model = model.clone(dtype=np.dtype(arguments.dtype)) if arguments.dtype else model
     about = shipped.about(step) if shipped.is_one(step) else None
-    if about and arguments.calibrate:
+    if arguments.calibrate and (about or arguments.rater):
         temperatures_of(arguments, step, weights)
     if arguments.hotspots:
         hotspots.check_choice(model.tasks, dict(arguments.hotspot_grades))
@@ -220,6 +227,8 @@ def check_options(arguments: Arguments, mesh: Mesh) -> None:
     if arguments.scan and arguments.split not in (SPLIT, ALL):
         raise SpinejaxError(f"--split {arguments.split}: raw scans are one split, {SPLIT}.")
     require_option(arguments.write_threads >= 0, "write_threads", arguments.write_threads, "0 or more")
+    if arguments.rater and not arguments.calibrate:
+        raise SpinejaxError(f"--rater {arguments.rater}: give --calibrate too; without it no rater is asked.")
     if (below := arguments.refer_below) is not None:
         require_option(0 <= below <= 1, "refer_below", below, "a probability, from 0 to 1")
 
@@ -321,7 +330,8 @@ def temperatures_of(arguments: Arguments, step: Path, weights: str) -> Fit | Non
     """The temperatures stored with the checkpoint; None if a run has none for this way of grading.
 
     Raises:
-        SpinejaxError: they are damaged; or the network is of the form that ships, and has none.
+        SpinejaxError: they are damaged; the network is of the form that ships, and has none; or it does not know the
+            rater that is asked for.
     """
     found = temperatures.read(step, num_views=arguments.num_views, average=arguments.average, weights=weights)
     if found is None and shipped.is_one(step):
@@ -331,7 +341,16 @@ def temperatures_of(arguments: Arguments, step: Path, weights: str) -> Fit | Non
             f"--calibrate: this network has no temperatures for {views(arguments.num_views)} and {arguments.average} "
             f"(--tta, --average), only: {known}."
         )
+    raters = list(found.get("raters", ())) if found else []
+    if arguments.rater not in (None, *raters):
+        known = f"its raters are {' and '.join(raters)}" if raters else "it has no raters"
+        raise SpinejaxError(f"--rater {arguments.rater}: this network does not know that rater; {known}.")
     return found
+
+
+def rater_of(arguments: Arguments, found: Fit) -> str | None:
+    """Whose grades the calibrated probabilities are of; None if the network knows no raters."""
+    return arguments.rater or next(iter(found.get("raters", ())), None)
 
 
 def cut(arguments: Arguments, model: SpineNet, out: Path, about: shipped.About | None) -> None:
@@ -413,7 +432,10 @@ def this_host() -> dict[str, Any]:
 
 
 def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
-    """The discs at the checkpoint's temperatures, and the effect on each task that has labels."""
+    """The discs as a rater grades them whom the network knows, or else at its temperatures.
+
+    Returns them, and the effect on each task that has labels.
+    """
     num_views, average = job.arguments.num_views, job.arguments.average
 
     def stored() -> Fit | None:
@@ -442,7 +464,12 @@ def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, flo
     if (found := processes.by_first(stored)) is None:
         validation = grade(job, "validation")
         found = processes.by_first(lambda: fitted(validation))
-    return temperatures.apply(graded, found["temperatures"]), temperatures.effect(graded, found["temperatures"])
+    if rater := rater_of(job.arguments, found):
+        calibrated = temperatures.as_rater(graded, found, rater)
+        return calibrated, temperatures.effect(graded, calibrated)
+    calibrated = temperatures.apply(graded, found["temperatures"])
+    effect = temperatures.effect(graded, calibrated)
+    return calibrated, {name: {"temperature": found["temperatures"][name]} | each for name, each in effect.items()}
 
 
 def explain(
@@ -526,6 +553,7 @@ def write(
         "num_views": arguments.num_views,
         "average": arguments.average,
         "decided_by": arguments.decide_by,
+        "rater": graded.rater,
         "network": {
             "name": job.name,
             "weights": job.weights,

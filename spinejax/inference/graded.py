@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -14,7 +14,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.metrics import calibration, grading
 from spinejax.metrics.calibration import Doubt, Kept
-from spinejax.metrics.grading import TaskResult
+from spinejax.metrics.grading import Rule, TaskResult
 from spinejax.tasks import UNLABELLED, Task
 
 
@@ -40,8 +40,12 @@ class Graded:
     """How far the views disagree, from `predict.predict_step`; 0 for a single view."""
     refer_below: float | None = None
     """Grades with a lower probability are referred to a rater; None refers none, and tells of none."""
-    decide_by: Literal["probability", "distance"] = "probability"
+    decide_by: Rule = "balance"
     """How a grade follows from probabilities, as for `grading.decide`."""
+    rater: str | None = None
+    """Whose grades the probabilities are of; None if they are the network's own, or at a temperature."""
+    frequencies: Mapping[str, Float[np.ndarray, "M _"]] | None = None
+    """How often the rater gives each grade, on scans of the disc's contrast."""
     distance: Float[np.ndarray, "M"] | None = None
     """How far each disc is from those that the network learned from: above 1 it is unusual. None: not known."""
 
@@ -51,9 +55,18 @@ class Graded:
         return self.data.patient[self.rows]
 
     @property
+    def scans(self) -> Shaped[np.ndarray, "M"]:
+        """The scan of each disc, by pseudonym."""
+        return self.data.scan[self.rows]
+
+    @property
     def grades(self) -> dict[str, Int[np.ndarray, "M"]]:
         """Task name → the grade that each disc is given."""
-        return {name: grading.decide(each, self.decide_by) for name, each in self.probabilities.items()}
+        frequencies = self.frequencies or {}
+        return {
+            name: grading.decide(each, self.decide_by, frequencies.get(name))
+            for name, each in self.probabilities.items()
+        }
 
     def labelled(self, task: Task) -> "Labelled":
         """The discs that have a label for a task."""
@@ -78,8 +91,14 @@ class Graded:
 
     def doubts(self) -> list[Doubt]:
         """How far the probabilities of each task that has a label can be trusted."""
-        labelled = [(task, self.labelled(task)) for task in self.tasks]
-        return [calibration.doubt(task, *discs) for task, discs in labelled if len(discs.labels)]
+        grades = self.grades
+        found = []
+        for task in self.tasks:
+            discs = self.labelled(task)
+            if len(discs.labels):
+                given = grades[task.name][self.labels[task.name] != UNLABELLED]
+                found.append(calibration.doubt(task, *discs, given))
+        return found
 
     @property
     def unusual(self) -> Bool[np.ndarray, "M"]:
@@ -121,7 +140,7 @@ class Graded:
             for name, column in zip([*(f"p_{grade}" for grade in task.grades), "spread"], numbers, strict=True):
                 columns += [(f"{task.name}_{name}", [f"{number:.6f}" for number in column])]
             if self.refer_below is not None:
-                referred = calibration.refers(probabilities, self.refer_below)
+                referred = calibration.refers(probabilities, grades[task.name], self.refer_below)
                 columns += [(f"{task.name}_refer", np.where(referred, "yes", "no").tolist())]
         if self.distance is not None:
             columns += [("unusual", np.where(self.unusual, "yes", "no").tolist())]

@@ -171,7 +171,7 @@ def input_gradients(
 ) -> Float[Array, "V T 112 224 9"]:
     """The gradient of each task's chosen score with respect to each window; all tasks share one forward pass."""
 
-    def score(scores: Mapping[str, jax.Array], column: int) -> jax.Array:
+    def score(scores: Any, column: int) -> jax.Array:
         # A window's scores depend on that window alone, so the gradient of the sum holds each one's own.
         return scores[model.tasks[column].name][:, grades[column]].sum()
 

@@ -3,17 +3,18 @@
 `calibration.json` is in the checkpoint's folder, beside `variables` and `record`, and in the run's export if that has
 the same weights. It holds a fit for each way of grading, because each has a calibration of its own. It names the
 weights that it was fitted to and carries its own sha256: temperatures of other weights, or with a flipped digit, are
-refused.
+refused. The network that ships has its fits in its own file (`training.shipped`), with its raters.
 """
 
 import dataclasses
 import errno
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from typing_extensions import TypedDict
 
 from spinejax.errors import SpinejaxError
@@ -53,14 +54,40 @@ def apply(graded: Graded, temperatures: Mapping[str, float]) -> Graded:
     return dataclasses.replace(graded, probabilities=at)
 
 
-def effect(graded: Graded, temperatures: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Task name → `calibration.before_and_after`, of the tasks that have labels; `graded` is without temperatures."""
-    labelled = {task.name: graded.labelled(task) for task in graded.tasks}
-    return {
-        name: calibration.before_and_after(discs.probabilities, discs.labels, temperatures[name])
-        for name, discs in labelled.items()
-        if len(discs.labels)
-    }
+def as_rater(graded: Graded, found: Fit, rater: str) -> Graded:
+    """The same discs as a rater would grade them who has graded scans of their contrasts.
+
+    Discs of a contrast that the rater has graded none of have the task's temperature only. Scans whose contrast is not
+    known count as T2, as they do for everything that is cut.
+    """
+    by_contrast = found["raters"][rater]
+    described = {scan: known["contrast"] for scan, known in graded.data.manifest.get("scans", {}).items()}
+    of_scan = {scan: _contrast(described.get(str(scan), ""), by_contrast) for scan in set(graded.scans)}
+    contrasts = np.array([of_scan[scan] for scan in graded.scans], dtype=object)
+    probabilities = dict(apply(graded, found["temperatures"]).probabilities)
+    frequencies = {name: np.full_like(each, 1 / each.shape[1]) for name, each in probabilities.items()}
+    for contrast, by_task in by_contrast.items():
+        discs = contrasts == contrast
+        for name, each in by_task.items():
+            probabilities[name][discs] = calibration.as_rater(graded.probabilities[name][discs], each)
+            frequencies[name][discs] = each["frequencies"]
+    return dataclasses.replace(graded, probabilities=probabilities, rater=rater, frequencies=frequencies)
+
+
+def _contrast(described: str, known: Container[str]) -> str | None:
+    """Which of a rater's contrasts a scan has; None if it has another one."""
+    words = described.split() or ["t2"]
+    return next((word for word in words if word in known), None)
+
+
+def effect(before: Graded, after: Graded) -> dict[str, dict[str, float]]:
+    """Task name → `calibration.before_and_after`, of the tasks that have labels."""
+    found = {}
+    for task in before.tasks:
+        labels, probabilities, *_ = before.labelled(task)
+        if len(labels):
+            found[task.name] = calibration.before_and_after(probabilities, after.labelled(task).probabilities, labels)
+    return found
 
 
 def store(path: str | Path, found: Fit, *, weights: str | None = None) -> Path:

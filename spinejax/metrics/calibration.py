@@ -1,18 +1,22 @@
-"""How far a probability can be trusted: its calibration, and one temperature for each task that improves it.
+"""How far a probability can be trusted: its calibration, and what improves it: a temperature, or a rater's habits.
 
 A network trained to the end is overconfident. Dividing its scores by one number, fitted on the validation split,
-changes no grade and calibrates the probabilities (Guo et al., 2017). The use of doubt is measured too: if the most
-doubtful discs, or those below a probability, are referred to a rater, how often are the grades of the others right?
+changes no grade and calibrates the probabilities (Guo et al., 2017). But a network that is trained as if all grades
+were equally frequent (paper, Sect. 2) gives a rare grade too high a probability, at any temperature; and raters differ
+in how often they give a grade. So where there are enough discs, what is fitted is a `Rater`.
+
+The use of doubt is measured too: if the most doubtful discs, or those below a probability, are referred to a rater, how
+often are the grades of the others right?
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
 import pydantic
 from jaxtyping import Bool, Float, Int, Num, Shaped
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 from typing_extensions import TypedDict
 
@@ -24,6 +28,26 @@ COVERAGES = (1.0, 0.9, 0.8, 0.5)
 """Fractions of the discs that are kept, at which accuracy is reported."""
 
 _TEMPERATURES = (0.05, 20.0)
+_PRIOR_DISCS = 20
+"""How many discs weigh as much as the belief that a rater has no habits but the frequencies."""
+
+_Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+
+
+class Rater(TypedDict):
+    """How one rater grades a task, given a network that was trained as if all grades were equally frequent.
+
+    The probability of grade c is proportional to f_c · exp(b_c) · p_c^(1/T), of the network's p_c.
+
+    Args:
+        temperature: T.
+        shifts: b, one for each grade. Where a grade's is high, the rater gives it where the network would not yet.
+        frequencies: f, the share of each grade among this rater's.
+    """
+
+    temperature: _Positive
+    shifts: list[Annotated[float, pydantic.Field(allow_inf_nan=False)]]
+    frequencies: list[_Positive]
 
 
 class Fit(TypedDict):
@@ -33,7 +57,8 @@ class Fit(TypedDict):
     average: Literal["probabilities", "logits"]
     data: str  # digest of the data set whose validation discs it was fitted on
     discs: dict[str, int]  # labelled discs of each task there; without any, the temperature is 1
-    temperatures: dict[str, Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]]
+    temperatures: dict[str, _Positive]
+    raters: NotRequired[dict[str, dict[str, dict[str, Rater]]]]  # rater's name → contrast, "t1" or "t2" → task's name
 
 
 def fit_temperature(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> float:
@@ -58,6 +83,46 @@ def at_temperature(probabilities: Float[np.ndarray, "N C"], temperature: float) 
     return np.exp(log_softmax(_log(probabilities) / temperature, axis=1))
 
 
+def fit_rater(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> Rater:
+    """The rater of least log-loss. All discs are labelled, and there is at least one.
+
+    The priors are standard normal on the temperature's logarithm, as for `fit_temperature`, and normal on each shift
+    with a variance of 1/20: a grade with few discs keeps the network's view of it. Frequencies are counted with one
+    disc more of each grade, so that none is impossible.
+    """
+    num_grades = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=num_grades) + 1
+    frequencies = counts / counts.sum()
+    logs, is_label = _log(probabilities), np.eye(num_grades)[labels]
+
+    def loss(parameters):
+        log_temperature, shifts = parameters[0], parameters[1:]
+        log_probability = log_softmax(logs / np.exp(log_temperature) + shifts + np.log(frequencies), axis=1)
+        excess = np.exp(log_probability) - is_label
+        by_temperature = log_temperature - (excess * logs).sum() / np.exp(log_temperature)
+        prior = (log_temperature**2 + _PRIOR_DISCS * (shifts**2).sum()) / 2
+        gradient = np.append(by_temperature, excess.sum(0) + _PRIOR_DISCS * shifts)
+        return prior - (is_label * log_probability).sum(), gradient
+
+    bounds = [tuple(np.log(_TEMPERATURES)), *[(None, None)] * num_grades]
+    found = minimize(loss, np.zeros(1 + num_grades), jac=True, method="L-BFGS-B", bounds=bounds).x
+    temperature, shifts = float(np.exp(found[0])), found[1:].tolist()
+    return Rater(temperature=temperature, shifts=shifts, frequencies=frequencies.tolist())
+
+
+def as_rater(probabilities: Float[np.ndarray, "N C"], rater: Rater) -> Float[np.ndarray, "N C"]:
+    """The probabilities that the rater gives each grade, of the network's.
+
+    Example:
+        >>> seldom = Rater(temperature=1.0, shifts=[0.0, 0.0], frequencies=[0.9, 0.1])
+        >>> as_rater(np.array([[0.5, 0.5], [0.1, 0.9]]), seldom)
+        array([[0.9, 0.1],
+               [0.5, 0.5]])
+    """
+    scores = _log(probabilities) / rater["temperature"] + np.asarray(rater["shifts"])
+    return np.exp(log_softmax(scores + np.log(rater["frequencies"]), axis=1))
+
+
 def brier(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     """Each disc's squared distance from certainty of the true grade, summed over grades (Brier, 1950)."""
     return np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(1)
@@ -76,11 +141,11 @@ def expected_calibration_error(
 
 
 def before_and_after(
-    probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"], temperature: float
+    before: Float[np.ndarray, "N C"], after: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]
 ) -> dict[str, float]:
-    """The temperature, and the calibration error and mean Brier score without and with it."""
-    found = {"temperature": temperature}
-    for when, each in (("before", probabilities), ("after", at_temperature(probabilities, temperature))):
+    """The calibration error and the mean Brier score of the probabilities before and after a change."""
+    found = {}
+    for when, each in (("before", before), ("after", after)):
         found[f"calibration_error_{when}"] = expected_calibration_error(each, labels)
         found[f"brier_{when}"] = float(brier(each, labels).mean())
     return found
@@ -154,14 +219,16 @@ def doubt(
     probabilities: Float[np.ndarray, "N C"],
     spread: Float[np.ndarray, "N"],
     patients: Shaped[np.ndarray, "N"],
+    grades: Int[np.ndarray, "N"] | None = None,
 ) -> Doubt:
     """How far one task's probabilities can be trusted, with intervals over patients.
 
-    All discs are labelled, and there is at least one. `spread` is that of the given grade's probability over the views;
-    it is not used if it is zero throughout, as for a single view.
+    All discs are labelled, and there is at least one. `spread` is over the views, and is not used if it is zero
+    throughout, as for a single view. `grades` are those that the discs are given; default: the most probable ones.
     """
-    right = probabilities.argmax(1) == labels
-    measures = {"confidence": 1 - probabilities.max(1)}
+    given = probabilities.argmax(1) if grades is None else grades
+    right = given == labels
+    measures = {"confidence": 1 - _of(given, probabilities)}
     if spread.any():
         measures["spread"] = spread
 
@@ -209,9 +276,11 @@ class Kept:
         }
 
 
-def refers(probabilities: Float[np.ndarray, "N C"], below: float) -> Bool[np.ndarray, "N"]:
-    """Which discs are referred to a rater: those whose most probable grade has a probability below `below`."""
-    return probabilities.max(1) < below
+def refers(
+    probabilities: Float[np.ndarray, "N C"], grades: Int[np.ndarray, "N"], below: float
+) -> Bool[np.ndarray, "N"]:
+    """Which discs are referred to a rater: those whose grade has a probability below `below`."""
+    return _of(grades, probabilities) < below
 
 
 def kept(
@@ -226,7 +295,7 @@ def kept(
 
     There is at least one disc; its label may be `UNLABELLED`. `grades` is what each disc is given.
     """
-    stays = ~refers(probabilities, below)
+    stays = ~refers(probabilities, grades, below)
     counts = stays & (labels != UNLABELLED)
     right = grades == labels
     return Kept(
@@ -237,6 +306,11 @@ def kept(
         labelled=int(counts.sum()),
         accuracy=mean_over_patients(right[counts].astype(np.float64), patients[counts]),
     )
+
+
+def _of(grades: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The probability of each disc's grade."""
+    return np.take_along_axis(probabilities, grades[:, None], axis=1)[:, 0]
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

@@ -69,24 +69,39 @@ def patient_confusions(
 # Grades out of probabilities ------------------------------------------------------------------------------------------
 
 
+Rule = Literal["balance", "probability", "distance"]
+"""How a grade follows from probabilities: see `decide`."""
+
+
 def decide(
-    probabilities: Float[np.ndarray, "N C"], by: Literal["probability", "distance"] = "probability"
+    probabilities: Float[np.ndarray, "N C"],
+    by: Rule = "balance",
+    frequencies: Float[np.ndarray, "*N C"] | None = None,
 ) -> Int[np.ndarray, "N"]:
     """The grade of each disc.
 
     Args:
-        by: "probability" takes the most probable grade, which is right most often. "distance" takes the one that is
-            fewest grades away from the true one on average, the median: it is wrong by two grades less often.
+        by: "balance" takes the grade that is most probable beside how frequent it is, so that rare grades are found as
+            often as common ones, as the paper's measure asks. "probability" takes the most probable grade, which is
+            right most often. "distance" takes the one that is fewest grades away from the true one on average, if all
+            grades were equally frequent: it is wrong by two grades less often.
+        frequencies: [N, C] or [C]. How frequent each grade is among those that the probabilities are of. Default: all
+            alike, as for a network that was trained so; "balance" and "probability" are then the same.
 
     Example:
         >>> probabilities = np.array([[0.40, 0.15, 0.15, 0.15, 0.15]])
         >>> decide(probabilities), decide(probabilities, "distance")
         (array([0]), array([1]))
+        >>> decide(np.array([[0.8, 0.2]]), frequencies=np.array([0.95, 0.05]))
+        array([1])
     """
     if by == "probability":
         return probabilities.argmax(1)
+    balanced = probabilities if frequencies is None else probabilities / frequencies
+    if by == "balance":
+        return balanced.argmax(1)
     grades = np.arange(probabilities.shape[1])
-    return (probabilities @ np.abs(grades[:, None] - grades)).argmin(1)
+    return (balanced @ np.abs(grades[:, None] - grades)).argmin(1)
 
 
 # Statistics of confusion counts: one number for each matrix -----------------------------------------------------------

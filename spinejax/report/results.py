@@ -32,7 +32,7 @@ class Findings:
     """One entry for each task that has labels; so has `doubts`."""
     doubts: Sequence[Doubt] = ()
     calibration: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Task name → `calibration.before_and_after`; empty if no temperature was applied."""
+    """Task name → `calibration.before_and_after`, and the temperature if there is one; empty without `--calibrate`."""
     pointing: Mapping[str, Pointing] = field(default_factory=dict)
     """Task name → how well its hotspots point; empty without hotspots or masks."""
     kept: Sequence[Kept] = ()

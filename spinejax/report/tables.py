@@ -35,7 +35,7 @@ def show(console: Console, findings: Findings) -> None:
     if findings.kept:
         console.print(_kept_table(findings.kept))
     if findings.calibration:
-        console.print(_calibration_table(findings.calibration))
+        console.print(_calibration_table(findings.calibration, findings.about.get("rater")))
     if findings.pointing:
         console.print(_pointing_table(findings.pointing))
 
@@ -124,14 +124,15 @@ def _kept_table(found: Sequence[Kept]) -> Table:
     return table
 
 
-def _calibration_table(found: Mapping[str, Mapping[str, float]]) -> Table:
-    """The temperature of each task, and its effect."""
-    title = "Calibration, without and with the temperature fitted on validation"
-    table = _table(title, "temperature", "calibration error, %", "Brier score")
+def _calibration_table(found: Mapping[str, Mapping[str, float]], rater: str | None) -> Table:
+    """What calibration changes for each task: as a rater would grade, or at a temperature."""
+    what = f"as the rater of {rater} grades" if rater else "with the temperature fitted on validation"
+    title = f"Calibration, of the network as it is and {what}"
+    table = _table(title, *([] if rater else ["temperature"]), "calibration error, %", "Brier score")
     for name, each in found.items():
         error = f"{100 * each['calibration_error_before']:.1f} → {100 * each['calibration_error_after']:.1f}"
         brier = f"{each['brier_before']:.3f} → {each['brier_after']:.3f}"
-        table.add_row(name, f"{each['temperature']:.2f}", error, brier)
+        table.add_row(name, *([] if rater else [f"{each['temperature']:.2f}"]), error, brier)
     return table
 
 

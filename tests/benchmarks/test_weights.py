@@ -268,6 +268,20 @@ def test_what_ships_names_its_patients_but_not_the_one_held_out(arguments, comma
     assert max(fit["temperatures"].values()) < 0.7  # every grade was right, and none was certain
 
 
+def test_what_ships_knows_a_rater_for_each_source_and_contrast(arguments, commands):
+    weights.main(arguments)
+    (fit,) = commands[-1][2]["temperatures"]
+    assert {name: set(contrasts) for name, contrasts in fit["raters"].items()} == {
+        "spider": {"t1", "t2"},
+        "sudirman": {"t2"},
+    }
+    spider, sudirman = fit["raters"]["spider"]["t2"], fit["raters"]["sudirman"]["t2"]
+    assert set(spider) == set(sudirman) == {task.name for task in POOLED_TASKS}
+    # Sudirman's readers alone told whether a disc is degenerated.
+    assert spider["degenerated"] == sudirman["degenerated"] == fit["raters"]["spider"]["t1"]["degenerated"]
+    assert spider["pfirrmann"] != sudirman["pfirrmann"]
+
+
 def test_discs_that_nobody_graded_are_counted_as_wrong(arguments, commands):
     """The disc L4-L5 of SPIDER's patient 3: label 3 of Pfirrmann, in each of three scans."""
     weights.main(arguments)
@@ -313,6 +327,25 @@ def test_temperatures_come_from_the_other_folds():
     wrong = np.where(pool.folds == 0, (labels + 1) % 3, labels)
     after = a_pool(wrong, network, network).results()["groups"]["SPIDER T2"]["pfirrmann"]["calibration"]
     assert after["error_after"] > 0.15  # certain, and wrong in a fifth
+
+
+def test_raters_come_from_the_other_folds_of_their_source():
+    """One fold's rater never gives the last grade, and gives the first one instead; the others show no such habit."""
+    labels = np.tile([0, 1, 2], 40)
+    rng = np.random.default_rng(0)
+    network = rng.dirichlet(np.ones(3), 120) * 0.2 + 0.5 * np.eye(3)[labels] + 0.1
+    network /= network.sum(1, keepdims=True)
+    pool = a_pool(labels, network, network)
+    everyone = pool.results()["groups"]["SPIDER T2"]["pfirrmann"]["calibration"]
+    assert everyone["error_as_rater"] < everyone["error_before"]
+    assert everyone["better as the rater by"]["mean_per_class_accuracy"]["value"] == pytest.approx(0)
+    never = np.where(pool.folds == 0, np.where(labels == 2, 0, labels), labels)
+    found = a_pool(never, network, network)
+    at, frequencies = found._as_rater(found.tasks[0], np.ones(120, bool))
+    mine = found.folds == 0
+    np.testing.assert_allclose(frequencies[mine], np.tile([33, 33, 33], (24, 1)) / 99)
+    assert frequencies[~mine][0, 0] > frequencies[~mine][0, 2]
+    assert (at[mine].argmax(1) == labels[mine]).all()
 
 
 def test_a_missed_disc_has_the_farthest_grade():

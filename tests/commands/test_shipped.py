@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -17,12 +18,12 @@ from spinejax.data.shards import shard_name, write_shard
 from spinejax.errors import SpinejaxError
 from spinejax.inference import unusual
 from spinejax.inference.hotspots import Method
-from spinejax.metrics import calibration
+from spinejax.metrics import calibration, grading
 from spinejax.parallel import runtime
 from spinejax.training import shipped
 from tests.block_spine import block_spine
 from tests.conftest import TASKS
-from tests.training.test_shipped import FIT, PROVENANCE, VIEWS, change, make_run
+from tests.training.test_shipped import FIT, PROVENANCE, RATERS, VIEWS, change, make_run
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,82 @@ def test_its_own_temperatures_calibrate_it(network, tiny, tmp_path):
     with pytest.raises(SpinejaxError, match=r"no temperatures for 1 view and prob.* only: 54 views and prob"):
         evaluate.main(evaluate.Arguments(data=tiny, calibrate=True, out=tmp_path / "one view"))
     assert not (tmp_path / "one view").exists()
+
+
+def numbers(found, task):
+    return np.array([[float(row[f"{task.name}_p_{grade}"]) for grade in task.grades] for row in found])
+
+
+@pytest.fixture
+def raters(network, run):
+    """The network with raters."""
+    shipped.write(run, network, provenance=PROVENANCE, contrasts=["t2"], temperatures=[FIT | {"raters": RATERS}])
+
+
+def with_contrast(tiny, folder, contrast):
+    """The data set with scans of a contrast."""
+    shutil.copytree(tiny, folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    scans = {str(scan): {"source": "somewhere", "contrast": contrast} for scan in DataSet(tiny).scan}
+    path.write_text(json.dumps(manifest | {"scans": scans}))
+    return folder
+
+
+@pytest.mark.parametrize(("contrast", "habits"), [("t2", "t2"), ("t2 fat-saturated", "t2"), ("", "t2"), ("t1", "t1")])
+def test_it_grades_as_its_first_rater_does_on_the_contrast_of_the_scan(raters, tiny, tmp_path, contrast, habits):
+    data = with_contrast(tiny, tmp_path / "data", contrast)
+
+    def graded(name, **options):
+        evaluate.main(evaluate.Arguments(data=data, tta=True, batch_size=8, out=tmp_path / name, **options))
+        return rows(tmp_path / name / "predictions.csv")
+
+    before, after = graded("as it is"), graded("as a rater", calibrate=True, refer_below=0.4, report=tmp_path / "page")
+    for task in TASKS:
+        rater = RATERS["careful"][habits][task.name]
+        expected = calibration.as_rater(numbers(before, task), rater)
+        np.testing.assert_allclose(numbers(after, task), expected, atol=1e-5)
+        given = grading.decide(expected, frequencies=np.array(rater["frequencies"]))
+        assert [row[f"{task.name}_grade"] for row in after] == [task.grades[grade] for grade in given]
+        low = expected[np.arange(len(given)), given] < 0.4
+        assert [row[f"{task.name}_refer"] == "yes" for row in after] == low.tolist()
+    results = json.loads((tmp_path / "as a rater" / "results.json").read_text())
+    assert results["rater"] == "careful"
+    assert set(results["calibration"]["side"]) == {
+        *(f"calibration_error_{when}" for when in ("before", "after")),
+        *(f"brier_{when}" for when in ("before", "after")),
+    }
+    assert "to the grades of careful's rater" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_a_rater_is_chosen_and_discs_that_it_does_not_know_have_a_temperature(raters, tiny, tmp_path):
+    def graded(name, data, **options):
+        evaluate.main(evaluate.Arguments(data=data, tta=True, batch_size=8, out=tmp_path / name, **options))
+        return rows(tmp_path / name / "predictions.csv")
+
+    before = graded("as it is", tiny)
+    brightness, side = TASKS
+    cooled = calibration.at_temperature(numbers(before, brightness), FIT["temperatures"]["brightness"])
+    as_hasty = calibration.as_rater(numbers(before, side), RATERS["hasty"]["t2"]["side"])
+    after = graded("hasty", tiny, calibrate=True, rater="hasty")
+    np.testing.assert_allclose(numbers(after, side), as_hasty, atol=1e-5)
+    np.testing.assert_allclose(numbers(after, brightness), cooled, atol=1e-5)  # it has graded no disc's brightness
+    after = graded("hasty on t1", with_contrast(tiny, tmp_path / "t1", "t1"), calibrate=True, rater="hasty")
+    cooled = calibration.at_temperature(numbers(before, side), FIT["temperatures"]["side"])
+    np.testing.assert_allclose(numbers(after, side), cooled, atol=1e-5)
+
+
+def test_a_rater_that_it_does_not_know_is_one_line(raters, run, tiny, tmp_path):
+    def graded(**options):
+        evaluate.main(evaluate.Arguments(data=tiny, tta=True, out=tmp_path / "out", **options))
+
+    with pytest.raises(SpinejaxError, match=r"--rater nobody: .* its raters are careful and hasty"):
+        graded(calibrate=True, rater="nobody")
+    with pytest.raises(SpinejaxError, match="--rater hasty: give --calibrate too"):
+        graded(rater="hasty")
+    with pytest.raises(SpinejaxError, match=r"--rater hasty: .* it has no raters"):
+        graded(checkpoint=run, calibrate=True, rater="hasty")
+    assert not (tmp_path / "out").exists()
 
 
 def test_discs_that_look_unlike_those_it_learned_from_are_told_and_graded(run, network, tiny, tmp_path, capsys):

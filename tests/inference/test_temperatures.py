@@ -90,7 +90,7 @@ def test_a_temperature_changes_the_probabilities_and_no_grade(tiny):
         before, after = graded.probabilities[task.name], calibrated.probabilities[task.name]
         np.testing.assert_allclose(after, calibration.at_temperature(before, found["temperatures"][task.name]))
         np.testing.assert_array_equal(before.argmax(1), after.argmax(1))
-    effect = temperatures.effect(graded, found["temperatures"])
+    effect = temperatures.effect(graded, calibrated)
     assert effect["brightness"]["brier_after"] != effect["brightness"]["brier_before"]
 
 

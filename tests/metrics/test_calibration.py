@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
 from scipy.special import softmax
 
-from spinejax.metrics import calibration
+from spinejax.metrics import calibration, grading
 from spinejax.tasks import UNLABELLED, Task
 
 TASK = Task("narrowing", ("no", "yes"))
@@ -35,6 +36,70 @@ def test_fitting_improves_the_calibration_and_changes_no_grade():
     assert calibration.expected_calibration_error(overconfident, labels) > 0.1
     assert calibration.expected_calibration_error(fitted, labels) < 0.015
     np.testing.assert_array_equal(fitted.argmax(1), overconfident.argmax(1))
+
+
+HABITS = calibration.Rater(temperature=1.6, shifts=[0.8, 0.0, -0.3, -0.5], frequencies=[0.5, 0.3, 0.15, 0.05])
+
+
+def graded_by(rater, n=20000):
+    """The probabilities of a network that was trained as if all grades were equally frequent, and a rater's labels."""
+    probabilities, _ = calibrated(n)
+    labels = (np.random.default_rng(1).random((n, 1)) > calibration.as_rater(probabilities, rater).cumsum(1)).sum(1)
+    return probabilities, labels
+
+
+def test_a_raters_habits_are_found_out():
+    """But for the frequencies, which are those of the labels: what a network sees of the discs moves them too."""
+    probabilities, labels = graded_by(HABITS)
+    found = calibration.fit_rater(probabilities, labels)
+    np.testing.assert_allclose(found["frequencies"], np.bincount(labels, minlength=4) / len(labels), atol=1e-3)
+    assert found["temperature"] == pytest.approx(HABITS["temperature"], rel=0.05)
+    truly, fitted = (calibration.as_rater(probabilities, rater) for rater in (HABITS, found))
+    np.testing.assert_allclose(fitted, truly, atol=0.02)
+    assert calibration.expected_calibration_error(probabilities, labels) > 0.1
+    assert calibration.expected_calibration_error(fitted, labels) < 0.015
+
+
+def test_the_rater_is_the_one_of_least_penalised_loss():
+    """The optimum of the loss as it is defined, found by another algorithm that knows no gradient."""
+    probabilities, labels = graded_by(HABITS, 60)
+    found = calibration.fit_rater(probabilities, labels)
+
+    def loss(parameters):
+        rater = found | {"temperature": np.exp(parameters[0]), "shifts": parameters[1:]}
+        log_loss = -np.log(calibration.as_rater(probabilities, rater)[np.arange(60), labels]).sum()
+        return log_loss + parameters[0] ** 2 / 2 + 10 * (parameters[1:] ** 2).sum()
+
+    expected = scipy.optimize.minimize(
+        loss, np.zeros(5), method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-6}
+    )
+    parameters = np.array([np.log(found["temperature"]), *found["shifts"]])
+    np.testing.assert_allclose(parameters, expected.x, atol=1e-3)
+
+
+def test_a_rater_with_few_discs_differs_by_his_frequencies_alone():
+    probabilities, _ = calibrated(3)
+    found = calibration.fit_rater(probabilities, np.array([2, 2, 2]))
+    np.testing.assert_allclose(found["frequencies"], np.array([1, 1, 4, 1]) / 7)
+    assert np.abs(found["shifts"]).max() < 0.1
+    alone = found | {"temperature": 1.0, "shifts": [0.0] * 4}
+    grades = grading.decide(calibration.as_rater(probabilities, alone), frequencies=np.array(found["frequencies"]))
+    np.testing.assert_array_equal(grades, probabilities.argmax(1))
+
+
+def test_a_grade_is_referred_by_its_own_probability():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4]])
+    np.testing.assert_array_equal(calibration.refers(probabilities, np.array([1, 0]), 0.5), [True, False])
+    doubt = calibration.doubt(
+        Task("narrowing", ("absent", "present")),
+        np.array([1, 1]),
+        probabilities,
+        np.zeros(2),
+        np.array(["a", "b"]),
+        np.array([1, 0]),
+    )
+    # The first disc's grade, 1, is right, and more doubtful than the second's, 0, which is wrong.
+    np.testing.assert_allclose(doubt.kept["confidence"], [0, 0.5])
 
 
 def test_calibration_of_a_small_example():

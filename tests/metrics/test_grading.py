@@ -46,6 +46,19 @@ def test_statistics_equal_scikit_learn(task):
     np.testing.assert_allclose([recall.value for recall in result.recalls], recalls)
 
 
+def test_a_rare_grade_is_given_before_it_is_the_most_probable():
+    probabilities = np.array([[0.8, 0.2], [0.8, 0.2], [0.96, 0.04]])
+    frequencies = np.array([[0.95, 0.05], [0.5, 0.5], [0.95, 0.05]])
+    np.testing.assert_array_equal(grading.decide(probabilities, "balance", frequencies), [1, 0, 0])
+    np.testing.assert_array_equal(grading.decide(probabilities, "probability", frequencies), [0, 0, 0])
+    np.testing.assert_array_equal(grading.decide(probabilities), [0, 0, 0])
+    # Beside its frequency the last grade weighs 0.5, the others 0.2 and 0.3: the median is the second of them.
+    skewed, rare = np.array([[0.2, 0.3, 0.05]]) / 0.55, np.array([1, 1, 0.1]) / 2.1
+    assert grading.decide(skewed, "balance", rare) == 2
+    assert grading.decide(skewed, "distance", rare) == 1
+    assert grading.decide(skewed, "probability", rare) == 1
+
+
 @pytest.mark.parametrize("task", [GRADES, BINARY])
 def test_the_grade_of_least_expected_distance(task):
     labels, probabilities, patients = graded(task)

@@ -25,6 +25,16 @@ FIT = {
     "discs": {"side": 9},
     "temperatures": {"brightness": 1.5, "side": 2.0},
 }
+RATERS = {  # the first one rarely sees a bright front
+    "careful": {
+        contrast: {
+            "brightness": {"temperature": 1.2, "shifts": [0.1, -0.1, 0.0], "frequencies": [0.2, 0.3, 0.5]},
+            "side": {"temperature": 1.0, "shifts": [0.0, 0.0], "frequencies": [often, 1 - often]},
+        }
+        for contrast, often in (("t1", 0.5), ("t2", 0.05))
+    },
+    "hasty": {"t2": {"side": {"temperature": 0.5, "shifts": [0.2, -0.2], "frequencies": [0.5, 0.5]}}},
+}
 PROVENANCE = {"name": "squares", "trained_on": "bright squares", "attribution": ["ours"], "commit": "0123"}
 VIEWS = ViewRanges(angle_deg=7)
 
