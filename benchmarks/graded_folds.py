@@ -173,22 +173,29 @@ class Pool:
     def _counts(self, missed: Missed, task: Task, name: str) -> bool:
         return missed.group == name and missed.labels.get(task.name, UNLABELLED) != UNLABELLED
 
-    def raters(self) -> dict[str, dict[str, dict[str, Rater]]]:
-        """Source → contrast → task's name → the rater, fitted to the discs of all folds.
+    def raters(self, seen: Bool[np.ndarray, " N"]) -> dict[str, dict[str, dict[str, Rater]]]:
+        """Source → contrast → task's name → the rater, fitted to those of the `seen` discs that the source graded.
 
-        A task that the source has no labels for, in this contrast, is the rater's of all discs that have one.
+        Where it graded none, the rater is borrowed: that of all graded discs of the contrast, or else of all.
         """
-        found: dict[str, dict[str, dict[str, Rater]]] = {}
-        for name in sorted(set(self.groups)):
-            source, contrast = name.lower().split()
-            by_task = {}
-            for task in self.tasks:
-                probabilities, labels, _ = self.labelled(task, self.groups == name)
-                if len(set(labels)) < 2:
-                    probabilities, labels, _ = self.labelled(task, np.ones(len(self.groups), bool))
-                by_task[task.name] = calibration.fit_rater(probabilities, labels)
-            found.setdefault(source, {})[contrast] = by_task
-        return found
+        names = [name.split() for name in sorted(set(self.groups))]
+        contrast_of = np.array([name.split()[1] for name in self.groups])
+
+        def rater(task: Task, source: str, contrast: str) -> Rater:
+            own = seen & (self.groups == f"{source} {contrast}")
+            for inside in (own, seen & (contrast_of == contrast), seen):
+                probabilities, labels, _ = self.labelled(task, inside)
+                if len(set(labels)) > 1 or inside is seen:
+                    break
+            return calibration.fit_rater(probabilities, labels) | {"borrowed": inside is not own}
+
+        return {
+            source.lower(): {
+                contrast.lower(): {task.name: rater(task, source, contrast) for task in self.tasks}
+                for contrast in sorted({contrast for _, contrast in names})
+            }
+            for source in dict.fromkeys(source for source, _ in names)
+        }
 
     def _as_rater(self, task: Task, inside: Bool[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
         """The probabilities and the grades' frequencies of the rater who is fitted to the other folds' discs."""
@@ -224,6 +231,15 @@ class Pool:
             "error_before": calibration.expected_calibration_error(given[chosen], labels[chosen]),
             "error_after": calibration.expected_calibration_error(at[chosen], labels[chosen]),
             "error_as_rater": calibration.expected_calibration_error(as_rater, labels[chosen]),
+            **{
+                f"brier_{which}": float(calibration.brier(each, labels[chosen]).mean())
+                for which, each in {
+                    "before": given[chosen],
+                    "after": at[chosen],
+                    "as_rater": as_rater,
+                    "of_frequencies": frequencies,
+                }.items()
+            },
             "better as the rater by": {
                 each.__name__: grading.difference(each, *confusions).to_json()
                 for each in _STATISTICS.values()
@@ -260,12 +276,21 @@ def markdown(content: Mapping[str, Any]) -> str:
                 if statistic.__name__ in found["better than the regression by"]:
                     lines.append(_row(name, task, words, statistic.__name__, found))
     measures = [words.removesuffix(", %") for words in _STATISTICS]
-    columns = ("discs", "task", "calibration error, %", "at a temperature", "as the rater")
+    columns = (
+        "discs",
+        "task",
+        "calibration error, %: network, temperature, rater",
+        "Brier score: the same, frequencies",
+    )
     lines += ["", f"| {' | '.join((*columns, *measures))} |", "|---" * (len(columns) + len(measures)) + "|"]
     for name, tasks in content["groups"].items():
         for task, found in tasks.items():
             fits = found["calibration"]
-            errors = [f"{100 * fits[f'error_{when}']:.1f}" for when in ("before", "after", "as_rater")]
+            which = ("before", "after", "as_rater", "of_frequencies")
+            errors = [
+                ", ".join(f"{100 * fits[f'error_{each}']:.1f}" for each in which[:3]),
+                ", ".join(f"{fits[f'brier_{each}']:.3f}" for each in which),
+            ]
             changes = fits["better as the rater by"]
             shown = [each.__name__ for each in _STATISTICS.values()]
             cells = [show(changes[each], each) if each in changes else "–" for each in shown]

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import tyro
 from rich.console import Console
 
@@ -201,15 +200,14 @@ def missed_discs(arguments: Arguments, key: Pseudonyms, data: DataSet) -> list[M
 
 def ship(arguments: Arguments, pool: Pool, data: DataSet, patients: dict[str, Patient], run: Path) -> None:
     """Write the last network, with temperatures and raters fitted to what the folds' networks gave their patients."""
+    seen = data.split[pool.rows] != "test"  # but those held out
     fit = Fit(
         num_views=NUM_VIEWS,
         average="probabilities",
         data=data.digest,
-        discs={task.name: int((pool.labels[task.name] >= 0).sum()) for task in pool.tasks},
-        temperatures={
-            task.name: fit_temperature(*pool.labelled(task, np.ones(len(pool.rows), bool))[:2]) for task in pool.tasks
-        },
-        raters=pool.raters(),
+        discs={task.name: len(pool.labelled(task, seen)[1]) for task in pool.tasks},
+        temperatures={task.name: fit_temperature(*pool.labelled(task, seen)[:2]) for task in pool.tasks},
+        raters=pool.raters(seen),
     )
     trained_on = set(data.patient[data.rows("train")].tolist())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)

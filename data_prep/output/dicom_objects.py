@@ -122,14 +122,14 @@ def _group(images: Sequence, disc: GradedDisc, maps: DiscMaps | None, provenance
         "qualitative_evaluations": [
             hd.sr.QualitativeEvaluation(
                 name=_concept(task, f"{_words(task)} grade"),
-                value=_concept(f"{task}={disc.grade(task)}", f"{_words(task)}: {disc.grade(task)}"),
+                value=_concept(f"{task}={disc.grades[task]}", f"{_words(task)}: {disc.grades[task]}"),
             )
             for task in disc.probabilities
         ],
         "measurements": [
             hd.sr.Measurement(
                 name=_concept(f"{task}_p", f"Probability of the {_words(task)} grade"),
-                value=grades[disc.grade(task)],
+                value=grades[disc.grades[task]],
                 unit=codes.UCUM.NoUnits,
             )
             for task, grades in disc.probabilities.items()

@@ -84,7 +84,7 @@ def spine_picture(
         place = _LEVELS_PX + column_px * column
         beside.text(place, -0.4, task.replace("_", " "), color="white", fontsize=8, rotation=35, va="bottom")
         for row, disc in enumerate(discs):
-            grade = disc.graded.grade(task)
+            grade = disc.graded.grades[task]
             text = f"{grade}\n{100 * disc.graded.probabilities[task][grade]:.0f} %"
             beside.text(place, row + 0.3, text, color="white", fontsize=8, va="center", parse_math=False)
     for row, disc in enumerate(discs):

@@ -25,16 +25,13 @@ PREDICTIONS, RESULTS, MAPS = "predictions.csv", "results.json", Path("hotspots",
 
 @dataclass(frozen=True)
 class GradedDisc:
-    """One row of `predictions.csv`: a disc by its pseudonyms, and task → grade → probability."""
+    """One row of `predictions.csv`: a disc by its pseudonyms, task → its grade, and task → grade → probability."""
 
     patient: str
     scan: str
     level: str
+    grades: dict[str, str]
     probabilities: dict[str, dict[str, float]]
-
-    def grade(self, task: str) -> str:
-        """The most probable grade."""
-        return max(self.probabilities[task], key=self.probabilities[task].__getitem__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +69,17 @@ def read_predictions(folder: Path) -> list[GradedDisc]:
             }
             if row["level"] not in LEVELS or not all(0 <= p <= 1 for each in chances.values() for p in each.values()):
                 raise ValueError("no such level, or a probability out of range")
+            grades = {task: row[f"{task}_grade"] for task in columns}
+            if unknown := next((task for task in columns if grades[task] not in columns[task]), None):
+                raise ValueError(f"{unknown} {grades[unknown]!r} has no probability")
         except ValueError as error:
             raise SpinejaxError(f"{path}, line {line}: {error}. Evaluate again.") from error
-        discs.append(GradedDisc(row["patient"], row["scan"], row["level"], chances))
+        discs.append(GradedDisc(row["patient"], row["scan"], row["level"], grades, chances))
     return discs
 
 
 def provenance_of(folder: Path) -> list[str]:
-    """What a reader of the grades must know: checkpoint, views and averaging, and a digest of the grades.
+    """What a reader of the grades must know: checkpoint, views and averaging, the rater, and a digest of the grades.
 
     Raises:
         SpinejaxError: `results.json` is missing or damaged.
@@ -88,6 +88,7 @@ def provenance_of(folder: Path) -> list[str]:
     try:
         results = json.loads(path.read_bytes())
         known = [f"{name} {results[name]}" for name in ("step", "num_views", "average")]
+        known += [f"{name} {results[name]}" for name in ("decided_by", "rater") if results.get(name)]
         return [*known, f"grades {hashlib.sha256((folder / PREDICTIONS).read_bytes()).hexdigest()[:16]}"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpinejaxError(f"{path}: missing or damaged ({error}). Evaluate again.") from error

@@ -96,14 +96,14 @@ class Arguments:
     """How GPUs and TPUs multiply float32 numbers, as in `train.py`."""
     calibrate: bool = False
     """Calibrate the probabilities. The network that ships knows raters: the probabilities become those of one of them
-    (`--rater`). Of a run each task's scores are divided by the temperature stored with it; if it has none for this
-    number of views and this average, it is fitted on the validation split and stored."""
+    (`--rater`), and grades change with them. For a run, each task's scores are divided by the temperature stored with
+    it; if it has none for this number of views and this average, it is fitted on the validation split and stored."""
     rater: str | None = None
-    """With `--calibrate`: the rater whose grades the probabilities are of. The network that ships knows spider, the
-    default, and sudirman, by the names of the data sets that they graded."""
+    """With `--calibrate`: whose grades the probabilities predict. The network that ships knows the raters of its two
+    data sets, spider, the default, and sudirman."""
     decide_by: Rule = "balance"
-    """The grade of a disc is the one that is most probable beside how often the rater gives it, so that rare grades are
-    found as often as common ones; its most probable one (probability), which is right most often; or the one of the
+    """The grade of a disc is the one that is most probable relative to how often the rater gives it, which favours the
+    mean of the grades' accuracies; its most probable one (probability), which is right most often; or the one of the
     least expected distance from the true grade (distance), which is off by two or more grades less often
     (docs/results.md). Without a rater, the first two are the same."""
     refer_below: float | None = None
@@ -432,7 +432,7 @@ def this_host() -> dict[str, Any]:
 
 
 def calibrate(job: Job, graded: Graded) -> tuple[Graded, dict[str, dict[str, float]]]:
-    """The discs as a rater grades them whom the network knows, or else at its temperatures.
+    """The discs as a rater known to the network would grade them, or else at its temperatures.
 
     Returns them, and the effect on each task that has labels.
     """
@@ -554,6 +554,7 @@ def write(
         "average": arguments.average,
         "decided_by": arguments.decide_by,
         "rater": graded.rater,
+        "borrowed_from_other_raters": list(graded.borrowed),
         "network": {
             "name": job.name,
             "weights": job.weights,

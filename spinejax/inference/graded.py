@@ -46,6 +46,8 @@ class Graded:
     """Whose grades the probabilities are of; None if they are the network's own, or at a temperature."""
     frequencies: Mapping[str, Float[np.ndarray, "M _"]] | None = None
     """How often the rater gives each grade, on scans of the disc's contrast."""
+    borrowed: Sequence[str] = ()
+    """Tasks that the rater has not graded, on scans of such contrasts: their probabilities are other raters'."""
     distance: Float[np.ndarray, "M"] | None = None
     """How far each disc is from those that the network learned from: above 1 it is unusual. None: not known."""
 
@@ -65,6 +67,14 @@ class Graded:
         frequencies = self.frequencies or {}
         return {
             name: grading.decide(each, self.decide_by, frequencies.get(name))
+            for name, each in self.probabilities.items()
+        }
+
+    def leads(self) -> dict[str, Float[np.ndarray, "M"]]:
+        """Task name → how far the grade of each disc is ahead of the next one, as by `grading.lead`."""
+        frequencies, grades = self.frequencies or {}, self.grades
+        return {
+            name: grading.lead(each, grades[name], self.decide_by, frequencies.get(name))
             for name, each in self.probabilities.items()
         }
 

@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import hashlib
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -55,15 +55,13 @@ def apply(graded: Graded, temperatures: Mapping[str, float]) -> Graded:
 
 
 def as_rater(graded: Graded, found: Fit, rater: str) -> Graded:
-    """The same discs as a rater would grade them who has graded scans of their contrasts.
+    """The same discs with the probabilities of a rater's grades, on scans of their contrasts.
 
-    Discs of a contrast that the rater has graded none of have the task's temperature only. Scans whose contrast is not
-    known count as T2, as they do for everything that is cut.
+    Scans that are not known to be T1 count as T2. What a fit lacks has the task's temperature only.
     """
     by_contrast = found["raters"][rater]
     described = {scan: known["contrast"] for scan, known in graded.data.manifest.get("scans", {}).items()}
-    of_scan = {scan: _contrast(described.get(str(scan), ""), by_contrast) for scan in set(graded.scans)}
-    contrasts = np.array([of_scan[scan] for scan in graded.scans], dtype=object)
+    contrasts = np.array([_contrast(described.get(scan, "")) for scan in graded.scans.tolist()])
     probabilities = dict(apply(graded, found["temperatures"]).probabilities)
     frequencies = {name: np.full_like(each, 1 / each.shape[1]) for name, each in probabilities.items()}
     for contrast, by_task in by_contrast.items():
@@ -71,13 +69,20 @@ def as_rater(graded: Graded, found: Fit, rater: str) -> Graded:
         for name, each in by_task.items():
             probabilities[name][discs] = calibration.as_rater(graded.probabilities[name][discs], each)
             frequencies[name][discs] = each["frequencies"]
-    return dataclasses.replace(graded, probabilities=probabilities, rater=rater, frequencies=frequencies)
+    used = [by_contrast[contrast] for contrast in set(contrasts.tolist()) & set(by_contrast)]
+    others = {name for by_task in used for name, each in by_task.items() if each["borrowed"]}
+    return dataclasses.replace(
+        graded,
+        probabilities=probabilities,
+        rater=rater,
+        frequencies=frequencies,
+        borrowed=[task.name for task in graded.tasks if task.name in others],
+    )
 
 
-def _contrast(described: str, known: Container[str]) -> str | None:
-    """Which of a rater's contrasts a scan has; None if it has another one."""
-    words = described.split() or ["t2"]
-    return next((word for word in words if word in known), None)
+def _contrast(described: str) -> str:
+    words = set(described.split())
+    return "t1" if "t1" in words and "t2" not in words else "t2"
 
 
 def effect(before: Graded, after: Graded) -> dict[str, dict[str, float]]:

@@ -28,8 +28,10 @@ COVERAGES = (1.0, 0.9, 0.8, 0.5)
 """Fractions of the discs that are kept, at which accuracy is reported."""
 
 _TEMPERATURES = (0.05, 20.0)
-_PRIOR_DISCS = 20
-"""How many discs weigh as much as the belief that a rater has no habits but the frequencies."""
+_PRIOR_PRECISION = 20
+"""Of each shift: the belief that a rater has no habits but the frequencies. Chosen on two of the five folds."""
+_LEAST = 1e-6
+"""Probabilities below are not told apart: tables have six digits."""
 
 _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 
@@ -43,11 +45,13 @@ class Rater(TypedDict):
         temperature: T.
         shifts: b, one for each grade. Where a grade's is high, the rater gives it where the network would not yet.
         frequencies: f, the share of each grade among this rater's.
+        borrowed: fitted to other raters' grades, because this one has not graded the task on scans of the contrast.
     """
 
     temperature: _Positive
     shifts: list[Annotated[float, pydantic.Field(allow_inf_nan=False)]]
     frequencies: list[_Positive]
+    borrowed: bool
 
 
 class Fit(TypedDict):
@@ -93,33 +97,33 @@ def fit_rater(probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "
     num_grades = probabilities.shape[1]
     counts = np.bincount(labels, minlength=num_grades) + 1
     frequencies = counts / counts.sum()
-    logs, is_label = _log(probabilities), np.eye(num_grades)[labels]
+    logs, is_label = _log(probabilities, _LEAST), np.eye(num_grades)[labels]
 
     def loss(parameters):
         log_temperature, shifts = parameters[0], parameters[1:]
         log_probability = log_softmax(logs / np.exp(log_temperature) + shifts + np.log(frequencies), axis=1)
         excess = np.exp(log_probability) - is_label
         by_temperature = log_temperature - (excess * logs).sum() / np.exp(log_temperature)
-        prior = (log_temperature**2 + _PRIOR_DISCS * (shifts**2).sum()) / 2
-        gradient = np.append(by_temperature, excess.sum(0) + _PRIOR_DISCS * shifts)
+        prior = (log_temperature**2 + _PRIOR_PRECISION * (shifts**2).sum()) / 2
+        gradient = np.append(by_temperature, excess.sum(0) + _PRIOR_PRECISION * shifts)
         return prior - (is_label * log_probability).sum(), gradient
 
     bounds = [tuple(np.log(_TEMPERATURES)), *[(None, None)] * num_grades]
     found = minimize(loss, np.zeros(1 + num_grades), jac=True, method="L-BFGS-B", bounds=bounds).x
     temperature, shifts = float(np.exp(found[0])), found[1:].tolist()
-    return Rater(temperature=temperature, shifts=shifts, frequencies=frequencies.tolist())
+    return Rater(temperature=temperature, shifts=shifts, frequencies=frequencies.tolist(), borrowed=False)
 
 
 def as_rater(probabilities: Float[np.ndarray, "N C"], rater: Rater) -> Float[np.ndarray, "N C"]:
-    """The probabilities that the rater gives each grade, of the network's.
+    """The network's probabilities, turned into those of the rater's grades.
 
     Example:
-        >>> seldom = Rater(temperature=1.0, shifts=[0.0, 0.0], frequencies=[0.9, 0.1])
+        >>> seldom = Rater(temperature=1.0, shifts=[0.0, 0.0], frequencies=[0.9, 0.1], borrowed=False)
         >>> as_rater(np.array([[0.5, 0.5], [0.1, 0.9]]), seldom)
         array([[0.9, 0.1],
                [0.5, 0.5]])
     """
-    scores = _log(probabilities) / rater["temperature"] + np.asarray(rater["shifts"])
+    scores = _log(probabilities, _LEAST) / rater["temperature"] + np.asarray(rater["shifts"])
     return np.exp(log_softmax(scores + np.log(rater["frequencies"]), axis=1))
 
 
@@ -313,5 +317,5 @@ def _of(grades: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.take_along_axis(probabilities, grades[:, None], axis=1)[:, 0]
 
 
-def _log(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+def _log(probabilities: np.ndarray, least: float = float(np.finfo(np.float32).tiny)) -> np.ndarray:
+    return np.log(np.maximum(probabilities, least))

@@ -81,8 +81,8 @@ def decide(
     """The grade of each disc.
 
     Args:
-        by: "balance" takes the grade that is most probable beside how frequent it is, so that rare grades are found as
-            often as common ones, as the paper's measure asks. "probability" takes the most probable grade, which is
+        by: "balance" takes the grade that is most probable relative to how frequent it is, which favours the mean of
+            the grades' accuracies, the paper's measure. "probability" takes the most probable grade, which is
             right most often. "distance" takes the one that is fewest grades away from the true one on average, if all
             grades were equally frequent: it is wrong by two grades less often.
         frequencies: [N, C] or [C]. How frequent each grade is among those that the probabilities are of. Default: all
@@ -95,13 +95,34 @@ def decide(
         >>> decide(np.array([[0.8, 0.2]]), frequencies=np.array([0.95, 0.05]))
         array([1])
     """
-    if by == "probability":
-        return probabilities.argmax(1)
-    balanced = probabilities if frequencies is None else probabilities / frequencies
-    if by == "balance":
-        return balanced.argmax(1)
+    compared = _compared(probabilities, by, frequencies)
+    if by != "distance":
+        return compared.argmax(1)
     grades = np.arange(probabilities.shape[1])
-    return (balanced @ np.abs(grades[:, None] - grades)).argmin(1)
+    return (compared @ np.abs(grades[:, None] - grades)).argmin(1)
+
+
+def lead(
+    probabilities: Float[np.ndarray, "N C"],
+    grades: Int[np.ndarray, "N"],
+    by: Rule = "balance",
+    frequencies: Float[np.ndarray, "*N C"] | None = None,
+) -> Float[np.ndarray, "N"]:
+    """How far each disc's grade is ahead of the next one, from -1 to 1.
+
+    For "probability" that is a difference of the probabilities; else, of what they would be if all grades were equally
+    frequent. The arguments are those of `decide`, and the grades that it gave.
+    """
+    compared = _compared(probabilities, by, frequencies)
+    is_given = np.eye(compared.shape[1], dtype=bool)[grades]
+    return compared[is_given] - np.where(is_given, -np.inf, compared).max(1)
+
+
+def _compared(probabilities: np.ndarray, by: Rule, frequencies: np.ndarray | None) -> np.ndarray:
+    if by == "probability" or frequencies is None:
+        return probabilities
+    balanced = probabilities / frequencies
+    return balanced / balanced.sum(1, keepdims=True)
 
 
 # Statistics of confusion counts: one number for each matrix -----------------------------------------------------------

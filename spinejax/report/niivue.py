@@ -65,7 +65,7 @@ class Viewer:
 
     def __init__(self, folder: Path, graded: Graded):
         prepare_folder(folder)
-        self._folder, self._graded = folder, graded
+        self._folder, self._graded, self._grades = folder, graded, graded.grades
         self._scans = graded.data.scan[graded.rows]
         self._names = spine.short_names(graded.patients.tolist(), self._scans.tolist())
         self._places = {
@@ -135,11 +135,14 @@ class Viewer:
         """What the page's script needs of a disc; its centre in RAS, mm, as NiiVue counts."""
         graded = self._graded
         middle = affine @ [*((np.array(WINDOW_SHAPE) - 1) / 2), 1]
-        given = [(task.grades, graded.probabilities[task.name][place]) for task in graded.tasks]
+        given = [(task, self._grades[task.name][place]) for task in graded.tasks]
         return {
             "level": str(graded.data.level[graded.rows[place]]),
             "centre": [round(float(mm), 2) for mm in (-middle[0], -middle[1], middle[2])],
-            "grades": [[grades[p.argmax()], round(float(p.max()), 3)] for grades, p in given],
+            "grades": [
+                [task.grades[grade], round(float(graded.probabilities[task.name][place, grade]), 3)]
+                for task, grade in given
+            ],
         }
 
     def _write(self, name: str, about: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ class Report:
         prepare_folder(folder)
         self._folder, self._graded, self._traced = folder, graded, traced
         self._grades = graded.grades
+        self._leads = graded.leads()
         self._referred = {
             name: refers(each, self._grades[name], graded.refer_below or 0)
             for name, each in graded.probabilities.items()
@@ -193,6 +194,7 @@ class Report:
             "grade": [int(self._grades[name][place]) for name in names],
             "p": [graded.probabilities[name][place].round(4).tolist() for name in names],
             "spread": [round(float(graded.spread[name][place]), 4) for name in names],
+            "lead": [round(float(self._leads[name][place]), 4) for name in names],
             "refer": [bool(self._referred[name][place]) for name in names],
             "unusual": bool(graded.unusual[place]),
             "traced": None if self._traced is None else self._traced[place].tolist(),

@@ -33,6 +33,7 @@ class About(TypedDict, total=False):
     split: str
     num_views: int
     average: str
+    rater: str | None
     network: _Network
     step: int
     data: str
@@ -65,7 +66,8 @@ class Predictions:
             return "a reader"
         network = self.about.get("network", {}).get("name") or f"a network, step {self.about.get('step', '?')}"
         num_views = self.about.get("num_views", 1)
-        return f"{network}, {num_views} view{'' if num_views == 1 else 's'}"
+        rater = self.about.get("rater")
+        return f"{network}, {num_views} view{'' if num_views == 1 else 's'}{f', as {rater} grades' if rater else ''}"
 
     def indices(self, task: Task, column: Mapping[str, Sequence[str]], places: Sequence[int]) -> Int[np.ndarray, "M"]:
         """The grades in a column, at some places of the table, as indices; `UNLABELLED` where there is none.
@@ -132,7 +134,11 @@ def read_predictions(place: Path) -> Predictions:
         grades_of={task: tuple(each) for task, each in probabilities.items() if each},
         given={task: columns[f"{task}_grade"] for task in probabilities},
         labels={task: columns[name] for task in probabilities if (name := f"{task}_label") in columns},
-        confidence={task: _highest(path, columns, each) for task, each in probabilities.items() if each},
+        confidence={
+            task: _of_given(path, columns, each, columns[f"{task}_grade"])
+            for task, each in probabilities.items()
+            if each
+        },
     )
 
 
@@ -150,11 +156,20 @@ def _probability_columns(header: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _highest(path: Path, columns: Mapping[str, list[str]], of_grade: Mapping[str, str]) -> Float[np.ndarray, "N"]:
+def _of_given(
+    path: Path, columns: Mapping[str, list[str]], of_grade: Mapping[str, str], given: Sequence[str]
+) -> Float[np.ndarray, "N"]:
+    """The probability of each disc's grade; of the most probable one where none is given."""
     try:
         chances = np.array([columns[name] for name in of_grade.values()], float)
     except ValueError as error:
         raise SpinejaxError(f"{path}: {next(iter(of_grade.values()))}: {error}. Evaluate again.") from error
     if not ((chances >= 0) & (chances <= 1)).all():
         raise SpinejaxError(f"{path}: {next(iter(of_grade.values()))}: a probability is not from 0 to 1.")
-    return chances.max(0, initial=0)
+    place = {grade: number for number, grade in enumerate(of_grade)}
+    return np.array(
+        [
+            each[place[grade]] if grade in place else each.max(initial=0)
+            for grade, each in zip(given, chances.T, strict=True)
+        ]
+    )

@@ -126,7 +126,7 @@ def _kept_table(found: Sequence[Kept]) -> Table:
 
 def _calibration_table(found: Mapping[str, Mapping[str, float]], rater: str | None) -> Table:
     """What calibration changes for each task: as a rater would grade, or at a temperature."""
-    what = f"as the rater of {rater} grades" if rater else "with the temperature fitted on validation"
+    what = f"as {rater}'s raters grade" if rater else "with the temperature fitted on validation"
     title = f"Calibration, of the network as it is and {what}"
     table = _table(title, *([] if rater else ["temperature"]), "calibration error, %", "Brier score")
     for name, each in found.items():

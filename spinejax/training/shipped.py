@@ -2,11 +2,12 @@
 
     spinenet.npz     the weights as float16, by name (`params/trunk/conv1/kernel`); constants as float32; and, if it is
                      known, what is usual for the network: `usual/mean`, `usual/precision`, `usual/threshold`
-    spinenet.json    `About`: the network and its tasks, what it learned from, its temperatures, the weights' sha256
+    spinenet.json    `About`: the network and its tasks, what it learned from, its temperatures and raters, the sha256
 
 Rounding to float16 halves the file, and moves a probability by less than a thousandth.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from spinejax.files.json_files import read_json, write_json
 from spinejax.metrics.calibration import Fit
 from spinejax.metrics.usual import Usual
 from spinejax.network.views import ViewRanges
+from spinejax.tasks import from_json
 from spinejax.training import saved_step
 from spinejax.training.saved_step import CHECKPOINTS, OPTIONS, Record
 
@@ -56,7 +58,7 @@ class About(TypedDict):
         record: of the checkpoint that the weights are from: the network's arguments, its tasks, the data set's digest.
         views: ranges of the random views that it was trained with; hotspots draw theirs from these.
         contrasts: of the scans that it learned from, as `data_prep.read.contrast` names them: "t1", "t2".
-        temperatures: one fit for each way of grading that has one.
+        temperatures: one fit for each way of grading that has one, with the raters that the network knows.
         provenance: where it comes from.
     """
 
@@ -134,9 +136,21 @@ def about(folder: Path = FOLDER) -> About:
             raise SpinejaxError(
                 f"{path}: of version {version}; this release reads version {_VERSION}. Install a later spinejax."
             )
-        return read_json(path, About, _way_back(folder))
+        known = read_json(path, About, _way_back(folder))
+        _check_raters(path, known)
+        return known
     except OSError as error:
         raise SpinejaxError(f"{path}: cannot be read ({error.strerror}). {_way_back(folder)}") from error
+
+
+def _check_raters(path: Path, known: About) -> None:
+    """Raises SpinejaxError if a rater has a task that the network lacks, or another number of grades."""
+    num_grades = {task.name: task.num_grades for task in from_json(known["record"]["tasks"])}
+    for fit in known["temperatures"]:
+        for rater, contrasts in fit.get("raters", {}).items():
+            for name, each in itertools.chain.from_iterable(tasks.items() for tasks in contrasts.values()):
+                if {len(each["shifts"]), len(each["frequencies"])} != {num_grades.get(name)}:
+                    raise SpinejaxError(f"{path}: rater {rater} does not fit the task {name}. {_way_back(path.parent)}")
 
 
 def read(folder: Path = FOLDER) -> tuple[Record, dict[str, Any]]:

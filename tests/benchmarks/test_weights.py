@@ -273,13 +273,20 @@ def test_what_ships_knows_a_rater_for_each_source_and_contrast(arguments, comman
     (fit,) = commands[-1][2]["temperatures"]
     assert {name: set(contrasts) for name, contrasts in fit["raters"].items()} == {
         "spider": {"t1", "t2"},
-        "sudirman": {"t2"},
+        "sudirman": {"t1", "t2"},
     }
     spider, sudirman = fit["raters"]["spider"]["t2"], fit["raters"]["sudirman"]["t2"]
     assert set(spider) == set(sudirman) == {task.name for task in POOLED_TASKS}
     # Sudirman's readers alone told whether a disc is degenerated.
-    assert spider["degenerated"] == sudirman["degenerated"] == fit["raters"]["spider"]["t1"]["degenerated"]
+    assert spider["degenerated"] == sudirman["degenerated"] | {"borrowed": True}
+    assert not sudirman["degenerated"]["borrowed"]
     assert spider["pfirrmann"] != sudirman["pfirrmann"]
+    assert fit["raters"]["sudirman"]["t1"]["pfirrmann"] == fit["raters"]["spider"]["t1"]["pfirrmann"] | {
+        "borrowed": True
+    }
+    data = DataSet(arguments.out / "discs")
+    labelled = data.labels[:, [task.name for task in data.tasks].index("narrowing")] >= 0
+    assert fit["discs"]["narrowing"] == (labelled & (data.split != "test")).sum() < labelled.sum()
 
 
 def test_discs_that_nobody_graded_are_counted_as_wrong(arguments, commands):
@@ -330,22 +337,35 @@ def test_temperatures_come_from_the_other_folds():
 
 
 def test_raters_come_from_the_other_folds_of_their_source():
-    """One fold's rater never gives the last grade, and gives the first one instead; the others show no such habit."""
-    labels = np.tile([0, 1, 2], 40)
+    """Two sources whose raters say the opposite of each other, and of one in the first fold, who is taken back."""
+    labels = np.tile([0, 1, 2], 80)
     rng = np.random.default_rng(0)
-    network = rng.dirichlet(np.ones(3), 120) * 0.2 + 0.5 * np.eye(3)[labels] + 0.1
-    network /= network.sum(1, keepdims=True)
+    likely = np.array([[0.8, 0.15, 0.05], [0.25, 0.7, 0.05], [0.05, 0.15, 0.8]])
+    network = 0.1 * rng.dirichlet(np.ones(3), 240) + 0.9 * likely[labels]
+    milder = np.arange(240) >= 120  # gives the first grade to discs of the second
+    groups = np.where(milder, "Sudirman T2", "SPIDER T2")
+    pool = dataclasses.replace(a_pool(labels.copy(), network, network), groups=groups)
+    pool.labels["pfirrmann"][milder & (labels == 1)] = 0
+    pool.labels["pfirrmann"][~milder & (pool.folds == 0)] = 2
+    for inside, often in ((milder, 2 / 3), (~milder, 1 / 3)):
+        at, frequencies = pool._as_rater(pool.tasks[0], inside)
+        mine = pool.folds[inside] == 0
+        np.testing.assert_allclose(frequencies[mine][:, 0], often, atol=0.02)
+        expected = np.where(milder & (labels == 1), 0, labels)[inside]
+        np.testing.assert_array_equal(at[mine].argmax(1), expected[mine])  # as the other folds' raters say
+    found = pool.results()["groups"]["Sudirman T2"]["pfirrmann"]["calibration"]
+    assert found["brier_as_rater"] < found["brier_after"] < found["brier_of_frequencies"]
+    assert found["error_as_rater"] < found["error_after"]
+
+
+def test_what_the_raters_grades_gain_has_the_right_sign():
+    """The network sees the last grade in half of the discs that the rater gives the first one."""
+    labels = np.tile([0, 0, 2], 40)
+    network = np.where((labels == 2)[:, None], [0.1, 0.1, 0.8], [0.45, 0.05, 0.5])
     pool = a_pool(labels, network, network)
-    everyone = pool.results()["groups"]["SPIDER T2"]["pfirrmann"]["calibration"]
-    assert everyone["error_as_rater"] < everyone["error_before"]
-    assert everyone["better as the rater by"]["mean_per_class_accuracy"]["value"] == pytest.approx(0)
-    never = np.where(pool.folds == 0, np.where(labels == 2, 0, labels), labels)
-    found = a_pool(never, network, network)
-    at, frequencies = found._as_rater(found.tasks[0], np.ones(120, bool))
-    mine = found.folds == 0
-    np.testing.assert_allclose(frequencies[mine], np.tile([33, 33, 33], (24, 1)) / 99)
-    assert frequencies[~mine][0, 0] > frequencies[~mine][0, 2]
-    assert (at[mine].argmax(1) == labels[mine]).all()
+    gain = pool.results()["groups"]["SPIDER T2"]["pfirrmann"]["calibration"]["better as the rater by"]
+    assert gain["mean_per_class_accuracy"]["value"] == pytest.approx(0.5)
+    assert gain["kappa"]["value"] == pytest.approx(1)
 
 
 def test_a_missed_disc_has_the_farthest_grade():

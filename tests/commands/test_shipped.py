@@ -116,7 +116,10 @@ def with_contrast(tiny, folder, contrast):
     return folder
 
 
-@pytest.mark.parametrize(("contrast", "habits"), [("t2", "t2"), ("t2 fat-saturated", "t2"), ("", "t2"), ("t1", "t1")])
+@pytest.mark.parametrize(
+    ("contrast", "habits"),
+    [("t2", "t2"), ("fat-saturated", "t2"), ("", "t2"), ("t1 or t2", "t2"), ("t1 fat-saturated", "t1")],
+)
 def test_it_grades_as_its_first_rater_does_on_the_contrast_of_the_scan(raters, tiny, tmp_path, contrast, habits):
     data = with_contrast(tiny, tmp_path / "data", contrast)
 
@@ -135,11 +138,14 @@ def test_it_grades_as_its_first_rater_does_on_the_contrast_of_the_scan(raters, t
         assert [row[f"{task.name}_refer"] == "yes" for row in after] == low.tolist()
     results = json.loads((tmp_path / "as a rater" / "results.json").read_text())
     assert results["rater"] == "careful"
+    assert results["borrowed_from_other_raters"] == ["brightness"]
     assert set(results["calibration"]["side"]) == {
         *(f"calibration_error_{when}" for when in ("before", "after")),
         *(f"brier_{when}" for when in ("before", "after")),
     }
-    assert "to the grades of careful's rater" in (tmp_path / "page" / "index.html").read_text()
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "to the grades of careful's raters" in page
+    assert "of Brightness, which they did not grade, other raters'" in page
 
 
 def test_a_rater_is_chosen_and_discs_that_it_does_not_know_have_a_temperature(raters, tiny, tmp_path):

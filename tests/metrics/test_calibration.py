@@ -38,7 +38,9 @@ def test_fitting_improves_the_calibration_and_changes_no_grade():
     np.testing.assert_array_equal(fitted.argmax(1), overconfident.argmax(1))
 
 
-HABITS = calibration.Rater(temperature=1.6, shifts=[0.8, 0.0, -0.3, -0.5], frequencies=[0.5, 0.3, 0.15, 0.05])
+HABITS = calibration.Rater(
+    temperature=1.6, shifts=[0.8, 0.0, -0.3, -0.5], frequencies=[0.5, 0.3, 0.15, 0.05], borrowed=False
+)
 
 
 def graded_by(rater, n=20000):

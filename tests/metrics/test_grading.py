@@ -52,11 +52,14 @@ def test_a_rare_grade_is_given_before_it_is_the_most_probable():
     np.testing.assert_array_equal(grading.decide(probabilities, "balance", frequencies), [1, 0, 0])
     np.testing.assert_array_equal(grading.decide(probabilities, "probability", frequencies), [0, 0, 0])
     np.testing.assert_array_equal(grading.decide(probabilities), [0, 0, 0])
-    # Beside its frequency the last grade weighs 0.5, the others 0.2 and 0.3: the median is the second of them.
-    skewed, rare = np.array([[0.2, 0.3, 0.05]]) / 0.55, np.array([1, 1, 0.1]) / 2.1
-    assert grading.decide(skewed, "balance", rare) == 2
-    assert grading.decide(skewed, "distance", rare) == 1
-    assert grading.decide(skewed, "probability", rare) == 1
+    # If all were equally frequent: 0.3, 0.1, 0.15 and 0.45. The median is the third grade; without, the first.
+    skewed, rare = np.array([[0.6, 0.2, 0.05, 0.15]]), np.array([6, 6, 1, 1]) / 14
+    assert grading.decide(skewed, "balance", rare) == 3
+    assert grading.decide(skewed, "distance", rare) == 2
+    assert grading.decide(skewed, "distance") == 0
+    assert grading.decide(skewed, "probability", rare) == 0
+    for grade, by, expected in ((3, "balance", 0.15), (2, "distance", -0.3), (0, "probability", 0.4)):
+        np.testing.assert_allclose(grading.lead(skewed, np.array([grade]), by, rare), [expected])
 
 
 @pytest.mark.parametrize("task", [GRADES, BINARY])

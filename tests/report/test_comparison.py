@@ -89,6 +89,32 @@ def test_the_json_has_paired_differences_tests_and_every_disc_that_changed(pair,
         assert words in printed
 
 
+def test_a_grade_has_its_own_probability_and_the_rater_is_named(tmp_path, capsys):
+    for name, seed in (("a", 1), ("b", 2)):
+        evaluation(tmp_path / name, seed=seed)
+    table, results = tmp_path / "b" / "predictions.csv", tmp_path / "b" / "results.json"
+    with open(table, newline="") as file:
+        lines = list(csv.DictReader(file))
+    task, grades = next(iter(TASKS.items()))
+    for line in lines:
+        line[f"{task}_grade"] = min(grades, key=lambda grade: float(line[f"{task}_p_{grade}"]))
+    with open(table, "w", newline="") as file:
+        written = csv.DictWriter(file, list(lines[0]))
+        written.writeheader()
+        written.writerows(lines)
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"rater": "someone"}))
+    compare(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
+    assert "B: network 2, 54 views, as someone grades" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())["changed"]
+    lowest = {
+        (line["scan"], line["level"]): min(float(line[f"{task}_p_{grade}"]) for grade in grades) for line in lines
+    }
+    changed = [each for each in found if each["task"] == task]
+    assert changed
+    for each in changed:
+        assert each["b_p"] == pytest.approx(lowest[each["scan"], each["level"]], abs=1e-4)
+
+
 def test_nothing_is_computed_on_a_device(pair, tmp_path, monkeypatch):
     for module, name in ((predict, "predict"), (hotspots, "stream"), (evaluate.runtime, "set_up")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("a comparison needs no network"))

@@ -1,6 +1,7 @@
 """NiiVue's pages: what is where in their volumes, and nothing of the bundle is changed."""
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -138,6 +139,16 @@ def test_grades_are_those_of_the_network(made):
         for task, (grade, p) in zip(graded.tasks, disc["grades"], strict=True):
             chances = graded.probabilities[task.name][place]
             assert (grade, p) == (task.grades[chances.argmax()], pytest.approx(chances.max(), abs=1e-3))
+
+
+def test_a_grade_that_is_not_the_most_probable_one_has_its_own_probability(data, tmp_path):
+    graded, _ = made_up(data)
+    num = len(graded.rows)
+    unsure = {"brightness": np.tile([0.4, 0.3, 0.3], (num, 1)), "side": np.tile([0.8, 0.2], (num, 1))}
+    viewer = niivue.Viewer(tmp_path, dataclasses.replace(graded, probabilities=unsure, decide_by="distance"))
+    viewer.close()
+    disc = Read(tmp_path / "scan-001.html").facts["discs"][0]
+    assert disc["grades"] == [["grey", 0.3], ["front", 0.8]]
 
 
 def test_a_list_leads_to_the_scans_and_earlier_pages_go(data, made, tmp_path):

@@ -28,12 +28,19 @@ FIT = {
 RATERS = {  # the first one rarely sees a bright front
     "careful": {
         contrast: {
-            "brightness": {"temperature": 1.2, "shifts": [0.1, -0.1, 0.0], "frequencies": [0.2, 0.3, 0.5]},
-            "side": {"temperature": 1.0, "shifts": [0.0, 0.0], "frequencies": [often, 1 - often]},
+            "brightness": {
+                "temperature": 1.2,
+                "shifts": [0.1, -0.1, 0.0],
+                "frequencies": [0.2, 0.3, 0.5],
+                "borrowed": True,
+            },
+            "side": {"temperature": 1.0, "shifts": [0.0, 0.0], "frequencies": [often, 1 - often], "borrowed": False},
         }
         for contrast, often in (("t1", 0.5), ("t2", 0.05))
     },
-    "hasty": {"t2": {"side": {"temperature": 0.5, "shifts": [0.2, -0.2], "frequencies": [0.5, 0.5]}}},
+    "hasty": {
+        "t2": {"side": {"temperature": 0.5, "shifts": [0.2, -0.2], "frequencies": [0.5, 0.5], "borrowed": False}}
+    },
 }
 PROVENANCE = {"name": "squares", "trained_on": "bright squares", "attribution": ["ours"], "commit": "0123"}
 VIEWS = ViewRanges(angle_deg=7)
@@ -70,6 +77,18 @@ def folder(run, tmp_path):
 def change(folder, **values):
     path = folder / shipped.ABOUT
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("task", "shifts"),
+    [("side", [0.0, 0.0, 0.0]), ("side", []), ("length", [0.0, 0.0])],
+    ids=["long", "empty", "unknown"],
+)
+def test_a_rater_that_does_not_fit_the_tasks_is_refused(folder, task, shifts):
+    rater = {"temperature": 1.0, "shifts": shifts, "frequencies": [0.5, 0.5], "borrowed": False}
+    change(folder, temperatures=[FIT | {"raters": {"careful": {"t2": {task: rater}}}}])
+    with pytest.raises(SpinejaxError, match=f"rater careful does not fit the task {task}"):
+        shipped.about(folder)
 
 
 def test_the_network_grades_as_the_run_that_it_was_made_from(run, folder):

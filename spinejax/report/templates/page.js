@@ -161,7 +161,7 @@ function describe() {
   const rater = isGraded(disc, state.task)
     ? `The rater gave ${task.grades[disc.label[state.task]]}.` : "The rater did not grade this disc.";
   const spread = disc.spread[state.task] > 0
-    ? ` The views' probabilities for ${task.grades[given]} spread by ± ${(100 * disc.spread[state.task]).toFixed(1)} points.` : "";
+    ? ` Over the views the network's probability spreads by ± ${(100 * disc.spread[state.task]).toFixed(1)} points.` : "";
   const refer = disc.refer[state.task] ? " This grade is referred to a rater." : "";
   const unusual = disc.unusual ? " The disc looks unlike those that the network learned from." : "";
   element("doubt").textContent = rater + spread + refer + unusual;

@@ -2,7 +2,7 @@
 // The view of a whole spine: the scan's slices with the discs' boxes, bodies and hotspots, and the grades of all levels.
 // `page.js` follows, and has what both share: the facts, the state, and the pictures.
 
-const closeCall = 0.2; // a grade is doubtful if another is less behind it than this, or before it
+const closeCall = 0.2; // a grade is doubtful if the next one is less behind it
 
 // The most probable of a disc's other grades, by its place in the task's grades.
 function rival(disc, task) {
@@ -11,7 +11,7 @@ function rival(disc, task) {
 }
 
 function isDoubtful(disc, task) {
-  return confidence(disc, task) - disc.p[task][rival(disc, task)] < closeCall;
+  return disc.lead[task] < closeCall;
 }
 
 const currentScan = () => facts.scans[state.scan];
@@ -157,7 +157,7 @@ function listLevels() {
       made.style.setProperty("--severity", severity(grade, place));
       const doubtful = isDoubtful(disc, place);
       made.append(" ", span(`${percent(confidence(disc, place))}\u00a0%${doubtful ? "\u00a0?" : ""}`, "sure"));
-      if (doubtful) made.title = "A close call: another grade is less than 20 points less probable, or more probable.";
+      if (doubtful) made.title = "A close call: the next grade is less than 20 points behind.";
       if (isGraded(disc, place)) made.append(span(`rater ${task.grades[disc.label[place]]}`, differs(disc, place) ? "other" : "same"));
       made.addEventListener("click", () => { chooseTask(place); openDisc(index); });
       return made;
@@ -175,9 +175,9 @@ function listLevels() {
 // A grade with its probability, its rival where the call is close, and the rater's grade.
 function inWords(disc, task) {
   const { grades, title } = facts.tasks[task], grade = gradeOf(disc, task), said = [`${percent(confidence(disc, task))} %`];
-  if (isDoubtful(disc, task)) {
-    const other = rival(disc, task), share = disc.p[task][other];
-    said.push(`${share > confidence(disc, task) ? "more probable" : "close"}: ${grades[other]}, ${percent(share)} %`);
+  const other = rival(disc, task), share = disc.p[task][other], isMoreProbable = share > confidence(disc, task);
+  if (isMoreProbable || isDoubtful(disc, task)) {
+    said.push(`${isMoreProbable ? "more probable" : "close"}: ${grades[other]}, ${percent(share)} %`);
   }
   if (disc.refer[task]) said.push("referred to a rater");
   if (isGraded(disc, task)) said.push(`rater ${grades[disc.label[task]]}`);

@@ -1,6 +1,7 @@
 """Results as DICOM: phantoms as a hospital's series, graded, and brought back to them by the key."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -60,13 +61,14 @@ def hospital(tmp_path_factory):
     rows = np.arange(len(data))
     probabilities = {task.name: rng.dirichlet(np.ones(task.num_grades), len(rows)) for task in data.tasks}
     spread = {task.name: np.zeros(len(rows)) for task in data.tasks}
-    graded = Graded(data, rows, data.tasks, labels_of(data, rows, data.tasks), probabilities, spread)
+    labels = labels_of(data, rows, data.tasks)
+    graded = Graded(data, rows, data.tasks, labels, probabilities, spread, decide_by="distance")
     out = root / "evaluation"
     (out / "hotspots").mkdir(parents=True)
     (root / "nifti").mkdir()
     graded.write(out / "predictions.csv")
     (out / "results.json").write_text(json.dumps({"step": 7, "num_views": 54, "average": "probabilities"}))
-    grades = np.stack([probabilities[task.name].argmax(1) for task in data.tasks], axis=1)
+    grades = np.stack([graded.grades[task.name] for task in data.tasks], axis=1)
     mapped = data.tasks[:NUM_MAPPED]
     maps = [(row, rng.random((NUM_MAPPED, *WINDOW_SHAPE)).astype(np.float32)) for row in rows]
     hotspot_files.write_maps(out / "hotspots" / "hotspots.h5", maps, data, mapped, grades[:, :NUM_MAPPED], Method())
@@ -161,7 +163,7 @@ def test_a_hotspot_lies_on_its_place_of_the_slice():
     map = np.zeros((1, *WINDOW_SHAPE), np.float32)
     map[0, 20:26, 180:186, 3] = 1
     affine = SMALL_AFFINE @ to_scan
-    disc = GradedDisc("p", "s", "L4-L5", {"side": {"front": 0.25, "back": 0.75}})
+    disc = GradedDisc("p", "s", "L4-L5", {"side": "back"}, {"side": {"front": 0.25, "back": 0.75}})
     placed = [PlacedDisc(disc, affine, DiscMaps((task,), ("back",), map, affine))]
     assert hotspot_slices(scan, placed) == list(range(1, 9))
     with_it, without = (hotspot_picture(scan, index, placed, task, "note").astype(int) for index in (4, 4))
@@ -180,7 +182,14 @@ def test_a_table_of_grades_takes_any_names():
     grades = {"$x^$": 0.25, "moderate to severe stenosis": 0.25, "異常": 0.5}
     narrow, wide = (
         spine_picture(
-            scan, [PlacedDisc(GradedDisc("p", "s", "L4-L5", {"t" * 40: each}), SMALL_AFFINE)], [], "Research use only."
+            scan,
+            [
+                PlacedDisc(
+                    GradedDisc("p", "s", "L4-L5", {"t" * 40: max(each, key=each.get)}, {"t" * 40: each}), SMALL_AFFINE
+                )
+            ],
+            [],
+            "Research use only.",
         )
         for each in ({"1": 1.0}, grades)
     )
@@ -390,11 +399,11 @@ def test_the_reports_grades_are_those_of_the_predictions(hospital, returned):
         for group, row in zip(groups, rows, strict=True):
             evaluations, measurements = group.get_qualitative_evaluations(), group.get_measurements()
             for task, evaluation, measurement in zip(data.tasks, evaluations, measurements, strict=True):
-                chances = graded.probabilities[task.name][row]
+                chances, grade = graded.probabilities[task.name][row], graded.grades[task.name][row]
                 words = task.name.replace("_", " ")
                 assert evaluation.name.meaning == f"{words} grade"
-                assert evaluation.value.meaning == f"{words}: {task.grades[chances.argmax()]}"
-                assert measurement.value == pytest.approx(chances.max(), abs=1e-6)
+                assert evaluation.value.meaning == f"{words}: {task.grades[grade]}"
+                assert measurement.value == pytest.approx(chances[grade], abs=1e-6)
             [site] = group.finding_sites
             assert site.value.meaning == f"Level of {data.level[row].replace('-', '/')} intervertebral disc"
             region = group.roi.value
@@ -527,6 +536,23 @@ def test_a_disc_that_lies_elsewhere_is_not_written(hospital, tmp_path, capsys):
     assert "the disc is outside this series" in capsys.readouterr().err
 
 
+def test_the_grade_is_the_one_that_was_given(hospital, tmp_path):
+    """It need not be the most probable one, but is one of the task's."""
+    discs = read_predictions(hospital[0] / "evaluation")
+    with open(hospital[0] / "evaluation" / "predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    given = [disc.grades["pfirrmann"] for disc in discs]
+    assert given == [line["pfirrmann_grade"] for line in table]
+    assert given != [max(chances, key=chances.get) for chances in (disc.probabilities["pfirrmann"] for disc in discs)]
+    table[2]["pfirrmann_grade"] = "9"
+    with open(tmp_path / "predictions.csv", "w", newline="") as file:
+        written = csv.DictWriter(file, list(table[0]))
+        written.writeheader()
+        written.writerows(table)
+    with pytest.raises(SpinejaxError, match="line 4: pfirrmann '9' has no probability"):
+        read_predictions(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
@@ -573,7 +599,7 @@ def test_an_enhanced_file_is_a_source_too(tmp_path):
     save(enhanced(slices), tmp_path / "enhanced")
     images = read_source([tmp_path / "enhanced"], "small")
     task = Task("side", ("front", "back"))
-    disc = GradedDisc("p", "s", "L5-S1", {"side": {"front": 0.25, "back": 0.75}})
+    disc = GradedDisc("p", "s", "L5-S1", {"side": "back"}, {"side": {"front": 0.25, "back": 0.75}})
     maps = DiscMaps((task,), ("back",), np.ones((1, *WINDOW_SHAPE), np.float32), affine)
     write_report(tmp_path / "grades.dcm", images, [(disc, maps)], ["step 7"])
     write_map(tmp_path / "map.dcm", images, disc, maps, task, ["step 7"], 1)
@@ -630,7 +656,9 @@ def test_long_names_of_tasks_and_grades_cut_no_disclaimer(tmp_path):
     series(tmp_path / "classic", Scan(small_scan_voxels(), SMALL_AFFINE, "small"))
     images = read_source(sorted((tmp_path / "classic").iterdir()), "small")
     task = Task("degeneration_of_the_" * 4 + "disc", ("none", "moderate to severe, on both sides of the disc (µ)"))
-    disc = GradedDisc("p", "s", "L5-S1", {task.name: {task.grades[0]: 0.25, task.grades[1]: 0.75}})
+    disc = GradedDisc(
+        "p", "s", "L5-S1", {task.name: task.grades[1]}, {task.name: {task.grades[0]: 0.25, task.grades[1]: 0.75}}
+    )
     maps = DiscMaps((task,), task.grades[1:], np.ones((1, *WINDOW_SHAPE), np.float32), SMALL_AFFINE)
     write_report(tmp_path / "report", images, [(disc, maps)], ["step 7"])
     write_map(tmp_path / "map", images, disc, maps, task, ["step 7"], 1)
@@ -655,7 +683,7 @@ def test_a_signed_map_says_so_and_shows_what_is_below_nothing(tmp_path):
     series(tmp_path / "classic", Scan(small_scan_voxels(), affine, "small"))
     images = read_source(sorted((tmp_path / "classic").iterdir()), "small")
     task = Task("side", ("front", "back"))
-    disc = GradedDisc("p", "s", "L5-S1", {"side": {"front": 0.25, "back": 0.75}})
+    disc = GradedDisc("p", "s", "L5-S1", {"side": "back"}, {"side": {"front": 0.25, "back": 0.75}})
     map = np.ones((1, *WINDOW_SHAPE), np.float32)
     for name, sign, window in (("plain", 1, [1, 2]), ("signed", -1, [0, 4])):
         maps = DiscMaps((task,), ("back",), map * 2 * np.where(np.arange(9) == 4, sign, 1), affine)
@@ -684,7 +712,7 @@ def test_maps_and_pictures_of_slabs_lie_where_their_slices_do(tmp_path):
     images = read_source(sorted((tmp_path / "series").iterdir()), "s")
     task, graded = (
         Task("side", ("front", "back")),
-        GradedDisc("p", "s", disc.level, {"side": {"front": 0.2, "back": 0.8}}),
+        GradedDisc("p", "s", disc.level, {"side": "back"}, {"side": {"front": 0.2, "back": 0.8}}),
     )
     maps = DiscMaps((task,), ("back",), np.ones((1, *WINDOW_SHAPE), np.float32), affine)
     write_map(tmp_path / "map.dcm", images, graded, maps, task, ["step 7"], 1)
