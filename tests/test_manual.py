@@ -133,7 +133,7 @@ def test_grade_my_first_scan(clone, follow):
 def test_train_on_my_own_labels(clone, follow):
     folder, _ = clone
     report = DOCS / "report.md"  # its code reads the temperatures that this tutorial's `--calibrate` has stored
-    temperatures = blocks(report, "python")[0].replace("runs/quickstart/run", "runs/mine")
+    temperatures = "\n".join(blocks(report, "python")).replace("runs/quickstart/run", "runs/mine")
     temperatures = temperatures.replace("at_temperature(probabilities,", 'at_temperature(probabilities["pfirrmann"],')
     printed = follow(DOCS / "tutorials" / "own-labels.md", temperatures + "\nprint(probabilities.sum(1).round(5))")
     assert re.search(r"'pfirrmann': array\(\[\d", printed)
