@@ -284,6 +284,9 @@ def test_a_grade_that_is_rarer_than_it_is_probable_is_shown_beside_the_more_prob
     assert "Brightness bright (70 %" in line
     assert "Side back (20 %; more probable: front, 80 %" in line
     assert [cell.endswith("?") for cell in page.table()[0][1:]] == [False, False], "no close call"
+    rare = page.driver.find_elements("css selector", "#levels td.rare .grade")
+    assert {cell.text for cell in rare} == {"back"}
+    assert len(rare) == len(page.table())
     assert "Probabilities are those of someone's raters" in page.driver.find_element("css selector", ".levels").text
 
 

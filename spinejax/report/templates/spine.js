@@ -10,6 +10,9 @@ function rival(disc, task) {
   return others.indexOf(Math.max(...others));
 }
 
+// A rare grade may be given before it is the most probable one.
+const isRare = (disc, task) => disc.p[task][rival(disc, task)] > confidence(disc, task);
+
 function isDoubtful(disc, task) {
   return disc.lead[task] < closeCall;
 }
@@ -157,6 +160,7 @@ function listLevels() {
       made.style.setProperty("--severity", severity(grade, place));
       const doubtful = isDoubtful(disc, place);
       made.append(" ", span(`${percent(confidence(disc, place))}\u00a0%${doubtful ? "\u00a0?" : ""}`, "sure"));
+      made.classList.toggle("rare", isRare(disc, place));
       if (doubtful) made.title = "A close call: the next grade is less than 20 points behind.";
       if (isGraded(disc, place)) made.append(span(`rater ${task.grades[disc.label[place]]}`, differs(disc, place) ? "other" : "same"));
       made.addEventListener("click", () => { chooseTask(place); openDisc(index); });
@@ -175,9 +179,9 @@ function listLevels() {
 // A grade with its probability, its rival where the call is close, and the rater's grade.
 function inWords(disc, task) {
   const { grades, title } = facts.tasks[task], grade = gradeOf(disc, task), said = [`${percent(confidence(disc, task))} %`];
-  const other = rival(disc, task), share = disc.p[task][other], isMoreProbable = share > confidence(disc, task);
-  if (isMoreProbable || isDoubtful(disc, task)) {
-    said.push(`${isMoreProbable ? "more probable" : "close"}: ${grades[other]}, ${percent(share)} %`);
+  if (isRare(disc, task) || isDoubtful(disc, task)) {
+    const other = rival(disc, task), words = isRare(disc, task) ? "more probable" : "close";
+    said.push(`${words}: ${grades[other]}, ${percent(disc.p[task][other])} %`);
   }
   if (disc.refer[task]) said.push("referred to a rater");
   if (isGraded(disc, task)) said.push(`rater ${grades[disc.label[task]]}`);
