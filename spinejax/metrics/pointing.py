@@ -89,8 +89,8 @@ def own_side(task_name: str, map: Float[np.ndarray, "*shape"], region: Real[np.n
 
     It measures what the paper claims (Fig. 3), that the hotspots of a lower endplate appear in the lower endplate only.
     It needs the region mask but none of lesions. Chance is the body's share of the area of both, in a window about 0.56
-    for the upper one. It is NaN for a task whose name begins with
-    neither "upper_" nor "lower_", and where the map is empty in both bodies.
+    for the upper one. It is NaN for a task whose name begins with neither "upper_" nor "lower_", and where the map is
+    empty in both bodies.
     """
     own = SIDES.get(task_name.split("_")[0])
     if own is None:
