@@ -222,24 +222,17 @@ class Pool:
             temperature = calibration.fit_temperature(given[others], labels[others])
             at[mine] = calibration.at_temperature(given[mine], temperature)
         chosen = has_one & inside
+        labels = labels[chosen]
         as_rater, frequencies = self._as_rater(task, inside)
+        graders = {"before": given[chosen], "after": at[chosen], "as_rater": as_rater}
+        everyone = graders | {"of_frequencies": frequencies}
         confusions = [
-            grading.patient_confusions(labels[chosen], grades, self.patients[chosen], task.num_grades)
+            grading.patient_confusions(labels, grades, self.patients[chosen], task.num_grades)
             for grades in (grading.decide(as_rater, "balance", frequencies), given[chosen].argmax(1))
         ]
         return {
-            "error_before": calibration.expected_calibration_error(given[chosen], labels[chosen]),
-            "error_after": calibration.expected_calibration_error(at[chosen], labels[chosen]),
-            "error_as_rater": calibration.expected_calibration_error(as_rater, labels[chosen]),
-            **{
-                f"brier_{which}": float(calibration.brier(each, labels[chosen]).mean())
-                for which, each in {
-                    "before": given[chosen],
-                    "after": at[chosen],
-                    "as_rater": as_rater,
-                    "of_frequencies": frequencies,
-                }.items()
-            },
+            **{f"error_{who}": calibration.expected_calibration_error(each, labels) for who, each in graders.items()},
+            **{f"brier_{who}": float(calibration.brier(each, labels).mean()) for who, each in everyone.items()},
             "better as the rater by": {
                 each.__name__: grading.difference(each, *confusions).to_json()
                 for each in _STATISTICS.values()

@@ -574,7 +574,8 @@ def write(
 
     discs = f"{len(graded.rows)} discs of {len(set(graded.patients))} patients"
     origin = "raw scans" if arguments.scan else f"split {arguments.split}"
-    console.print(f"{discs}, {origin}, {views(arguments.num_views)} each", highlight=False)
+    rater = f", as {graded.rater}'s raters grade" if graded.rater else ""
+    console.print(f"{discs}, {origin}, {views(arguments.num_views)} each{rater}", highlight=False)
     tables.show(console, findings)
     if report and arguments.report:
         made = report.close(findings).name

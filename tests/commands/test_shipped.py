@@ -120,7 +120,9 @@ def with_contrast(tiny, folder, contrast):
     ("contrast", "habits"),
     [("t2", "t2"), ("fat-saturated", "t2"), ("", "t2"), ("t1 or t2", "t2"), ("t1 fat-saturated", "t1")],
 )
-def test_it_grades_as_its_first_rater_does_on_the_contrast_of_the_scan(raters, tiny, tmp_path, contrast, habits):
+def test_it_grades_as_its_first_rater_does_on_the_contrast_of_the_scan(
+    raters, tiny, tmp_path, capsys, contrast, habits
+):
     data = with_contrast(tiny, tmp_path / "data", contrast)
 
     def graded(name, **options):
@@ -143,6 +145,7 @@ def test_it_grades_as_its_first_rater_does_on_the_contrast_of_the_scan(raters, t
         *(f"calibration_error_{when}" for when in ("before", "after")),
         *(f"brier_{when}" for when in ("before", "after")),
     }
+    assert "54 views each, as careful's raters grade" in capsys.readouterr().out
     page = (tmp_path / "page" / "index.html").read_text()
     assert "to the grades of careful's raters" in page
     assert "of Brightness, which they did not grade, other raters'" in page
