@@ -33,15 +33,19 @@ from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import patients_of, splits_of
 from spinejax.commands import train
 from spinejax.config import PRESETS
+from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
 from spinejax.errors import require_option
 from spinejax.files.atomic import write_atomically
 from spinejax.files.json_files import write_json
+from spinejax.inference import predict
 from spinejax.metrics import grading
 from spinejax.network import losses
-from spinejax.parallel import runtime
+from spinejax.network.cpu_kernels import with_cpu_kernels
+from spinejax.network.spinenet import filled
+from spinejax.parallel import devices, runtime
 from spinejax.tasks import UNLABELLED, Task
-from spinejax.training import train_step
+from spinejax.training import checkpoint, train_step
 
 JUDGES = (0, 1)
 """Folds whose patients judge the variants."""
@@ -62,6 +66,8 @@ MEASURES = {
     "Modic, %": ("modic", grading.mean_per_class_accuracy),
 }
 _TURNED_EPOCHS = 20
+_IN_PLANE = ((slice(None), None, None), (None, slice(None), None))
+"""Indices that lay an array along a window's height, and along its width."""
 GROUPS = ("SPIDER T2", "SPIDER T1", "Sudirman T2")
 
 Graded = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
@@ -95,12 +101,14 @@ class Variant:
         discs: makes the training discs out of the base's.
         patches: put in place of functions of the library while the network is trained: module, name, function.
         turned_first: the trunk first learns, from the phantoms' weights on, how discs without grades are turned.
+        uncontradicted: labels that networks of other patients contradict do not teach.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     discs: Callable[[DataSet, Path], DataSet] = lambda data, weights: data
     patches: Sequence[tuple[Any, str, Callable]] = ()
     turned_first: bool = False
+    uncontradicted: bool = False
 
 
 def _contrasts(data: DataSet) -> np.ndarray:
@@ -125,6 +133,17 @@ def t1_without_pfirrmann(data: DataSet, weights: Path) -> DataSet:
     column = [task.name for task in data.tasks].index("pfirrmann")
     data.labels = data.labels.copy()
     data.labels[_contrasts(data) == "t1", column] = UNLABELLED
+    return data
+
+
+def by_source(data: DataSet, weights: Path) -> DataSet:
+    """Training labels of Sudirman's patients, numbered after all grades: `_by_source_loss` has weights for each source.
+
+    The class weights are then N / (C · n), over the grades of either source: its rare grades count like its frequent.
+    """
+    sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
+    further = ((sources != "spider") & (data.split == "train"))[:, None] & (data.labels != UNLABELLED)
+    data.labels = np.where(further, data.labels + [task.num_grades for task in data.tasks], data.labels)
     return data
 
 
@@ -211,6 +230,22 @@ def bounded_loss(logits, labels, class_weights, softness: float = 0.0, num_label
     return jnp.sum(each, where=labelled) / _divisor(labels, num_labelled)
 
 
+def _by_source_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
+    """The losses of both sources' discs, each with the class weights of its source (`by_source`)."""
+    num_grades = logits.shape[1]
+    if len(class_weights) == num_grades:  # SPIDER alone labels this task
+        return _task_loss(logits, labels, class_weights, softness, num_labelled)
+    further = labels >= num_grades
+    divisor = (labels != UNLABELLED).sum() if num_labelled is None else num_labelled
+    return sum(
+        _task_loss(logits, jnp.where(of_source, labels - first, UNLABELLED), weights, softness, divisor)
+        for of_source, first, weights in (
+            (~further, 0, class_weights[:num_grades]),
+            (further, num_grades, class_weights[num_grades:]),
+        )
+    )
+
+
 def _divisor(labels, num_labelled) -> jax.Array:
     """As `losses.task_loss` has it: a batch's labelled discs."""
     return jnp.maximum(jnp.sum(labels != UNLABELLED) if num_labelled is None else num_labelled, 1).astype(jnp.float32)
@@ -239,6 +274,31 @@ def _mixed_loss(logits, labels, class_weights, softness: float = 0.0, num_labell
         return jnp.sum(share * each(logits, labels))
 
     return (weighted(labels, share) + weighted(labels[::-1], 1 - share)) / _divisor(labels, num_labelled)
+
+
+def _worse_windows(key, step, windows, **options) -> jax.Array:
+    """What scanners and exports do to a scan, at random: a bias field, thicker slices, fewer grey levels."""
+    windows = filled(_change_looks(key, step, windows, **options))
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 2), len(windows))
+    return _worse(keys, windows)
+
+
+@jax.jit
+@jax.vmap
+def _worse(key, window) -> jax.Array:
+    bias_key, profile_key, levels_key = jax.random.split(key, 3)
+    # A coil's field: the exponential of a polynomial of degree 2, up to a factor of about 1.5 towards an edge.
+    height, width = (jnp.linspace(-1, 1, size)[axes] for size, axes in zip(window.shape, _IN_PLANE, strict=False))
+    terms = (height, width, height * width, height**2, width**2)
+    sizes = jax.random.uniform(bias_key, (len(terms),), minval=-0.2, maxval=0.2)
+    window = window * jnp.exp(sum(size * term for size, term in zip(sizes, terms, strict=True)))
+    # A slice that is excited over more than its own place: up to half of it comes from its neighbours.
+    wide = jnp.concatenate([window[..., :1], window, window[..., -1:]], axis=-1)
+    share = jax.random.uniform(profile_key, maxval=0.5)
+    window = (1 - share) * window + share / 2 * (wide[..., :-2] + wide[..., 2:])
+    # Eight bits for the whole scan leave a disc between 32 and 256 of them.
+    levels = jnp.floor(2 ** jax.random.uniform(levels_key, minval=5, maxval=8))
+    return jnp.round(jnp.clip(window, 0, 1) * levels) / levels
 
 
 def _mirrored_windows(key, step, windows, **options) -> jax.Array:
@@ -281,6 +341,9 @@ VARIANTS = {
     "no average": Variant({"average_weights": 0.0}),
     "blur": Variant({"blur": 0.5}),
     "from nothing": Variant({"init_from": None}),
+    "worse scans": Variant(patches=((train_step, "change_looks", _worse_windows),)),
+    "class weights by source": Variant(discs=by_source, patches=((losses, "task_loss", _by_source_loss),)),
+    "contradicted labels left out": Variant(uncontradicted=True),
     "branch at fc6": Variant({"branch_point": "fc6"}),
     "branch at conv4": Variant({"branch_point": "conv4"}),
     "three times as long": Variant({"epochs": 120, "plateau_patience": 15}),
@@ -344,6 +407,8 @@ def train_and_grade(name: str, discs: Path, arguments: Arguments) -> None:
         options = {"init_from": arguments.weights / "phantom-run", "cache": "none"} | dict(variant.options)
         with patched(variant):
             data = variant.discs(DataSet(discs), arguments.weights)
+            if variant.uncontradicted:
+                data = without_contradicted(data, here, options)
             if variant.turned_first:
                 options["init_from"] = _turned_run(here / "turned", data, options)
             train.run(dataclasses.replace(POOLED, **options), data, run, lambda step: False)
@@ -360,6 +425,65 @@ def _turned_run(run: Path, data: DataSet, options: Mapping[str, Any]) -> Path:
         train.run(dataclasses.replace(POOLED, **options, **turned), Turned.of(data), run, lambda step: False)
         require_trained(run)
     return run
+
+
+def without_contradicted(data: DataSet, here: Path, options: Mapping[str, Any]) -> DataSet:
+    """The data set without the training labels that a network contradicts which has not seen the patient.
+
+    Three networks learn from two thirds of the patients each, the judging ones left out, and grade the last third. How
+    many labels are left out is written to `contradicted.json`.
+    """
+    thirds = np.unique(data.patient, return_inverse=True)[1] % 3
+    labels, found = data.labels.copy(), {}
+    probabilities = {task.name: np.full((len(data), task.num_grades), np.nan) for task in data.tasks}
+    for third in range(3):
+        run, others = here / f"without-third-{third}", DataSet(data.folder)
+        others.split = np.where((thirds == third) & (data.split != "test"), "unused", data.split)
+        if not (run / "export").is_dir():
+            train.run(dataclasses.replace(POOLED, **options), others, run, lambda step: False)
+            require_trained(run)
+        for rows, graded in graded_by(run, data, np.flatnonzero((thirds == third) & (data.split == "train"))):
+            for name, each in graded.items():
+                probabilities[name][rows] = each
+    for column, task in enumerate(data.tasks):
+        rows = np.flatnonzero((data.split == "train") & (labels[:, column] != UNLABELLED))
+        wrong = contradicted(labels[rows, column], probabilities[task.name][rows])
+        found[task.name] = {"labels": len(rows), "contradicted": int(wrong.sum())}
+        labels[rows[wrong], column] = UNLABELLED
+    write_json(here / "contradicted.json", found)
+    data.labels = labels
+    return data
+
+
+def graded_by(run: Path, data: DataSet, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Some of the rows at a time, and each task's probabilities for them by a run's network, on one view."""
+    model, variables = checkpoint.load(run)
+    batches = eval_batches(data, rows, [], batch_size=64)
+    for some, probabilities, _ in predict.predict(with_cpu_kernels(model), variables, batches, devices.make_mesh()):
+        yield some, probabilities
+
+
+def contradicted(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Which labels a network contradicts: it is confident of another grade (confident learning, Northcutt et al. 2021).
+
+    It is confident of a grade if that is as probable as on average over the discs with this label; of several, of the
+    most probable one. Where there are three grades or more, a neighbour of the label does not contradict it: the soft
+    labels allow for that already.
+
+    Args:
+        labels: int[N].
+        probabilities: float[N, C], of a network that has not seen the labels.
+
+    Returns:
+        bool[N].
+    """
+    num_grades = probabilities.shape[1]
+    thresholds = np.ones(num_grades)
+    for grade in np.unique(labels):
+        thresholds[grade] = probabilities[labels == grade, grade].mean()
+    confident = np.where(probabilities >= thresholds, probabilities, 0)
+    distance = np.abs(confident.argmax(1) - labels)
+    return confident.any(1) & (distance >= min(2, num_grades - 1))
 
 
 @contextlib.contextmanager
@@ -403,20 +527,20 @@ def differences(data: DataSet, graded: Graded, base: Graded) -> dict[str, Any]:
 
 def from_grades(data: DataSet, graded: Mapping[str, Graded]) -> dict[str, Any]:
     """The mean probabilities of several networks, and another choice of the grade, compared like a variant."""
-
-    def mean(names: Sequence[str]) -> Graded:
-        each = [graded[name] for name in names]
-        return {
-            key: {task: np.mean([one[key][task] for one in each], axis=0).tolist() for task in given}
-            for key, given in each[0].items()
-        }
-
     ten_tasks = set(next(iter(graded[BASE].values())))
     same_tasks = [name for name, each in graded.items() if set(next(iter(each.values()))) == ten_tasks]
     sets = {f"{BASE} and {OTHER_SEED}": [BASE, OTHER_SEED], f"all {len(same_tasks)} with ten tasks": same_tasks}
     found = {BASE: graded[BASE]} | {words: mean(names) for words, names in sets.items() if set(names) <= set(graded)}
     found |= {f"{words}, least expected distance": by_distance(each) for words, each in found.items()}
     return {words: differences(data, each, graded[BASE]) for words, each in found.items() if words != BASE}
+
+
+def mean_of(graded: Sequence[Graded]) -> Graded:
+    """The mean of several networks' probabilities."""
+    return {
+        key: {task: np.mean([each[key][task] for each in graded], axis=0).tolist() for task in given}
+        for key, given in graded[0].items()
+    }
 
 
 def by_distance(graded: Graded) -> Graded:
@@ -431,17 +555,21 @@ def by_distance(graded: Graded) -> Graded:
 
 def markdown(content: Mapping[str, Any]) -> str:
     """The tables of docs/results.md: one for each group, a row for each variant."""
-    lines: list[str] = []
-    base = content["variants"][BASE]
-    for name, measures in base.items():
-        lines += ["", f"| {name} (n = {measures['Pfirrmann, %']['n']}) | {' | '.join(measures)} |"]
-        lines.append("|---" * (len(measures) + 1) + "|")
-        for words, found in (content["variants"] | content["from their grades"]).items():
-            cells = [_cell(found[name][each], each, is_base=words == BASE) for each in measures if each in found[name]]
-            lines.append(f"| {words} | {' | '.join(cells)} |")
-    lines += ["", "| hotspots' energy at the own side, % | upper endplate | lower endplate |", "|---|---|---|"]
+    lines = ["", "| hotspots' energy at the own side, % | upper endplate | lower endplate |", "|---|---|---|"]
     for words, tasks in content["own side"].items():
         lines.append(f"| {words} | {' | '.join(show(tasks[task]['own_side']) for task in sorted(tasks)[::-1])} |")
+    return difference_tables(content["variants"] | content["from their grades"]) + "\n".join(lines) + "\n"
+
+
+def difference_tables(variants: Mapping[str, Any]) -> str:
+    """For each group of discs the base's figures, and how much better each variant's are."""
+    lines: list[str] = []
+    for name, measures in variants[BASE].items():
+        lines += ["", f"| {name} (n = {measures['Pfirrmann, %']['n']}) | {' | '.join(measures)} |"]
+        lines.append("|---" * (len(measures) + 1) + "|")
+        for words, found in variants.items():
+            cells = [_cell(found[name][each], each, is_base=words == BASE) for each in measures if each in found[name]]
+            lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines[1:]) + "\n"
 
 

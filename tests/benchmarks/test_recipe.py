@@ -83,6 +83,13 @@ def trained(monkeypatch):
 
     for module in (recipe, learning_curve):
         monkeypatch.setattr(module, "run_script", grade)
+
+    def grade_upside_down(run, data, rows):
+        """The mildest grade for the most severe and so on: of five grades, all labels but the middle one."""
+        sure = {task.name: np.eye(task.num_grades)[::-1] for task in data.tasks}
+        yield rows, {name: sure[name][labels] for name, labels in zip(sure, data.labels[rows].T, strict=True)}
+
+    monkeypatch.setattr(recipe, "graded_by", grade_upside_down)
     monkeypatch.setattr(recipe.train, "run", run)
     monkeypatch.setattr(recipe, "point_in_stacks", no_hotspots)
     monkeypatch.setattr(recipe.runtime, "set_up", lambda **_: None)
@@ -115,7 +122,7 @@ def differ_as_their_names_say(trained):
 
 def test_the_patients_of_two_folds_judge_every_variant_and_teach_none(arguments, trained):
     recipe.main(arguments)
-    assert len(trained) == len(recipe.VARIANTS) + 1  # one of them trains twice
+    assert len(trained) == len(recipe.VARIANTS) + 1 + 3  # one of them trains twice, another three networks more
     key = load_or_make_key(arguments.weights / "discs.key", arguments.weights / "discs")
     everyone = patients_of(arguments.spider, arguments.sudirman, key)
     for training in trained:
@@ -195,11 +202,12 @@ def test_a_real_step_takes_the_functions_of_each_variant():
     batch = {"volume": np.zeros((4, *VOLUME_SHAPE), np.uint16), "labels": np.zeros((4, len(PAPER_TASKS)), np.int32)}
     balance = {task.name: np.ones(task.num_grades, np.float32) for task in PAPER_TASKS}
     programs = {}
-    for name in ("base", "mixup", "ordinal loss", "bounded loss", "mirrored"):
+    names = ("base", "mixup", "ordinal loss", "bounded loss", "mirrored", "worse scans")
+    for name in names:
         with recipe.patched(recipe.VARIANTS[name]):
             step = train_step.whole_step.lower(jax.random.key(0), state, batch, balance, model=model, config=config)
         programs[name] = step.as_text()
-    assert len(set(programs.values())) == 5
+    assert len(set(programs.values())) == len(names)
 
 
 def test_the_ordinal_loss_grows_with_the_distance():
@@ -242,6 +250,89 @@ def test_turned_discs_are_turned_as_their_label_says_and_judges_take_no_part(arg
     for label, one, other in zip(first.data.labels[:, 0].tolist(), turned, upright, strict=True):
         expected = (other, other[::-1], other[:, ::-1], other[::-1, ::-1])[label]
         np.testing.assert_array_equal(one, expected)
+
+
+def test_contradicted_labels_of_taught_patients_are_left_out(arguments, trained):
+    recipe.main(recipe.dataclasses.replace(arguments, only=("base", "contradicted labels left out")))
+    base, *thirds, last = trained
+    taught = [{*each.data.patient[each.data.rows("train")].tolist()} for each in thirds]
+    everyone = {*base.data.patient[base.data.rows("train")].tolist()}
+    for patients in taught:
+        assert patients < everyone
+    assert all(sum(patient in patients for patients in taught) == 2 for patient in everyone), "each is left out once"
+    train = base.data.split == "train"
+    np.testing.assert_array_equal(last.data.labels[~train], base.data.labels[~train])
+    column = [task.name for task in base.data.tasks].index("pfirrmann")
+    before, after = (each.data.labels[train, column] for each in (base, last))
+    reversed_far = (before != 2) & (before != UNLABELLED)  # 2 stays itself, of all five grades
+    assert reversed_far.any()
+    assert (before == 2).any()
+    assert (after[reversed_far] == UNLABELLED).all()
+    np.testing.assert_array_equal(after[~reversed_far], before[~reversed_far])
+    counts = json.loads((last.folder.parent / "contradicted.json").read_text())["pfirrmann"]
+    assert counts == {"labels": (before != UNLABELLED).sum(), "contradicted": reversed_far.sum()}
+
+
+def test_a_label_is_contradicted_by_confidence_in_a_grade_that_is_not_its_neighbour():
+    labels = np.array([0, 0, 2, 2, 1, 0])
+    probabilities = np.array(
+        [[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.2, 0.1, 0.7], [0.9, 0.0, 0.1], [0.7, 0.2, 0.1], [0.0, 0.6, 0.4]]
+    )
+    # Means of the labels' own: 1.4 / 3 for grade 0, 0.2 for 1, 0.4 for 2. The last is confident of 1 and less of 2.
+    assert recipe.contradicted(labels, probabilities).tolist() == [False, False, False, True, False, False]
+    of_two = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    assert recipe.contradicted(np.array([0, 1, 1]), of_two).tolist() == [False, False, False]
+    assert recipe.contradicted(np.array([0, 1, 1]), of_two[[0, 1, 0]]).tolist() == [False, False, True]
+
+
+def test_each_source_has_class_weights_of_its_own(arguments):
+    data = DataSet(recipe.inner_split(arguments))
+    before = data.labels.copy()
+    numbered = recipe.by_source(data, arguments.weights).labels
+    train = data.split == "train"
+    sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
+    moved = numbered != before
+    assert moved.any()
+    assert not moved[~train].any(), "who chooses the epoch and who judges keep their grades"
+    assert not moved[sources == "spider"].any()
+
+    logits, grades, _ = example(12)
+    further = np.arange(12) % 3 == 0
+    labels = np.where(further & (grades >= 0), grades + 5, grades)
+    task = data.tasks[0]
+    weights = losses.class_weights(labels[:, None], [task])[task.name]
+    expected = 0.0
+    log_probability = np.log(np.asarray(jax.nn.softmax(logits)))
+    for disc in np.flatnonzero(grades >= 0):
+        alike = (grades == grades[disc]) & (further == further[disc])
+        num_kinds = len({*zip(grades[grades >= 0].tolist(), further[grades >= 0].tolist(), strict=True)})
+        weight = (grades >= 0).sum() / (num_kinds * alike.sum())
+        expected -= weight * log_probability[disc, grades[disc]]
+    loss = recipe._by_source_loss(logits, jnp.asarray(labels), weights)
+    np.testing.assert_allclose(loss, expected / (grades >= 0).sum(), rtol=1e-5)
+    one_source = losses.class_weights(grades[:, None], [task])[task.name]
+    np.testing.assert_array_equal(
+        recipe._by_source_loss(logits, jnp.asarray(grades), one_source),
+        losses.task_loss(logits, jnp.asarray(grades), one_source),
+    )
+
+
+def test_worse_scans_keep_what_is_black_and_differ_from_disc_to_disc(monkeypatch):
+    monkeypatch.setattr(recipe, "_change_looks", lambda key, step, windows: windows)
+    window = np.random.default_rng(0).random((112, 224, 9)).astype(np.float32)
+    window[:, :40] = 0
+    alone = np.zeros_like(window)
+    alone[..., 3] = window[..., 3]
+    worse = np.asarray(recipe._worse_windows(jax.random.key(0), jnp.int32(5), jnp.stack([window, window, alone])))
+    assert (worse[:, :, :40] == 0).all()
+    assert (worse[0] != worse[1]).mean() > 0.5
+    assert (worse >= 0).all()
+    assert (worse <= 1).all()
+    assert all(len(np.unique(each)) <= 256 for each in worse)
+    np.testing.assert_array_equal(worse[2], np.repeat(worse[2, ..., :1], 9, axis=-1))  # one slice is not thickened
+    # The slices of a stack come nearer to each other.
+    spread = [np.diff(each, axis=-1).std() / each.mean() for each in (window, worse[0], worse[1])]
+    assert max(spread[1:]) < spread[0]
 
 
 def test_the_grade_of_least_expected_distance_is_the_median():

@@ -1,0 +1,97 @@
+"""EfficientNet-Lite0 in place of the trunk: it sees slices as colours, learns, and is graded as the base is."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import recipe, weights
+from benchmarks.graded_folds import predictions
+from spinejax.data.batches import eval_batches
+from spinejax.data.dataset import DataSet
+from spinejax.inference.predict import predict, view_set
+from spinejax.network.spinenet import SpineNet
+from spinejax.parallel import devices
+from tests.benchmarks.test_weights import grade_perfectly, write_discs, write_roots
+
+torch = pytest.importorskip("torch", reason="the extra `bench` is not installed")
+lite = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra `bench` is not installed")
+stronger_trunk = importlib.import_module("benchmarks.stronger_trunk")
+Twin = importlib.import_module("benchmarks.torch_twin").Twin
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    """The data set of `benchmarks.weights`, and a base that is finished, and always right."""
+    folder = tmp_path_factory.mktemp("trunk")
+    spider, sudirman = write_roots(folder)
+    made = weights.Arguments(spider, sudirman, folder / "weights", held_out=())
+    write_discs(made.out / "discs", made)
+    (made.out / "discs.key").touch(mode=0o600)
+    (made.out / "discs.key").write_bytes(bytes(32))
+    asked = stronger_trunk.Arguments(made.out, spider, sudirman, folder / "out", epochs=2, batch_size=8)
+    base = recipe.folder(asked.out, recipe.BASE)
+    grade_perfectly(recipe.inner_split(asked), base / "graded")
+    (base / "own_side.json").write_text("[]")
+    return asked
+
+
+def test_a_slice_counts_like_a_third_of_its_colour():
+    tasks = recipe.Turned.task, recipe.Turned.task
+    model = stronger_trunk.Lite0(tasks[:1]).eval()
+    weights = stronger_trunk.lite0.EfficientnetLite0ModelFile.get_model_file_path()
+    original = lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    colours = torch.rand(1, 3, 112, 224)
+    with torch.no_grad():
+        seen = model.trunk.extract_features(colours.repeat_interleave(3, dim=1))
+        np.testing.assert_allclose(seen, original.extract_features(colours), atol=1e-4)
+
+
+def test_grading_over_views_is_the_librarys(arguments):
+    """Against `predict`, with the same network in JAX and in PyTorch."""
+    data = DataSet(recipe.inner_split(arguments))
+    model = SpineNet(tasks=data.tasks[:2], width=0.02, fill_slices=True)
+    variables = model.init(jax.random.key(0), np.zeros((1, 112, 224, 9), np.float32))
+    rows = data.rows("test")[:5]
+    found = stronger_trunk.graded_on(Twin(model, variables), data, rows, view_set(tta=True))
+    batches = eval_batches(data, rows, [], batch_size=devices.make_mesh().size)
+    each = [probabilities for _, probabilities, _ in predict(model, variables, batches, devices.make_mesh(), tta=True)]
+    for task in model.tasks:
+        expected = np.concatenate([probabilities[task.name] for probabilities in each])
+        np.testing.assert_allclose(found[task.name], expected, atol=1e-5)
+
+
+def test_it_learns_is_graded_once_and_compared_with_the_base(arguments, capsys, monkeypatch):
+    monkeypatch.setattr(recipe.runtime, "set_up", lambda **_: None)
+    grid = view_set(tta=True)
+    few = jax.tree.map(lambda leaf: leaf[:2], grid)
+    monkeypatch.setattr(stronger_trunk, "view_set", lambda tta: few if tta else view_set(tta=False))
+    stronger_trunk.main(arguments)
+    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(losses) == arguments.epochs
+    assert losses[-1] < losses[0]
+
+    data = DataSet(recipe.inner_split(arguments))
+    graded = predictions(recipe.folder(arguments.out, stronger_trunk.NAME))
+    test = data.rows("test")
+    assert set(graded) == {*zip(data.scan[test].tolist(), data.level[test].tolist(), strict=True)}
+    first = next(iter(graded.values()))
+    assert sum(first["pfirrmann"]) == pytest.approx(1, abs=1e-5)
+
+    def refuse(*_, **__):
+        raise AssertionError("a finished training is kept")
+
+    monkeypatch.setattr(stronger_trunk, "train_batches", refuse)
+    stronger_trunk.main(arguments)
+    found = json.loads((arguments.out / "stronger-trunk.json").read_text())["variants"]
+    assert list(found) == [recipe.BASE, stronger_trunk.NAME, stronger_trunk.WITH_BASE]
+    better = {
+        name: each["SPIDER T2"]["Pfirrmann, %"]["better than the base by"]["value"] for name, each in found.items()
+    }
+    assert better[recipe.BASE] == 0
+    assert better[stronger_trunk.NAME] < 0, "the base is right about all"
+    table = (arguments.out / "stronger-trunk.md").read_text()
+    assert table in capsys.readouterr().out
+    assert f"| {stronger_trunk.NAME} | {100 * better[stronger_trunk.NAME]:.1f} [" in table
