@@ -71,6 +71,7 @@ _IN_PLANE = ((slice(None), None, None), (None, slice(None), None))
 GROUPS = ("SPIDER T2", "SPIDER T1", "Sudirman T2")
 
 Graded = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
+Patches = Sequence[tuple[Any, str, Callable]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +103,15 @@ class Variant:
         patches: put in place of functions of the library while the network is trained: module, name, function.
         turned_first: the trunk first learns, from the phantoms' weights on, how discs without grades are turned.
         uncontradicted: labels that networks of other patients contradict do not teach.
+        teachers: variants, trained before, whose networks' mean probabilities teach beside the labels.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     discs: Callable[[DataSet, Path], DataSet] = lambda data, weights: data
-    patches: Sequence[tuple[Any, str, Callable]] = ()
+    patches: Patches = ()
     turned_first: bool = False
     uncontradicted: bool = False
+    teachers: Sequence[str] = ()
 
 
 def _contrasts(data: DataSet) -> np.ndarray:
@@ -315,8 +318,11 @@ def _mirrored_loss(logits, labels, *options) -> tuple:
 
 
 _task_loss, _multi_task_loss, _change_looks = losses.task_loss, losses.multi_task_loss, train_step.change_looks
+_class_weights = losses.class_weights
 ORDINAL = ((losses, "task_loss", _ordinal),)
 MIRRORED = ((train_step, "change_looks", _mirrored_windows), (losses, "multi_task_loss", _mirrored_loss))
+
+TEACHERS = (BASE, OTHER_SEED, "ordinal loss", "ordinal loss, another seed", "blur")
 
 VARIANTS = {
     BASE: Variant(),
@@ -344,6 +350,7 @@ VARIANTS = {
     "worse scans": Variant(patches=((train_step, "change_looks", _worse_windows),)),
     "class weights by source": Variant(discs=by_source, patches=((losses, "task_loss", _by_source_loss),)),
     "contradicted labels left out": Variant(uncontradicted=True),
+    "distilled from five": Variant(teachers=TEACHERS),
     "branch at fc6": Variant({"branch_point": "fc6"}),
     "branch at conv4": Variant({"branch_point": "conv4"}),
     "three times as long": Variant({"epochs": 120, "plateau_patience": 15}),
@@ -407,8 +414,12 @@ def train_and_grade(name: str, discs: Path, arguments: Arguments) -> None:
     run, graded = here / "run", here / "graded"
     if not (run / "export").is_dir():
         options = {"init_from": arguments.weights / "phantom-run", "cache": "none"} | dict(variant.options)
-        with patched(variant):
-            data = variant.discs(DataSet(discs), arguments.weights)
+        data, patches = variant.discs(DataSet(discs), arguments.weights), variant.patches
+        if variant.teachers:
+            for teacher in variant.teachers:
+                train_and_grade(teacher, discs, arguments)
+            data, patches = distilling(data, [folder(arguments.out, teacher) / "run" for teacher in variant.teachers])
+        with patched(patches):
             if variant.uncontradicted:
                 data = without_contradicted(data, here, options)
             if variant.turned_first:
@@ -460,6 +471,36 @@ def without_contradicted(data: DataSet, here: Path, options: Mapping[str, Any]) 
     return data
 
 
+def distilling(data: DataSet, runs: Sequence[Path]) -> tuple[DataSet, Patches]:
+    """Training by labels and by the mean probabilities of several networks, half and half (Hinton et al. 2015).
+
+    The networks' own patients are those that it learns from, and what they say of a task counts for unlabelled discs
+    too. So that the loss knows which disc it is about, training labels carry its row: 16 (row + 1) + label + 1.
+    """
+    rows = data.rows("train")
+    means = {task.name: np.zeros((len(data), task.num_grades), np.float32) for task in data.tasks}
+    for run in runs:
+        for some, probabilities in graded_by(run, data, rows):
+            for name, each in probabilities.items():
+                means[name][some] += each / len(runs)
+    data.labels = data.labels.astype(np.int32)
+    data.labels[rows] += 1 + 16 * (rows[:, None] + 1)
+
+    def class_weights(labels, tasks):
+        return _class_weights(labels % 16 - 1, tasks)
+
+    def loss(logits, labels, weights, task_weights, softness, num_labelled):
+        total, by_task = 0.0, {}
+        for name, each in logits.items():
+            label, told = labels[name] % 16 - 1, jnp.asarray(means[name])[labels[name] // 16 - 1]
+            of_disc = -jnp.sum(told * jnp.asarray(weights[name])[None] * jax.nn.log_softmax(each), axis=1)
+            by_task[name] = (_task_loss(each, label, weights[name], softness) + of_disc.mean()) / 2
+            total += task_weights.get(name, 1.0) * by_task[name]
+        return total, by_task
+
+    return data, ((losses, "class_weights", class_weights), (losses, "multi_task_loss", loss))
+
+
 def graded_by(run: Path, data: DataSet, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Some of the rows at a time, and each task's probabilities for them by a run's network, on one view."""
     model, variables = checkpoint.load(run)
@@ -492,11 +533,11 @@ def contradicted(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def patched(variant: Variant) -> Iterator[None]:
-    """The variant's functions are in place of the library's while the block runs."""
+def patched(functions: Patches) -> Iterator[None]:
+    """A variant's functions are in place of the library's while the block runs."""
     jax.clear_caches()  # what was traced before has the library's own functions in it
     with contextlib.ExitStack() as patches:
-        for where, what, by in variant.patches:
+        for where, what, by in functions:
             patches.enter_context(mock.patch.object(where, what, by))
         yield
 

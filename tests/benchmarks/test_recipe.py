@@ -204,7 +204,7 @@ def test_a_real_step_takes_the_functions_of_each_variant():
     programs = {}
     names = ("base", "mixup", "ordinal loss", "bounded loss", "mirrored", "worse scans")
     for name in names:
-        with recipe.patched(recipe.VARIANTS[name]):
+        with recipe.patched(recipe.VARIANTS[name].patches):
             step = train_step.whole_step.lower(jax.random.key(0), state, batch, balance, model=model, config=config)
         programs[name] = step.as_text()
     assert len(set(programs.values())) == len(names)
@@ -283,6 +283,38 @@ def test_a_label_is_contradicted_by_confidence_in_a_grade_that_is_not_its_neighb
     of_two = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
     assert recipe.contradicted(np.array([0, 1, 1]), of_two).tolist() == [False, False, False]
     assert recipe.contradicted(np.array([0, 1, 1]), of_two[[0, 1, 0]]).tolist() == [False, False, True]
+
+
+def test_a_distilled_network_learns_from_labels_and_from_the_mean_of_its_teachers(arguments, trained, monkeypatch):
+    data = DataSet(recipe.inner_split(arguments))
+    before, rows = data.labels.copy(), data.rows("train")
+    said = {"a": 0.8, "b": 0.4}
+
+    def graded(run, data, rows):
+        yield (
+            rows,
+            {t.name: np.full((len(rows), t.num_grades), (1 - said[run]) / (t.num_grades - 1)) for t in data.tasks},
+        )
+
+    monkeypatch.setattr(recipe, "graded_by", graded)
+    data, patches = recipe.distilling(data, ["a", "b"])
+    others = np.setdiff1d(np.arange(len(data)), rows)
+    np.testing.assert_array_equal(data.labels[others], before[others])
+    of = {name: function for _, name, function in patches}
+    for name, balance in losses.class_weights(before[rows], data.tasks).items():
+        np.testing.assert_array_equal(of["class_weights"](data.labels[rows], data.tasks)[name], balance)
+
+    column = [task.name for task in data.tasks].index("pfirrmann")
+    some = rows[:6]
+    logits, _, balance = example(len(some))
+    of_batch = {"pfirrmann": jnp.asarray(data.labels[some, column])}
+    total, by_task = of["multi_task_loss"]({"pfirrmann": logits}, of_batch, {"pfirrmann": balance}, {}, 0.1, {})
+    mean = (1 - 0.6) / 4  # of both teachers, for each grade
+    log_probability = np.log(np.asarray(jax.nn.softmax(logits)))
+    from_teachers = -(mean * np.asarray(balance) * log_probability).sum(1).mean()
+    from_labels = losses.task_loss(logits, jnp.asarray(before[some, column]), balance, 0.1)
+    np.testing.assert_allclose(total, (from_labels + from_teachers) / 2, rtol=1e-5)
+    assert by_task["pfirrmann"] == total
 
 
 def test_each_source_has_class_weights_of_its_own(arguments):
