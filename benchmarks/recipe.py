@@ -493,7 +493,7 @@ def distilling(data: DataSet, runs: Sequence[Path]) -> tuple[DataSet, Patches]:
         total, by_task = 0.0, {}
         for name, each in logits.items():
             label, told = labels[name] % 16 - 1, jnp.asarray(means[name])[labels[name] // 16 - 1]
-            of_disc = -jnp.sum(told * jnp.asarray(weights[name])[None] * jax.nn.log_softmax(each), axis=1)
+            of_disc = -jnp.sum(told * jax.nn.log_softmax(each), axis=1)  # the teachers have balanced the grades already
             by_task[name] = (_task_loss(each, label, weights[name], softness) + of_disc.mean()) / 2
             total += task_weights.get(name, 1.0) * by_task[name]
         return total, by_task
