@@ -356,7 +356,6 @@ VARIANTS = {
     "three times as long": Variant({"epochs": 120, "plateau_patience": 15}),
     "twice as wide": Variant({"width": 0.25, "init_from": None}),
     "twice as wide, another seed": Variant({"width": 0.25, "init_from": None, "seed": 1}),
-    "twice as wide, branch at fc6": Variant({"width": 0.25, "init_from": None, "branch_point": "fc6"}),
 }
 
 
