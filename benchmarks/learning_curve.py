@@ -18,8 +18,9 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.graded_folds import group, predictions, show
-from benchmarks.recipe import SPIDER_ALONE, Arguments, folder, inner_split, train_and_grade
+from benchmarks.recipe import Arguments, folder, inner_split, train_and_grade
 from benchmarks.running import require_trained, run_script, start
+from benchmarks.variants import SPIDER_ALONE
 from spinejax.commands import train
 from spinejax.config import PRESETS
 from spinejax.data.dataset import DataSet

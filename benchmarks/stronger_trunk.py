@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import recipe
+from benchmarks import recipe, variants
 from benchmarks.graded_folds import predictions
 from benchmarks.running import peer, start
 from benchmarks.torch_twin import windows_of
@@ -65,13 +65,13 @@ def main(arguments: Arguments) -> None:
     """Train the network, grade the judging patients, and print how much better they are graded than by the base."""
     runtime.set_up()
     discs = recipe.inner_split(arguments)
-    recipe.train_and_grade(recipe.BASE, discs, arguments)
+    recipe.train_and_grade(variants.BASE, discs, arguments)
     data = DataSet(discs)
     here = recipe.folder(arguments.out, NAME)
     if not (here / "graded" / "predictions.csv").is_file():
         grade(trained(data, here, arguments), data, here / "graded")
-    base, graded = (predictions(recipe.folder(arguments.out, name)) for name in (recipe.BASE, NAME))
-    compared = {recipe.BASE: base, NAME: graded, WITH_BASE: recipe.mean_of([base, graded])}
+    base, graded = (predictions(recipe.folder(arguments.out, name)) for name in (variants.BASE, NAME))
+    compared = {variants.BASE: base, NAME: graded, WITH_BASE: recipe.mean_of([base, graded])}
     content = {"variants": {name: recipe.differences(data, each, base) for name, each in compared.items()}}
     write_json(arguments.out / "stronger-trunk.json", content)
     text = recipe.difference_tables(content["variants"])
@@ -135,7 +135,7 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
     weights = losses.class_weights(data.labels[data.rows("train")], data.tasks)
     loss_of = jax.jit(
         jax.value_and_grad(
-            lambda logits, labels: losses.multi_task_loss(logits, labels, weights, {}, recipe.POOLED.soft_labels)[0]
+            lambda logits, labels: losses.multi_task_loss(logits, labels, weights, {}, variants.POOLED.soft_labels)[0]
         )
     )
     key, least, losses_of_epoch = jax.random.key(arguments.seed), np.inf, []
@@ -165,9 +165,9 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
 
 def augmented(key: jax.Array, step: int, volumes: np.ndarray) -> jax.Array:
     """Windows as the base's training sees them."""
-    windows = train_step.draw_windows(key, jnp.int32(step), volumes, ranges=recipe.POOLED.views)
+    windows = train_step.draw_windows(key, jnp.int32(step), volumes, ranges=variants.POOLED.views)
     changed = train_step.change_looks(
-        key, jnp.int32(step), windows, contrast=recipe.POOLED.contrast, blur=recipe.POOLED.blur
+        key, jnp.int32(step), windows, contrast=variants.POOLED.contrast, blur=variants.POOLED.blur
     )
     return filled(changed)
 
@@ -177,7 +177,7 @@ def validation_error(model: Lite0, data: DataSet) -> float:
 
     A task without labels there does not count.
     """
-    rows = data.rows(recipe.POOLED.validation_split)
+    rows = data.rows(variants.POOLED.validation_split)
     probabilities, labels = graded_on(model, data, rows, view_set(tta=False)), labels_of(data, rows, data.tasks)
     accuracies = []
     for task in data.tasks:

