@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.graded_folds import group, predictions, show
-from benchmarks.recipe import Arguments, folder, inner_split, train_and_grade
+from benchmarks.recipe import Sources, folder, inner_split, train_and_grade
 from benchmarks.running import require_trained, run_script, start
 from benchmarks.variants import SPIDER_ALONE
 from spinejax.commands import train
@@ -36,7 +36,7 @@ TASKS = ("pfirrmann", "bulging", "spondylolisthesis", "degenerated", "stenosis")
 SOURCES = ("Sudirman T2", "SPIDER T2")
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: Sources) -> None:
     """Fine-tune, grade, and print the table."""
     runtime.set_up()
     discs = inner_split(arguments)
@@ -120,4 +120,4 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    start("learning_curve", Arguments, main)
+    start("learning_curve", Sources, main)

@@ -24,7 +24,7 @@ from rich.console import Console
 from benchmarks.graded_folds import group, predictions, show
 from benchmarks.own_side import own_sides, point_in_stacks
 from benchmarks.running import require_trained, run_script, start
-from benchmarks.variants import BASE, OTHER_SEED, POOLED, VARIANTS, Patches, Turned, contradicted, taught
+from benchmarks.variants import BASE, OTHER_SEED, POOLED, TEACHERS, VARIANTS, Patches, Turned, contradicted, taught
 from data_prep.dataset.folds import write_split
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.detector.training.cross_fitting import fold_of
@@ -60,8 +60,8 @@ Graded = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Train and judge variants of the recipe."""
+class Sources:
+    """What all trainings learn from, and where they are."""
 
     weights: Path
     """The `--out` of `benchmarks.weights`: its data set, its key and its run on phantoms."""
@@ -71,8 +71,14 @@ class Arguments:
     """ROOT of the Lumbar Spine MRI Dataset, as for `benchmarks.weights`."""
     out: Path
     """Folder of the runs and the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(Sources):
+    """Train and judge variants of the recipe."""
+
     only: tuple[str, ...] = ()
-    """Variants to train now; all of them if none is named. The table has what is finished."""
+    """Variants to train now, after the base; all of them if none is named. The table has what is finished."""
 
 
 # Training and grading ------------------------------------------------------------------------------------------------
@@ -84,7 +90,7 @@ def main(arguments: Arguments) -> None:
     for name in arguments.only:
         require_option(name in VARIANTS, "only", name, f"one of {', '.join(VARIANTS)}")
     discs = inner_split(arguments)
-    for name in arguments.only or VARIANTS:
+    for name in dict.fromkeys((BASE, *(arguments.only or VARIANTS))):
         train_and_grade(name, discs, arguments)
     data = DataSet(discs)
     graded = {name: predictions(folder(arguments.out, name)) for name in VARIANTS if is_graded(arguments.out, name)}
@@ -107,7 +113,7 @@ def is_graded(out: Path, name: str) -> bool:
     return (folder(out, name) / "own_side.json").is_file()
 
 
-def inner_split(arguments: Arguments) -> Path:
+def inner_split(arguments: Sources) -> Path:
     """The data set of `benchmarks.weights`, with the patients of the judging folds as its test split."""
     out = arguments.out / "discs"
     if not (out / "manifest.json").is_file():
@@ -121,7 +127,7 @@ def inner_split(arguments: Arguments) -> Path:
     return out
 
 
-def train_and_grade(name: str, discs: Path, arguments: Arguments) -> None:
+def train_and_grade(name: str, discs: Path, arguments: Sources) -> None:
     """Train one variant, grade the judging patients with 54 views, and point in their stacks."""
     variant, here = VARIANTS[name], folder(arguments.out, name)
     if is_graded(arguments.out, name):
@@ -161,7 +167,7 @@ def without_contradicted(data: DataSet, here: Path, options: Mapping[str, Any]) 
     Three networks learn from two thirds of the patients each, the judging ones left out, and grade the last third. How
     many labels are left out is written to `contradicted.json`.
     """
-    # As many steps as the base takes, at half its rate, with which a network of fewer patients graded all discs alike.
+    # As many steps as the base takes, at half its rate: at its rate a network of fewer patients graded all discs alike.
     longer = {"epochs": 3 * POOLED.epochs // 2, "plateau_patience": 3 * POOLED.plateau_patience // 2}
     options = {**options, **longer, "learning_rate": POOLED.learning_rate / 2}
     thirds = np.unique(data.patient, return_inverse=True)[1] % 3
@@ -189,7 +195,7 @@ def without_contradicted(data: DataSet, here: Path, options: Mapping[str, Any]) 
 def distilling(data: DataSet, runs: Sequence[Path]) -> tuple[DataSet, Patches]:
     """Training by labels and by the mean probabilities of several networks, half and half (Hinton et al. 2015).
 
-    The networks' own patients are those that it learns from.
+    The teachers have learned from the same training patients.
     """
     rows = data.rows("train")
     means = {task.name: np.zeros((len(data), task.num_grades), np.float32) for task in data.tasks}
@@ -251,7 +257,11 @@ def from_grades(data: DataSet, graded: Mapping[str, Graded]) -> dict[str, Any]:
     """The mean probabilities of several networks, and another choice of the grade, compared like a variant."""
     ten_tasks = set(next(iter(graded[BASE].values())))
     same_tasks = [name for name, each in graded.items() if set(next(iter(each.values()))) == ten_tasks]
-    sets = {f"{BASE} and {OTHER_SEED}": [BASE, OTHER_SEED], f"all {len(same_tasks)} with ten tasks": same_tasks}
+    sets = {
+        f"{BASE} and {OTHER_SEED}": [BASE, OTHER_SEED],
+        "the five teachers": TEACHERS,
+        f"all {len(same_tasks)} with ten tasks": same_tasks,
+    }
     found = {BASE: graded[BASE]}
     found |= {
         words: mean_of([graded[name] for name in names]) for words, names in sets.items() if set(names) <= set(graded)

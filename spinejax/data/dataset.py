@@ -156,6 +156,7 @@ class DataSet:
             if set(splits) != set(self.patient.tolist()):
                 raise SpinejaxError(f"{self.folder}: damaged: its patients are not those of its discs. Make it again.")
             self.split = np.array([splits[patient] for patient in self.patient.tolist()])
+        self._averaged = np.flatnonzero(self.split == "train")  # what `slice_mean` is the mean of
         self._check_columns()
 
     def __len__(self) -> int:
@@ -174,9 +175,12 @@ class DataSet:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def mean_of_filled_slices(self) -> Float32[np.ndarray, "9"]:
-        """`slice_mean` over only those training windows that have the slice inside their scan."""
+        """`slice_mean` over only those training windows that have the slice inside their scan.
+
+        Like `slice_mean`, it is of the training split that is stored, whatever `split` was changed to since.
+        """
         place = np.arange(WINDOW_SHAPE[2]) + (VOLUME_SHAPE[2] - WINDOW_SHAPE[2]) // 2
-        first, stop = self.slices[self.rows("train")].T[:, :, None]
+        first, stop = self.slices[self._averaged].T[:, :, None]
         inside = ((first <= place) & (place < stop)).mean(0)
         filled = np.where(inside > 0, self.slice_mean / np.maximum(inside, 1e-9), self.slice_mean.max())
         return filled.astype(np.float32)

@@ -19,6 +19,7 @@ from spinejax.data.shards import Disc, shard_name, write_shard
 from spinejax.errors import SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import losses
+from spinejax.network.spinenet import filled
 from spinejax.tasks import PAPER_TASKS, UNLABELLED
 from spinejax.training import train_step
 from tests.benchmarks.test_weights import KEY, grade_perfectly, write_discs, write_roots
@@ -69,7 +70,8 @@ def trained(monkeypatch):
     asked = []
 
     def run(options, data, folder, stop):
-        asked.append(SimpleNamespace(options=options, data=data, loss=losses.task_loss, folder=folder))
+        functions = {"loss": losses.task_loss, "total_loss": losses.multi_task_loss}
+        asked.append(SimpleNamespace(options=options, data=data, folder=folder, **functions))
         (folder / "export").mkdir(parents=True)
 
     def grade(*words):
@@ -86,6 +88,9 @@ def trained(monkeypatch):
 
     def grade_upside_down(run, data, rows):
         """The mildest grade for the most severe and so on: of five grades, all labels but the middle one."""
+        taught = next(training.data for training in asked if training.folder == run)
+        taught = {*taught.patient[taught.rows("train")].tolist()}
+        assert ("third" in run.name) == (not taught & {*data.patient[rows].tolist()}), "only teachers have seen them"
         sure = {task.name: np.eye(task.num_grades)[::-1] for task in data.tasks}
         yield rows, {name: sure[name][labels] for name, labels in zip(sure, data.labels[rows].T, strict=True)}
 
@@ -114,6 +119,7 @@ def differ_as_their_names_say(trained):
     sources = base.data.manifest["scans"]
     alone = of["SPIDER-alone"].data
     assert {sources[scan]["source"] for scan in alone.scan[alone.rows("train")].tolist()} == {"spider"}
+    assert of["distilled-from-five"].total_loss.__module__ == variants.__name__ != base.total_loss.__module__
     assert of["another-seed"].options.seed != base.options.seed
     assert of["hard-labels"].options.soft_labels == 0 < base.options.soft_labels
     assert of["ordinal-loss"].loss is variants._ordinal
@@ -194,6 +200,28 @@ def test_mixup_is_the_loss_of_both_labels_by_their_shares():
     np.testing.assert_allclose(loss, expected / (labels != UNLABELLED).sum(), rtol=1e-5)
 
 
+def test_mixup_mixes_what_the_network_would_see_of_each_disc(monkeypatch):
+    """Partners show different slices. The network fills in the others: of each disc, not of the mixture."""
+    monkeypatch.setattr(variants, "_change_looks", lambda key, step, windows: windows)
+    windows = np.zeros((4, 112, 224, 9), np.float32)
+    for disc, place in enumerate((2, 4, 5, 7)):
+        windows[disc, ..., place] = np.random.default_rng(disc).random((112, 224))
+    share = np.asarray(variants._shares(4))[:, None, None, None]
+    seen = np.asarray(filled(windows))
+    mixed = filled(variants._mixed_windows(None, None, jnp.asarray(windows)))
+    np.testing.assert_allclose(mixed, share * seen + (1 - share) * seen[::-1], atol=1e-6)
+
+
+def test_the_mean_that_is_subtracted_does_not_follow_a_changed_split(arguments):
+    """What a variant leaves out or adds has other slices inside the scan. The stored mean is not of those discs."""
+    data = DataSet(recipe.inner_split(arguments))
+    expected = data.mean_of_filled_slices()
+    for change in (variants.spider_alone, variants.t2_alone, variants.WithPhantoms.added):
+        changed = change(DataSet(data.folder), arguments.weights)
+        assert len(changed.rows("train")) != len(data.rows("train"))
+        np.testing.assert_array_equal(changed.mean_of_filled_slices(), expected)
+
+
 def test_a_real_step_takes_the_functions_of_each_variant():
     """Traced, not compiled: the library's step with a variant's functions in it is another program."""
     config = Config(width=0.02, contrast=0.4, soft_labels=0.1)
@@ -260,6 +288,9 @@ def test_contradicted_labels_of_taught_patients_are_left_out(arguments, trained)
     for patients in taught:
         assert patients < everyone
     assert all(sum(patient in patients for patients in taught) == 2 for patient in everyone), "each is left out once"
+    for third in thirds:
+        assert third.options.learning_rate == base.options.learning_rate / 2
+        assert third.options.epochs == 1.5 * base.options.epochs
     train = base.data.split == "train"
     np.testing.assert_array_equal(last.data.labels[~train], base.data.labels[~train])
     column = [task.name for task in base.data.tasks].index("pfirrmann")
@@ -288,13 +319,11 @@ def test_a_label_is_contradicted_by_confidence_in_a_grade_that_is_not_its_neighb
 def test_a_distilled_network_learns_from_labels_and_from_the_mean_of_its_teachers(arguments, trained, monkeypatch):
     data = DataSet(recipe.inner_split(arguments))
     before, rows = data.labels.copy(), data.rows("train")
-    said = {"a": 0.8, "b": 0.4}
+    rng = np.random.default_rng(0)
+    said = {run: {t.name: rng.dirichlet(np.ones(t.num_grades), len(data)) for t in data.tasks} for run in "ab"}
 
     def graded(run, data, rows):
-        yield (
-            rows,
-            {t.name: np.full((len(rows), t.num_grades), (1 - said[run]) / (t.num_grades - 1)) for t in data.tasks},
-        )
+        yield rows, {name: each[rows] for name, each in said[run].items()}
 
     monkeypatch.setattr(recipe, "graded_by", graded)
     data, patches = recipe.distilling(data, ["a", "b"])
@@ -305,11 +334,13 @@ def test_a_distilled_network_learns_from_labels_and_from_the_mean_of_its_teacher
         np.testing.assert_array_equal(of["class_weights"](data.labels[rows], data.tasks)[name], balance)
 
     column = [task.name for task in data.tasks].index("pfirrmann")
+    before[rows[:2], column] = UNLABELLED
+    data.labels[rows[:2], column] = 16 * (rows[:2] + 1) + UNLABELLED + 1
     some = rows[:6]
     logits, _, balance = example(len(some))
     of_batch = {"pfirrmann": jnp.asarray(data.labels[some, column])}
     total, by_task = of["multi_task_loss"]({"pfirrmann": logits}, of_batch, {"pfirrmann": balance}, {}, 0.1, {})
-    mean = (1 - 0.6) / 4  # of both teachers, for each grade
+    mean = (said["a"]["pfirrmann"][some] + said["b"]["pfirrmann"][some]) / 2
     log_probability = np.log(np.asarray(jax.nn.softmax(logits)))
     from_teachers = -(mean * log_probability).sum(1).mean()
     from_labels = losses.task_loss(logits, jnp.asarray(before[some, column]), balance, 0.1)
@@ -325,6 +356,8 @@ def test_each_source_has_class_weights_of_its_own(arguments):
     sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
     moved = numbered != before
     assert moved.any()
+    num_grades = np.broadcast_to([task.num_grades for task in data.tasks], before.shape)
+    np.testing.assert_array_equal(numbered[moved], (before + num_grades)[moved])
     assert not moved[~train].any(), "who chooses the epoch and who judges keep their grades"
     assert not moved[sources == "spider"].any()
 
@@ -349,6 +382,20 @@ def test_each_source_has_class_weights_of_its_own(arguments):
     )
 
 
+def test_within_a_source_the_class_weights_are_the_librarys(arguments):
+    data = DataSet(recipe.inner_split(arguments))
+    before, rows = data.labels.copy(), data.rows("train")
+    sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan[rows].tolist()])
+    numbered = variants.by_source(data, arguments.weights).labels[rows]
+    found = variants._weights_within_sources(numbered, data.tasks)
+    for task in data.tasks:
+        each = [
+            losses.class_weights(before[rows[of_source]], data.tasks)[task.name]
+            for of_source in (sources == "spider", sources != "spider")
+        ]
+        np.testing.assert_array_equal(found[task.name], np.concatenate(each))
+
+
 def test_worse_scans_keep_what_is_black_and_differ_from_disc_to_disc(monkeypatch):
     monkeypatch.setattr(variants, "_change_looks", lambda key, step, windows: windows)
     window = np.random.default_rng(0).random((112, 224, 9)).astype(np.float32)
@@ -362,6 +409,10 @@ def test_worse_scans_keep_what_is_black_and_differ_from_disc_to_disc(monkeypatch
     assert (worse <= 1).all()
     assert all(len(np.unique(each)) <= 256 for each in worse)
     np.testing.assert_array_equal(worse[2], np.repeat(worse[2, ..., :1], 9, axis=-1))  # one slice is not thickened
+    even = np.full((1, 112, 224, 9), 0.5, np.float32)
+    even[:, 0, 0] = 0.4  # a slice of one value would be outside the scan
+    field = np.asarray(variants._worse_windows(jax.random.key(0), jnp.int32(5), jnp.asarray(even)))[0, 1:, 1:, 4]
+    assert field.max() / field.min() > 1.1
     # The slices of a stack come nearer to each other.
     spread = [np.diff(each, axis=-1).std() / each.mean() for each in (window, worse[0], worse[1])]
     assert max(spread[1:]) < spread[0]

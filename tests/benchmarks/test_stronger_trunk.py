@@ -1,5 +1,6 @@
 """EfficientNet-Lite0 in place of the trunk: it sees slices as colours, learns, and is graded as the base is."""
 
+import dataclasses
 import importlib
 import json
 
@@ -11,9 +12,11 @@ from benchmarks import recipe, variants, weights
 from benchmarks.graded_folds import predictions
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
+from spinejax.errors import SpinejaxError
 from spinejax.inference.predict import predict, view_set
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices
+from spinejax.training import epoch, train_step
 from tests.benchmarks.test_weights import grade_perfectly, write_discs, write_roots
 
 torch = pytest.importorskip("torch", reason="the extra `bench` is not installed")
@@ -31,7 +34,7 @@ def arguments(tmp_path_factory):
     write_discs(made.out / "discs", made)
     (made.out / "discs.key").touch(mode=0o600)
     (made.out / "discs.key").write_bytes(bytes(32))
-    asked = stronger_trunk.Arguments(made.out, spider, sudirman, folder / "out", epochs=2, batch_size=8)
+    asked = stronger_trunk.Arguments(made.out, spider, sudirman, folder / "out", epochs=4, batch_size=8)
     base = recipe.folder(asked.out, variants.BASE)
     grade_perfectly(recipe.inner_split(asked), base / "graded")
     (base / "own_side.json").write_text("[]")
@@ -45,8 +48,9 @@ def test_a_slice_counts_like_a_third_of_its_colour():
     original = lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
     colours = torch.rand(1, 3, 112, 224)
     with torch.no_grad():
-        seen = model.trunk.extract_features(colours.repeat_interleave(3, dim=1))
-        np.testing.assert_allclose(seen, original.extract_features(colours), atol=1e-4)
+        features = original.extract_features((255 * colours - 127) / 128)
+        expected = model.heads["turned"](model.squeeze(features))
+        np.testing.assert_allclose(model(colours.repeat_interleave(3, dim=1))["turned"], expected, atol=1e-4)
 
 
 def test_grading_over_views_is_the_librarys(arguments):
@@ -63,11 +67,29 @@ def test_grading_over_views_is_the_librarys(arguments):
         np.testing.assert_allclose(found[task.name], expected, atol=1e-5)
 
 
+def test_the_epoch_is_chosen_as_in_the_bases_training(arguments):
+    """Against the library's validation error, with the same network in JAX and in PyTorch."""
+    data = DataSet(recipe.inner_split(arguments))
+    data.tasks = data.tasks[:1]
+    model = SpineNet(tasks=data.tasks, width=0.02, fill_slices=True)
+    variables = model.init(jax.random.key(0), np.zeros((1, 112, 224, 9), np.float32))
+    batches = eval_batches(data, data.rows("validation"), [0], batch_size=8)
+    expected, _ = epoch.accuracy([train_step.eval_step(variables, batch, model=model) for batch in batches])
+    assert stronger_trunk.validation_error(Twin(model, variables), data) == pytest.approx(expected)
+
+
 def test_it_learns_is_graded_once_and_compared_with_the_base(arguments, capsys, monkeypatch):
     monkeypatch.setattr(recipe.runtime, "set_up", lambda **_: None)
     grid = view_set(tta=True)
     few = jax.tree.map(lambda leaf: leaf[:2], grid)
     monkeypatch.setattr(stronger_trunk, "view_set", lambda tta: few if tta else view_set(tta=False))
+    states = []
+
+    def error(model, data):
+        states.append({name: each.clone() for name, each in model.state_dict().items()})
+        return (0.5, 0.3, 0.9, 0.9)[len(states) - 1]
+
+    monkeypatch.setattr(stronger_trunk, "validation_error", error)
     stronger_trunk.main(arguments)
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(losses) == arguments.epochs
@@ -79,6 +101,12 @@ def test_it_learns_is_graded_once_and_compared_with_the_base(arguments, capsys, 
     assert set(graded) == {*zip(data.scan[test].tolist(), data.level[test].tolist(), strict=True)}
     first = next(iter(graded.values()))
     assert sum(first["pfirrmann"]) == pytest.approx(1, abs=1e-5)
+
+    kept = torch.load(recipe.folder(arguments.out, stronger_trunk.NAME) / "best.pt")
+    assert all(torch.equal(each, states[1][name]) for name, each in kept.items())
+    assert any(not torch.equal(each, states[-1][name]) for name, each in kept.items())
+    with pytest.raises(SpinejaxError, match=r"has a training with .*'seed': 0.* Take another --out"):
+        stronger_trunk.main(dataclasses.replace(arguments, seed=1))
 
     def refuse(*_, **__):
         raise AssertionError("a finished training is kept")
