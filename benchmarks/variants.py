@@ -85,18 +85,6 @@ def t1_without_pfirrmann(data: DataSet, weights: Path) -> DataSet:
     return data
 
 
-def by_source(data: DataSet, weights: Path) -> DataSet:
-    """Training labels of Sudirman's patients, numbered after all grades: `_by_source_loss` has weights for each source.
-
-    The library's class weights are then N / (C · n) over the grades of both sources: every grade of each source counts
-    alike, and so do the sources.
-    """
-    sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
-    further = ((sources != "spider") & (data.split == "train"))[:, None] & (data.labels != UNLABELLED)
-    data.labels = np.where(further, data.labels + [task.num_grades for task in data.tasks], data.labels)
-    return data
-
-
 class Turned(DataSet):
     """Discs without grades, some of them turned: the task is to tell how. Patients who judge are left out."""
 
@@ -139,6 +127,7 @@ class WithPhantoms(DataSet):
         both.labels = np.concatenate([data.labels, labels])
         both.slices = np.concatenate([data.slices, both._drawn.slices[both._drawn_rows]])
         both.split = np.concatenate([data.split, np.repeat("train", len(labels))])
+        both.source = np.append(data.source, np.full(len(labels), data.source.max() + 1, np.int32))
         return both
 
     def volumes(self, rows, *, threads: int = 1) -> np.ndarray:
@@ -178,7 +167,9 @@ def contradicted(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 # Losses ---------------------------------------------------------------------------------------------------------------
 
 
-def squared_distance(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
+def squared_distance(
+    logits, labels, class_weights, softness: float = 0.0, num_labelled=None, sources=None
+) -> jax.Array:
     """An ordinal loss: the squared difference of the cumulated probabilities of grades and of the label."""
     labelled = labels != UNLABELLED
     grade = jnp.where(labelled, labels, 0)
@@ -194,7 +185,7 @@ def _ordinal(logits, *options) -> jax.Array:
     return loss(logits, *options)
 
 
-def bounded_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
+def bounded_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None, sources=None) -> jax.Array:
     """A loss that forgives what looks mislabelled: generalised cross entropy (Zhang and Sabuncu 2018, eq. 6).
 
     With an exponent of a half it is at most 2, however sure the network is that a label is wrong.
@@ -204,31 +195,6 @@ def bounded_loss(logits, labels, class_weights, softness: float = 0.0, num_label
     of_label = jnp.take_along_axis(jax.nn.log_softmax(logits), grade[:, None], axis=1)[:, 0]
     each = 2 * (1 - jnp.exp(of_label / 2)) * jnp.asarray(class_weights)[grade]
     return jnp.sum(each, where=labelled) / _divisor(labels, num_labelled)
-
-
-def _by_source_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
-    """The losses of both sources' discs, each with the class weights of its source (`by_source`)."""
-    num_grades = logits.shape[1]
-    if len(class_weights) == num_grades:  # SPIDER alone labels this task
-        return _task_loss(logits, labels, class_weights, softness, num_labelled)
-    further = labels >= num_grades
-    divisor = (labels != UNLABELLED).sum() if num_labelled is None else num_labelled
-    return sum(
-        _task_loss(logits, jnp.where(of_source, labels - first, UNLABELLED), weights, softness, divisor)
-        for of_source, first, weights in (
-            (~further, 0, class_weights[:num_grades]),
-            (further, num_grades, class_weights[num_grades:]),
-        )
-    )
-
-
-def _weights_within_sources(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-    """Class weights that average 1 over each source's discs: a source counts as much as it has discs (`by_source`)."""
-    num_grades = np.array([task.num_grades for task in tasks])
-    further = labels >= num_grades
-    first = _class_weights(np.where(further, UNLABELLED, labels), tasks)
-    second = _class_weights(np.where(further, labels - num_grades, UNLABELLED), tasks)
-    return {name: np.concatenate([first[name], second[name]]) for name in first}
 
 
 def _divisor(labels, num_labelled) -> jax.Array:
@@ -250,15 +216,15 @@ def taught(data: DataSet, means: Mapping[str, np.ndarray]) -> Patches:
     data.labels = data.labels.astype(np.int32)
     data.labels[rows] += 1 + 16 * (rows[:, None] + 1)
 
-    def class_weights(labels, tasks):
-        return _class_weights(labels % 16 - 1, tasks)
+    def class_weights(labels, tasks, sources=None):
+        return _class_weights(labels % 16 - 1, tasks, sources)
 
-    def loss(logits, labels, weights, task_weights, softness, num_labelled):
+    def loss(logits, labels, weights, task_weights, softness, num_labelled, sources=None):
         total, by_task = 0.0, {}
         for name, each in logits.items():
             label, told = labels[name] % 16 - 1, jnp.asarray(means[name])[labels[name] // 16 - 1]
             of_disc = -jnp.sum(told * jax.nn.log_softmax(each), axis=1)  # the teachers have balanced the grades already
-            by_task[name] = (_task_loss(each, label, weights[name], softness) + of_disc.mean()) / 2
+            by_task[name] = (_task_loss(each, label, weights[name], softness, None, sources) + of_disc.mean()) / 2
             total += task_weights.get(name, 1.0) * by_task[name]
         return total, by_task
 
@@ -282,7 +248,7 @@ def _mixed_windows(key, step, windows, **options) -> jax.Array:
     return share * windows + (1 - share) * windows[::-1]
 
 
-def _mixed_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None) -> jax.Array:
+def _mixed_loss(logits, labels, class_weights, softness: float = 0.0, num_labelled=None, sources=None) -> jax.Array:
     """The loss of each disc's label and of its partner's, by their shares."""
     share = _shares(len(labels))
 
@@ -339,8 +305,6 @@ def _mirrored_loss(logits, labels, *options) -> tuple:
 _task_loss, _multi_task_loss, _change_looks = losses.task_loss, losses.multi_task_loss, train_step.change_looks
 _class_weights = losses.class_weights
 ORDINAL = ((losses, "task_loss", _ordinal),)
-BY_SOURCE = ((losses, "task_loss", _by_source_loss),)
-WITHIN_SOURCES = ((losses, "class_weights", _weights_within_sources), *BY_SOURCE)
 MIRRORED = ((train_step, "change_looks", _mirrored_windows), (losses, "multi_task_loss", _mirrored_loss))
 
 
@@ -370,9 +334,8 @@ VARIANTS = {
     "blur": Variant({"blur": 0.5}),
     "from nothing": Variant({"init_from": None}),
     "worse scans": Variant(patches=((train_step, "change_looks", _worse_windows),)),
-    "class weights by source": Variant(discs=by_source, patches=BY_SOURCE),
-    "class weights within sources": Variant(discs=by_source, patches=WITHIN_SOURCES),
-    "class weights within sources, another seed": Variant({"seed": 1}, discs=by_source, patches=WITHIN_SOURCES),
+    "class weights within sources": Variant({"balance": "source"}),
+    "class weights within sources, another seed": Variant({"balance": "source", "seed": 1}),
     "contradicted labels left out": Variant(uncontradicted=True),
     "distilled from five": Variant(teachers=TEACHERS),
     "branch at fc6": Variant({"branch_point": "fc6"}),

@@ -77,6 +77,9 @@ class Config:
     """Times that the learning rate is lowered; training ends at the next plateau."""
     task_weights: tuple[tuple[str, float], ...] = ()
     """Weights of the tasks' losses (the paper's ω), as `NAME VALUE` pairs; 1 for a task that is not named."""
+    balance: Literal["all", "source"] = "all"
+    """Discs over which the grades of a task are made to count alike: all that train, as in the paper, or those of each
+    source that the data set names, because each has raters with habits of their own."""
     soft_labels: float = 0.0
     """Share of a disc's target that the grades next to its label have. 0 is the paper's loss."""
     average_weights: float = 0.0

@@ -198,7 +198,9 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     feed = epoch.make_feed(options, data, chosen, mesh, step=int(state.step))
     for note in (*start, *divided.notes(), *filter(None, [feed.note])) if processes.is_first() else ():
         print(note)
-    weights = losses.class_weights(data.labels[data.rows("train")][:, feed.columns], chosen)
+    rows = data.rows("train")
+    sources = data.source[rows] if options.balance == "source" else None
+    weights = losses.class_weights(data.labels[rows][:, feed.columns], chosen, sources)
     state, model = divided.put(state), divided.on(cpu_kernels.with_cpu_kernels(model))
     key, weights = devices.put_replicated((run_key, weights), mesh)
     fixed: dict = {"model": model, "config": config.of_a_step(options), "layout": divided}
@@ -209,7 +211,7 @@ def set_up(options: Config, data: DataSet, chosen, checkpoints: checkpoint.Check
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)  # it is donated
 
     def lower() -> jax.stages.Lowered:
-        shapes = {"volume": (VOLUME_SHAPE, np.uint16), "labels": ((len(chosen),), np.int32)}
+        shapes = {"volume": (VOLUME_SHAPE, np.uint16), "labels": ((len(chosen),), np.int32), "source": ((), np.int32)}
         batch = {
             name: jax.ShapeDtypeStruct((options.batch_size, *one), kind, sharding=devices.by_disc(mesh))
             for name, (one, kind) in shapes.items()

@@ -25,7 +25,8 @@ from spinejax.errors import SpinejaxError
 from spinejax.tasks import UNLABELLED, Task
 
 Batch = dict[str, np.ndarray]
-"""volume uint16[B, 192, 320, 15], labels int32[B, T], row int32[B] (index in the data set), valid bool[B]."""
+"""volume uint16[B, 192, 320, 15], labels int32[B, T], source int32[B] (as in `DataSet`), row int32[B] (index in the
+data set), valid bool[B]."""
 
 NUM_BATCHES_AHEAD = 2  # read at once, so that threads that are done with one have another
 MAX_THREADS = 16  # by default; together they reach what a memory or a local disk gives
@@ -168,7 +169,7 @@ def _discs(
     valid, stored = rows != _PADDING, _stored(rows)
     batch = {"volume": data.volumes(stored, threads=threads)} if volumes else {}
     labels = data.labels[stored][:, columns].astype(np.int32)
-    return batch | {"labels": labels, "row": rows.astype(np.int32), "valid": valid}
+    return batch | {"labels": labels, "source": data.source[stored], "row": rows.astype(np.int32), "valid": valid}
 
 
 def _read(batches: grain.MapDataset, workers: int) -> Generator[Batch]:

@@ -6,6 +6,7 @@ that were never written. So one function opens shards, and it refuses each of th
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -173,6 +174,13 @@ class DataSet:
         if "patients" in self.manifest:
             content.append(sorted(self.manifest["patients"].items()))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @functools.cached_property
+    def source(self) -> Int[np.ndarray, "N"]:
+        """The source of each disc, counted from 0 in alphabetical order; 0 for all if the manifest names none."""
+        described = self.manifest.get("scans", {})
+        names = [described.get(scan, {}).get("source", "") for scan in self.scan.tolist()]
+        return np.unique(names, return_inverse=True)[1].astype(np.int32)
 
     def mean_of_filled_slices(self) -> Float32[np.ndarray, "9"]:
         """`slice_mean` over only those training windows that have the slice inside their scan.

@@ -158,7 +158,7 @@ def train_step(
         key: the run's key. A step's randomness is derived from it and `state.step`.
         state: donated to the new state.
         batch: from `data.batches`.
-        class_weights: by task name, from `losses.class_weights`.
+        class_weights: by task name, from `losses.class_weights`; those for each source need the batch's `source`.
         model, config: the network and the run's options.
         layout: how the new state is divided over the devices, with the network from `layout.on(model)`; None leaves it
             to JAX.
@@ -179,7 +179,8 @@ def _in_several_programs(key, state, batch, class_weights, *, config, layout=Non
     windows = draw_windows(key, state.step, batch["volume"], **how)
     if config.contrast or config.blur:
         windows = change_looks(key, state.step, windows, contrast=config.contrast, blur=config.blur, layout=layout)
-    return update(key, state, windows, batch["labels"], class_weights, config=config, layout=layout, **options)
+    options |= {"config": config, "layout": layout, "sources": batch.get("source")}
+    return update(key, state, windows, batch["labels"], class_weights, **options)
 
 
 whole_step = jax.jit(_in_several_programs, static_argnames=("model", "config", "layout"), donate_argnames="state")
@@ -251,6 +252,7 @@ def update(
     model: SpineNet,
     config: Config,
     layout: Layout | None = None,
+    sources: Int[Array, " N"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of SGD on windows: `train_step` without the views. A missing label is `UNLABELLED`."""
     _, dropout_key = _keys(key, state.step)
@@ -258,26 +260,27 @@ def update(
 
     num_labelled = {name: (each != UNLABELLED).sum() for name, each in label.items()}
 
-    def loss(params, windows, label, part_of=None):
+    def loss(params, windows, label, sources, part_of=None):
         frozen = _is_frozen(params, config.freeze)
         params = jax.tree.map(lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf, params, frozen)
         variables = {"params": params, "constants": state.constants}
         rngs = {"dropout": dropout_key}
         logits = cast(dict, model.apply(variables, windows, train=True, rngs=rngs, part_of=part_of))
         weights = class_weights, dict(config.task_weights)
-        return losses.multi_task_loss(logits, label, *weights, config.soft_labels, num_labelled)
+        return losses.multi_task_loss(logits, label, *weights, config.soft_labels, num_labelled, sources)
 
     loss_and_gradients = jax.value_and_grad(loss, has_aux=True)
     if config.microbatches == 1:
-        (total, by_task), gradients = loss_and_gradients(state.params, windows, label)
+        (total, by_task), gradients = loss_and_gradients(state.params, windows, label, sources)
     else:
         num_devices = layout.mesh.size if layout else 1
         places = jnp.arange(len(windows))
         parts = jax.tree.map(
-            functools.partial(_in_parts, num=config.microbatches, num_devices=num_devices), (windows, label, places)
+            functools.partial(_in_parts, num=config.microbatches, num_devices=num_devices),
+            (windows, label, sources, places),
         )
         (total, by_task), gradients = _summed(
-            lambda part: loss_and_gradients(state.params, *part[:2], (len(windows), part[2])), parts
+            lambda part: loss_and_gradients(state.params, *part[:3], (len(windows), part[3])), parts
         )
     norm = optax.tree.norm(gradients)
     good = jnp.isfinite(total) & jnp.isfinite(norm)  # the norm is finite only if every gradient is

@@ -122,6 +122,7 @@ def differ_as_their_names_say(trained):
     assert of["distilled-from-five"].total_loss.__module__ == variants.__name__ != base.total_loss.__module__
     assert of["another-seed"].options.seed != base.options.seed
     assert of["hard-labels"].options.soft_labels == 0 < base.options.soft_labels
+    assert (base.options.balance, of["class-weights-within-sources"].options.balance) == ("all", "source")
     assert of["ordinal-loss"].loss is variants._ordinal
     assert base.loss is variants._task_loss is losses.task_loss, "a patch must not outlive its training"
 
@@ -346,54 +347,6 @@ def test_a_distilled_network_learns_from_labels_and_from_the_mean_of_its_teacher
     from_labels = losses.task_loss(logits, jnp.asarray(before[some, column]), balance, 0.1)
     np.testing.assert_allclose(total, (from_labels + from_teachers) / 2, rtol=1e-5)
     assert by_task["pfirrmann"] == total
-
-
-def test_each_source_has_class_weights_of_its_own(arguments):
-    data = DataSet(recipe.inner_split(arguments))
-    before = data.labels.copy()
-    numbered = variants.by_source(data, arguments.weights).labels
-    train = data.split == "train"
-    sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan.tolist()])
-    moved = numbered != before
-    assert moved.any()
-    num_grades = np.broadcast_to([task.num_grades for task in data.tasks], before.shape)
-    np.testing.assert_array_equal(numbered[moved], (before + num_grades)[moved])
-    assert not moved[~train].any(), "who chooses the epoch and who judges keep their grades"
-    assert not moved[sources == "spider"].any()
-
-    logits, grades, _ = example(12)
-    further = np.arange(12) % 3 == 0
-    labels = np.where(further & (grades >= 0), grades + 5, grades)
-    task = data.tasks[0]
-    weights = losses.class_weights(labels[:, None], [task])[task.name]
-    expected = 0.0
-    log_probability = np.log(np.asarray(jax.nn.softmax(logits)))
-    for disc in np.flatnonzero(grades >= 0):
-        alike = (grades == grades[disc]) & (further == further[disc])
-        num_kinds = len({*zip(grades[grades >= 0].tolist(), further[grades >= 0].tolist(), strict=True)})
-        weight = (grades >= 0).sum() / (num_kinds * alike.sum())
-        expected -= weight * log_probability[disc, grades[disc]]
-    loss = variants._by_source_loss(logits, jnp.asarray(labels), weights)
-    np.testing.assert_allclose(loss, expected / (grades >= 0).sum(), rtol=1e-5)
-    one_source = losses.class_weights(grades[:, None], [task])[task.name]
-    np.testing.assert_array_equal(
-        variants._by_source_loss(logits, jnp.asarray(grades), one_source),
-        losses.task_loss(logits, jnp.asarray(grades), one_source),
-    )
-
-
-def test_within_a_source_the_class_weights_are_the_librarys(arguments):
-    data = DataSet(recipe.inner_split(arguments))
-    before, rows = data.labels.copy(), data.rows("train")
-    sources = np.array([data.manifest["scans"][scan]["source"] for scan in data.scan[rows].tolist()])
-    numbered = variants.by_source(data, arguments.weights).labels[rows]
-    found = variants._weights_within_sources(numbered, data.tasks)
-    for task in data.tasks:
-        each = [
-            losses.class_weights(before[rows[of_source]], data.tasks)[task.name]
-            for of_source in (sources == "spider", sources != "spider")
-        ]
-        np.testing.assert_array_equal(found[task.name], np.concatenate(each))
 
 
 def test_worse_scans_keep_what_is_black_and_differ_from_disc_to_disc(monkeypatch):

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from spinejax.config import Config
 from spinejax.data.batches import refuse_unlabelled
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
+from spinejax.network import losses
 from spinejax.network.views import ViewRanges
 from spinejax.parallel import runtime
 from spinejax.training import checkpoint, epoch, train_step
@@ -213,6 +215,35 @@ def test_discs_in_device_memory_make_the_same_run_and_are_kept_there_if_they_fit
     assert len(made) == 2
     assert "30 discs do not fit half of the devices' free memory: they are streamed" in capsys.readouterr().out
     assert digests(tmp_path / "full", 6) == digests(tmp_path / "none", 6)
+
+
+def test_grades_count_alike_within_each_source_if_asked(tiny, tmp_path, monkeypatch):
+    """The weights that the steps get are those of each source's training discs; with one source they change nothing."""
+    two = tmp_path / "two"
+    shutil.copytree(tiny, two)
+    path = two / "manifest.json"
+    scans = np.unique(DataSet(tiny).scan).tolist()
+    names = {scan: {"source": str(place % 2), "contrast": "t2"} for place, scan in enumerate(scans)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scans": names}))
+    seen, step = [], train_step.train_step
+
+    def watched(key, state, batch, class_weights, **options):
+        seen.append((jax.tree.map(np.asarray, class_weights), np.asarray(batch["source"]), np.asarray(batch["row"])))
+        return step(key, state, batch, class_weights, **options)
+
+    monkeypatch.setattr(train_step, "train_step", watched)
+    main(two, tmp_path / "run", epochs=1, balance="source")
+    data = DataSet(two)
+    rows = data.rows("train")
+    weights, source, row = seen[0]
+    np.testing.assert_array_equal(source, data.source[row])
+    for place in (0, 1):
+        own = losses.class_weights(data.labels[rows[data.source[rows] == place]], data.tasks)
+        for task in data.tasks:
+            np.testing.assert_array_equal(weights[task.name][place], own[task.name])
+    for balance in ("all", "source"):
+        main(tiny, tmp_path / balance, epochs=1, balance=balance)
+    assert digests(tmp_path / "source", 3) == digests(tmp_path / "all", 3)
 
 
 def test_a_batch_must_divide_by_the_devices(tiny, tmp_path):

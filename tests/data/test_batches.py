@@ -1,6 +1,7 @@
 """Which discs a step sees depends on (seed, step) alone: not on hosts, workers or restarts."""
 
 import itertools
+import json
 import shutil
 
 import grain
@@ -67,12 +68,30 @@ def test_a_batch_has_the_discs_of_its_rows(data):
     assert {name: (value.dtype.name, value.shape) for name, value in batch.items()} == {
         "volume": ("uint16", (8, 192, 320, 15)),
         "labels": ("int32", (8, 1)),
+        "source": ("int32", (8,)),
         "row": ("int32", (8,)),
         "valid": ("bool", (8,)),
     }
     for place, row in enumerate(batch["row"]):
         np.testing.assert_array_equal(batch["volume"][place], data.volume(row))
         np.testing.assert_array_equal(batch["labels"][place], data.labels[row, [1]])
+
+
+def test_a_batch_tells_each_discs_source(tiny, tmp_path):
+    """In alphabetical order of the names; one source for all where the manifest names none."""
+    assert (DataSet(tiny).source == 0).all()
+    shutil.copytree(tiny, tmp_path / "two")
+    path = tmp_path / "two" / "manifest.json"
+    names = {
+        scan: ("spider", "elsewhere")[place % 2] for place, scan in enumerate(np.unique(DataSet(tiny).scan).tolist())
+    }
+    scans = {scan: {"source": name, "contrast": "t2"} for scan, name in names.items()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scans": scans}))
+    data = DataSet(tmp_path / "two")
+    batch = next(train_batches(data, [0], batch_size=8, seed=1, volumes=False))
+    assert {0, 1} == set(batch["source"].tolist())
+    expected = [("elsewhere", "spider").index(names[scan]) for scan in data.scan[batch["row"]].tolist()]
+    assert batch["source"].tolist() == expected
 
 
 @pytest.mark.parametrize("threads", [1, 3, 40])

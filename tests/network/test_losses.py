@@ -99,6 +99,32 @@ def test_tasks_add_up_by_their_weights(batch):
     np.testing.assert_allclose(single, each["b"], rtol=1e-6)
 
 
+def test_weights_of_each_source_are_those_of_its_discs_alone(batch):
+    """Against scikit-learn's balance of either source, and the weighted sum of the discs' losses written out."""
+    logits, _, _ = batch
+    rng = np.random.default_rng(1)
+    sources = np.repeat([0, 1], [8, 12])
+    labels = np.where(sources == 0, rng.integers(0, 4, 20), rng.integers(2, 5, 20))  # of different habits
+    labels[[3, 15]] = UNLABELLED
+    weights = losses.class_weights(labels[:, None], PAPER_TASKS[:1], sources)["pfirrmann"]
+    assert weights.shape == (2, 5)
+    assert weights.dtype == np.float32
+    for source in (0, 1):
+        own = labels[(sources == source) & (labels != UNLABELLED)]
+        balanced = compute_class_weight("balanced", classes=np.unique(own), y=own)
+        np.testing.assert_allclose(weights[source][np.unique(own)], balanced, rtol=1e-6)
+        assert (weights[source][np.setdiff1d(range(5), own)] == 0).all()
+
+    known = labels != UNLABELLED
+    log_probability = np.asarray(jax.nn.log_softmax(logits))[np.arange(20), np.maximum(labels, 0)]
+    expected = -(weights[sources, np.maximum(labels, 0)] * log_probability)[known].sum() / known.sum()
+    found = jax.jit(losses.task_loss)(logits, jnp.asarray(labels), weights, sources=jnp.asarray(sources))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    named = ({"a": each} for each in (logits, jnp.asarray(labels), weights))
+    total, _ = losses.multi_task_loss(*named, {}, sources=sources)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
 def test_shapes_that_disagree_are_named(batch):
     logits, labels, weights = batch
     with pytest.raises(ValueError, match=r"labels\[19\]"):

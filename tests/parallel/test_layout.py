@@ -162,6 +162,25 @@ def test_microbatches_make_the_steps_of_whole_batches(batch, weights, choice, nu
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), devices.to_host(parts), devices.to_host(one))
 
 
+@pytest.mark.parametrize(("choice", "num_devices", "num_parts"), [("data", 4, 2), ("split", 2, 1)])
+def test_each_sources_class_weights_go_with_its_discs(batch, weights, choice, num_devices, num_parts):
+    """Of two sources the second's discs count three times: as if its labels had been given class weights like that."""
+    batch = batch | {"source": np.array([0, 1, 1, 0, 1, 0, 0, 1], np.int32)}
+    of_each = {name: np.stack([each, 3 * each]) for name, each in weights.items()}
+    _, one, figures_of_one = trained("data", 1, batch, of_each)
+    _, parts, figures = trained(choice, num_devices, batch, of_each, microbatches=num_parts)
+    np.testing.assert_allclose(figures["loss"], figures_of_one["loss"], rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), devices.to_host(parts), devices.to_host(one))
+
+    first = {"source": np.zeros(8, np.int32)}
+    _, _, like_all = trained("data", 1, batch | first, of_each, steps=1)
+    _, _, expected = trained("data", 1, batch, weights, steps=1)
+    assert like_all["loss"] == expected["loss"]
+    second = {"source": np.ones(8, np.int32)}
+    _, _, thrice = trained("data", 1, batch | second, of_each, steps=1)
+    np.testing.assert_allclose(thrice["loss"], 3 * expected["loss"], rtol=1e-6)
+
+
 def test_microbatches_take_less_memory(batch, weights):
     """Of the windows that a step gets, one part at a time goes through the network."""
     model = train_step.make_model(CONFIG, TASKS)
