@@ -178,7 +178,7 @@ class DataSet:
     @functools.cached_property
     def source(self) -> Int[np.ndarray, "N"]:
         """The source of each disc, counted from 0 in alphabetical order; 0 for all if the manifest names none."""
-        described = self.manifest.get("scans", {})
+        described: dict = self.manifest.get("scans", {})
         names = [described.get(scan, {}).get("source", "") for scan in self.scan.tolist()]
         return np.unique(names, return_inverse=True)[1].astype(np.int32)
 
