@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import learning_curve, recipe, variants, weights
+from benchmarks import learning_curve, recipe, variants
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import patients_of
@@ -22,7 +22,7 @@ from spinejax.network import losses
 from spinejax.network.spinenet import filled
 from spinejax.tasks import PAPER_TASKS, UNLABELLED
 from spinejax.training import train_step
-from tests.benchmarks.test_weights import KEY, grade_perfectly, write_discs, write_roots
+from tests.benchmarks.test_weights import KEY, finished_weights, grade_perfectly
 
 ENDPLATES_ONLY = "phantoms-for-endplates"
 
@@ -49,12 +49,7 @@ def write_phantoms(folder):
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """Both sources' tables, and the folder of `benchmarks.weights` with its discs. Not to be written to."""
-    folder = tmp_path_factory.mktemp("sources")
-    spider, sudirman = write_roots(folder)
-    made = weights.Arguments(spider, sudirman, folder / "weights", held_out=())
-    write_discs(made.out / "discs", made)
-    (made.out / "discs.key").touch(mode=0o600)
-    (made.out / "discs.key").write_bytes(bytes(32))
+    made = finished_weights(tmp_path_factory.mktemp("sources"))
     write_phantoms(made.out / "phantoms")
     return made
 

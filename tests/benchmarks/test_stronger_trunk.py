@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import recipe, variants, weights
+from benchmarks import recipe, variants
 from benchmarks.graded_folds import predictions
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
@@ -17,7 +17,7 @@ from spinejax.inference.predict import predict, view_set
 from spinejax.network.spinenet import SpineNet
 from spinejax.parallel import devices
 from spinejax.training import epoch, train_step
-from tests.benchmarks.test_weights import grade_perfectly, write_discs, write_roots
+from tests.benchmarks.test_weights import finished_weights, grade_perfectly
 
 torch = pytest.importorskip("torch", reason="the extra `bench` is not installed")
 lite = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra `bench` is not installed")
@@ -29,12 +29,8 @@ Twin = importlib.import_module("benchmarks.torch_twin").Twin
 def arguments(tmp_path_factory):
     """The data set of `benchmarks.weights`, and a base that is finished, and always right."""
     folder = tmp_path_factory.mktemp("trunk")
-    spider, sudirman = write_roots(folder)
-    made = weights.Arguments(spider, sudirman, folder / "weights", held_out=())
-    write_discs(made.out / "discs", made)
-    (made.out / "discs.key").touch(mode=0o600)
-    (made.out / "discs.key").write_bytes(bytes(32))
-    asked = stronger_trunk.Arguments(made.out, spider, sudirman, folder / "out", epochs=4, batch_size=8)
+    made = finished_weights(folder)
+    asked = stronger_trunk.Arguments(made.out, made.spider, made.sudirman, folder / "out", epochs=4, batch_size=8)
     base = recipe.folder(asked.out, variants.BASE)
     grade_perfectly(recipe.inner_split(asked), base / "graded")
     (base / "own_side.json").write_text("[]")

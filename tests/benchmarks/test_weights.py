@@ -124,6 +124,16 @@ def write_discs(folder, arguments):
     write_manifest(folder, [summary], POOLED_TASKS, {}, ("region",), {"scans": scans})
 
 
+def finished_weights(folder):
+    """Both sources' tables, and the folder of `benchmarks.weights` with its discs and its key."""
+    spider, sudirman = write_roots(folder)
+    made = weights.Arguments(spider, sudirman, folder / "weights", held_out=())
+    write_discs(made.out / "discs", made)
+    (made.out / "discs.key").touch(mode=0o600)
+    (made.out / "discs.key").write_bytes(bytes(32))
+    return made
+
+
 def grade_perfectly(discs, out):
     data = DataSet(discs)
     rows = data.rows("test")
