@@ -144,6 +144,7 @@ class Discs(DataSet):
         self.manifest: Any = {"tasks": [], "files": []}
         self.split = np.repeat(names, counts)
         self.labels = np.stack([rng.integers(task.num_grades, size=sum(counts)) for task in PAPER_TASKS], axis=1)
+        self.source = np.zeros(sum(counts), np.int32)
         self.slice_mean = np.full(9, 0.3, np.float32)
         self._copies, self.cache_dir = None, None
 
