@@ -141,7 +141,7 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
     torch.manual_seed(arguments.seed)
     model, best = Lite0(data.tasks), here / "best.pt"
     if (here / "finished").is_file():
-        model.load_state_dict(torch.load(best))
+        model.load_state_dict(torch.load(best, weights_only=True))
         return model
     columns = list(range(len(data.tasks)))
     per_epoch = num_steps(len(data.rows("train")), arguments.batch_size)
@@ -175,7 +175,7 @@ def trained(data: DataSet, here: Path, arguments: Arguments) -> Lite0:
                 least = error
                 write_atomically(best, lambda path: torch.save(model.state_dict(), path))
     (here / "finished").touch()
-    model.load_state_dict(torch.load(best))
+    model.load_state_dict(torch.load(best, weights_only=True))
     return model
 
 

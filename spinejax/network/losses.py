@@ -69,7 +69,7 @@ def task_loss(
         The loss in nats. Zero, with zero gradient, if no disc is labelled.
 
     Raises:
-        ValueError: `labels` disagrees with `logits` on N, or `class_weights` on C.
+        ValueError: `labels` disagrees with `logits` on N, or `class_weights` on C; or `sources` are missing.
 
     Example:
         >>> labels = jnp.array([0, 1, UNLABELLED])
@@ -81,6 +81,8 @@ def task_loss(
             f"logits{list(logits.shape)}, labels{list(labels.shape)}, class_weights{list(class_weights.shape)}: "
             "expected [N, C], [N] and [C] or [S, C]."
         )
+    if class_weights.ndim > 1 and sources is None:
+        raise ValueError("class_weights of each source: expected the discs' sources, too.")
     labelled = labels != UNLABELLED
     grade = jnp.where(labelled, labels, 0)  # as an index, -1 would be the last grade
     log_probability = jax.nn.log_softmax(logits)

@@ -98,7 +98,7 @@ def test_it_learns_is_graded_once_and_compared_with_the_base(arguments, capsys, 
     first = next(iter(graded.values()))
     assert sum(first["pfirrmann"]) == pytest.approx(1, abs=1e-5)
 
-    kept = torch.load(recipe.folder(arguments.out, stronger_trunk.NAME) / "best.pt")
+    kept = torch.load(recipe.folder(arguments.out, stronger_trunk.NAME) / "best.pt", weights_only=True)
     assert all(torch.equal(each, states[1][name]) for name, each in kept.items())
     assert any(not torch.equal(each, states[-1][name]) for name, each in kept.items())
     with pytest.raises(SpinejaxError, match=r"has a training with .*'seed': 0.* Take another --out"):

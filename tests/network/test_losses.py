@@ -131,6 +131,8 @@ def test_shapes_that_disagree_are_named(batch):
         losses.task_loss(logits, labels[:19], weights)
     with pytest.raises(ValueError, match=r"class_weights\[4\]"):
         losses.task_loss(logits, labels, weights[:4])
+    with pytest.raises(ValueError, match="expected the discs' sources"):
+        losses.task_loss(logits, labels, jnp.stack([weights, weights]))
 
 
 def test_soft_labels_give_a_share_to_the_neighbours():
