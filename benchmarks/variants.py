@@ -1,4 +1,4 @@
-"""The variants of the recipe that `benchmarks.recipe` judges: what each changes of the preset `pooled`.
+"""The variants of the recipe that `benchmarks.recipe` judges: what each changes of the base.
 
 A variant has other options, other discs, or other functions in place of the library's: losses, and what is done to
 windows. What needs trainings of its own, `benchmarks.recipe` does.
@@ -22,7 +22,8 @@ from spinejax.network.spinenet import filled
 from spinejax.tasks import UNLABELLED, Task
 from spinejax.training import train_step
 
-POOLED = PRESETS["pooled"][1]
+POOLED = dataclasses.replace(PRESETS["pooled"][1], balance="all")
+"""The base: the preset `pooled`, but for class weights within sources, which were chosen after these variants."""
 BASE, OTHER_SEED, SPIDER_ALONE = "base", "another seed", "SPIDER alone"
 SPIDER_TASKS = (
     *("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic"),
@@ -41,7 +42,7 @@ class Variant:
     """A change of the recipe.
 
     Args:
-        options: of `train.py`, that differ from the preset's.
+        options: of `train.py`, that differ from the base's.
         discs: makes the training discs out of the base's.
         patches: in place of functions of the library while the network is trained.
         turned_first: the trunk first learns, from the phantoms' weights on, how discs without grades are turned.

@@ -186,6 +186,7 @@ PRESETS = {
             soft_labels=0.1,
             average_weights=0.999,
             contrast=0.4,
+            balance="source",
         ),
     ),
     "finetune": (
