@@ -24,7 +24,9 @@ from spinejax.report.tables import percent
 from spinejax.tasks import UNLABELLED, Task
 
 NETWORK, REGRESSION = "spinejax", "logistic regression"
-_STATISTICS = {
+JUDGES = (0, 1)
+"""Folds whose patients judge variants of the recipe (`benchmarks.recipe`); the figures of the others chose nothing."""
+STATISTICS = {
     "mean per-class accuracy, %": grading.mean_per_class_accuracy,
     "within ±1, %": grading.within_one,
     "quadratic κ": grading.kappa,
@@ -163,7 +165,7 @@ class Pool:
             REGRESSION: baseline.to_json(),
             "better than the regression by": {
                 each.__name__: grading.difference(each, *both).to_json()
-                for each in _STATISTICS.values()
+                for each in STATISTICS.values()
                 if each.__name__ in result.estimates
             },
             "with missed discs as wrong": _with_missed(task, labels, probabilities, patients, missed),
@@ -235,7 +237,7 @@ class Pool:
             **{f"brier_{who}": float(calibration.brier(each, labels).mean()) for who, each in everyone.items()},
             "better as the rater by": {
                 each.__name__: grading.difference(each, *confusions).to_json()
-                for each in _STATISTICS.values()
+                for each in STATISTICS.values()
                 if task.num_grades > 2 or each is not grading.within_one
             },
         }
@@ -265,10 +267,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, tasks in content["groups"].items():
         for task, found in tasks.items():
-            for words, statistic in _STATISTICS.items():
+            for words, statistic in STATISTICS.items():
                 if statistic.__name__ in found["better than the regression by"]:
                     lines.append(_row(name, task, words, statistic.__name__, found))
-    measures = [words.removesuffix(", %") for words in _STATISTICS]
+    measures = [words.removesuffix(", %") for words in STATISTICS]
     columns = (
         "discs",
         "task",
@@ -285,7 +287,7 @@ def markdown(content: Mapping[str, Any]) -> str:
                 ", ".join(f"{fits[f'brier_{each}']:.3f}" for each in which),
             ]
             changes = fits["better as the rater by"]
-            shown = [each.__name__ for each in _STATISTICS.values()]
+            shown = [each.__name__ for each in STATISTICS.values()]
             cells = [show(changes[each], each) if each in changes else "–" for each in shown]
             lines.append(f"| {' | '.join((name, task, *errors, *cells))} |")
     lines += ["", "| hotspots of | discs graded abnormal | energy at the own side, % |", "|---" * 3 + "|"]

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from benchmarks.graded_folds import group, predictions, show
+from benchmarks.graded_folds import JUDGES, group, predictions, show
 from benchmarks.own_side import own_sides, point_in_stacks
 from benchmarks.running import require_trained, run_script, start
 from benchmarks.variants import BASE, OTHER_SEED, POOLED, TEACHERS, VARIANTS, Patches, Turned, contradicted, taught
@@ -42,8 +42,6 @@ from spinejax.parallel import devices, runtime
 from spinejax.tasks import UNLABELLED
 from spinejax.training import checkpoint
 
-JUDGES = (0, 1)
-"""Folds whose patients judge the variants."""
 MEASURES = {
     "Pfirrmann, %": ("pfirrmann", grading.mean_per_class_accuracy),
     "within ±1, %": ("pfirrmann", grading.within_one),

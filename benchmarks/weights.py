@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from benchmarks import graded_folds
+from benchmarks import goals, graded_folds
 from benchmarks.graded_folds import Missed, Pool
 from benchmarks.mistakes import draw_mistakes
 from benchmarks.own_side import own_sides, point_in_stacks
@@ -98,13 +98,15 @@ def main(arguments: Arguments) -> None:
     results = pool.results()
     subgroups = by_subgroup(pool, data, patients, arguments.spider / "overview.csv")
     content = results | {
+        "goals": goals.against_goals(pool),
         "subgroups": subgroups,
         "own_side": own_sides(folds),
         "recipe": " ".join(["train.py", PRESET, *arguments.options]),
     }
     write_json(arguments.out / "weights.json", content)
     draw_mistakes(pool, data, pool.tasks[0], arguments.out / "mistakes.png")
-    text = graded_folds.markdown(content) + "\n" + subgroups_table(subgroups)
+    tables = (graded_folds.markdown(content), subgroups_table(subgroups), goals.markdown(content["goals"]))
+    text = "\n".join(tables)
     write_atomically(arguments.out / "weights.md", lambda path: path.write_text(text))
     Console(width=None if sys.stdout.isatty() else 200).print(text, markup=False, highlight=False)
     ship(arguments, pool, data, patients, last / "run")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
-from benchmarks import graded_folds, intensity_baseline, mistakes, own_side, weights
+from benchmarks import goals, graded_folds, intensity_baseline, mistakes, own_side, weights
 from benchmarks.graded_folds import Missed, Pool
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
@@ -20,6 +21,7 @@ from spinejax.data.manifest import write_manifest
 from spinejax.data.shards import Disc, shard_name, write_shard
 from spinejax.geometry import INTENSITY_STEP, VOLUME_SHAPE, WINDOW_SHAPE, central_window
 from spinejax.inference.graded import Graded, labels_of
+from spinejax.metrics import grading
 from spinejax.tasks import Task, select
 
 KEY = Pseudonyms(bytes(32))
@@ -206,6 +208,12 @@ def test_every_patient_is_graded_once_by_a_network_trained_on_others(arguments, 
     assert "| sex: M | 24 | 100.0 [100.0, 100.0] |" in table
     assert "| Sudirman T2 | pfirrmann | 24 | mean per-class accuracy, % | 100.0 [100.0, 100.0] |" in table
     assert "| upper_endplate | 5 | 75.0 [75.0, 75.0] |" in table
+    assert len(found["goals"]) == len(goals.GOALS)
+    line = next(
+        line for line in table.splitlines() if "| narrowing | mean per-class accuracy, % | balance | 87 |" in line
+    )
+    assert line.startswith("| SPIDER T2 |")
+    assert "| 46 | 100.0 [100.0, 100.0] |" in line
 
 
 def test_the_worst_mistakes_are_drawn_and_titled(arguments, tmp_path, monkeypatch):
@@ -320,6 +328,33 @@ def a_pool(labels, network, regression, missed=()):
     patients = np.array([f"p{row // 2}" for row in range(num)])
     groups, folds = np.full(num, "SPIDER T2"), np.arange(num) // 2 % 5
     return Pool([task], np.arange(num), groups, patients, {task.name: labels}, given, folds, missed)
+
+
+def test_goals_are_measured_with_the_grades_that_their_measure_asks_for(monkeypatch):
+    """Against scikit-learn, over all folds and over those whose patients did not choose the recipe."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 100)
+    given = [rng.dirichlet(np.ones(3), 100) for _ in range(2)]
+    pool = a_pool(labels, *given)
+    wanted = [("within_one", rule) for rule in ("balance", "distance")] + [("kappa", "distance")]
+    of_pool = [goals.Goal("SPIDER T2", "pfirrmann", getattr(grading, name), 0.8, rule) for name, rule in wanted]
+    monkeypatch.setattr(goals, "GOALS", (*of_pool, goals.Goal("Sudirman T2", "pfirrmann", grading.kappa, 0.8)))
+    found = goals.against_goals(pool)
+    assert [(each["measure"], each["decide_by"]) for each in found] == wanted  # nobody graded Sudirman's discs here
+
+    def measured(name, rule, probabilities, inside):
+        expected = probabilities @ np.abs(np.arange(3)[:, None] - np.arange(3))
+        grades = (probabilities.argmax(1) if rule == "balance" else expected.argmin(1))[inside]
+        if name == "within_one":
+            return np.mean(np.abs(grades - labels[inside]) <= 1)
+        return cohen_kappa_score(labels[inside], grades, weights="quadratic")
+
+    for each, (name, rule) in zip(found, wanted, strict=True):
+        for folds, inside in (("all folds", pool.folds >= 0), ("folds that chose nothing", pool.folds >= 2)):
+            network, regression = (measured(name, rule, probabilities, inside) for probabilities in given)
+            assert each[folds]["n"] == inside.sum()
+            assert each[folds]["reached"]["value"] == pytest.approx(network)
+            assert each[folds]["better than the regression by"]["value"] == pytest.approx(network - regression)
 
 
 def test_the_difference_to_the_regression_is_paired():

@@ -1,0 +1,105 @@
+"""The goals of the network that ships, and what it reaches: over all folds, and over those that chose nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.graded_folds import JUDGES, NETWORK, REGRESSION, STATISTICS, Pool, show
+from spinejax.metrics import grading
+from spinejax.metrics.grading import Rule
+from spinejax.tasks import UNLABELLED
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a measure of the discs of a source and contrast should reach, and how their grades are decided."""
+
+    discs: str
+    task: str
+    measure: Callable[[np.ndarray], np.ndarray]
+    goal: float
+    decide_by: Rule = "balance"
+
+
+# Within ±1 and κ ask for another grade than the mean per class does: the one of the least expected distance.
+GOALS = (
+    Goal("SPIDER T2", "pfirrmann", grading.mean_per_class_accuracy, 0.65),
+    Goal("Sudirman T2", "pfirrmann", grading.mean_per_class_accuracy, 0.66),
+    Goal("SPIDER T2", "pfirrmann", grading.within_one, 0.965),
+    Goal("SPIDER T2", "pfirrmann", grading.within_one, 0.965, "distance"),
+    Goal("Sudirman T2", "pfirrmann", grading.within_one, 0.965),
+    Goal("Sudirman T2", "pfirrmann", grading.within_one, 0.965, "distance"),
+    Goal("SPIDER T2", "pfirrmann", grading.kappa, 0.82),
+    Goal("SPIDER T2", "pfirrmann", grading.kappa, 0.82, "distance"),
+    Goal("SPIDER T2", "narrowing", grading.mean_per_class_accuracy, 0.87),
+    Goal("SPIDER T2", "upper_endplate", grading.mean_per_class_accuracy, 0.79),
+    Goal("SPIDER T2", "lower_endplate", grading.mean_per_class_accuracy, 0.79),
+    Goal("SPIDER T2", "modic", grading.mean_per_class_accuracy, 0.77),
+)
+
+
+def against_goals(pool: Pool) -> list[dict[str, Any]]:
+    """What the network reaches of each goal, and how much better it is than the regression; JSON.
+
+    The recipe was chosen on the patients of `JUDGES`, so the other folds' figures are given a second time, alone.
+    """
+    chosen_on = np.isin(pool.folds, JUDGES)
+    return [
+        {
+            "discs": goal.discs,
+            "task": goal.task,
+            "measure": goal.measure.__name__,
+            "goal": goal.goal,
+            "decide_by": goal.decide_by,
+            "all folds": _reached(pool, goal, np.ones(len(chosen_on), bool)),
+            "folds that chose nothing": _reached(pool, goal, ~chosen_on),
+        }
+        for goal in GOALS
+        if goal.discs in pool.groups
+    ]
+
+
+def _reached(pool: Pool, goal: Goal, inside: np.ndarray) -> dict[str, Any]:
+    labels = pool.labels[goal.task]
+    inside = inside & (pool.groups == goal.discs) & (labels != UNLABELLED)
+    network, regression = (
+        grading.patient_confusions(
+            labels[inside],
+            grading.decide(pool.probabilities[who][goal.task][inside], goal.decide_by),
+            pool.patients[inside],
+            pool.probabilities[who][goal.task].shape[1],
+        )
+        for who in (NETWORK, REGRESSION)
+    )
+    return {
+        "n": int(inside.sum()),
+        "reached": grading.estimate(goal.measure, network).to_json(),
+        "better than the regression by": grading.difference(goal.measure, network, regression).to_json(),
+    }
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the goals."""
+    words = {statistic.__name__: words for words, statistic in STATISTICS.items()}
+    of_folds = ("n", "reached", "better than the regression by")
+    columns = (
+        "discs",
+        "task",
+        "measure",
+        "grade by",
+        "goal",
+        *of_folds,
+        *(f"folds 2 to 4: {each}" for each in of_folds),
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for each in found:
+        measure = each["measure"]
+        goal = f"{each['goal']:.2f}" if measure == "kappa" else f"{100 * each['goal']:g}"
+        cells = [each["discs"], each["task"], words[measure], each["decide_by"], goal]
+        for folds in ("all folds", "folds that chose nothing"):
+            n, *others = (each[folds][name] for name in of_folds)
+            cells += [str(n), *(show(estimate, measure) for estimate in others)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
