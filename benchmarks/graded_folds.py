@@ -199,7 +199,7 @@ class Pool:
             for source in dict.fromkeys(source for source, _ in names)
         }
 
-    def _as_rater(self, task: Task, inside: Bool[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
+    def as_rater(self, task: Task, inside: Bool[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
         """The probabilities and the grades' frequencies of the rater who is fitted to the other folds' discs."""
         has_one = inside & (self.labels[task.name] != UNLABELLED)
         given, labels, folds = self.probabilities[NETWORK][task.name][has_one], self.labels[task.name], self.folds
@@ -225,7 +225,7 @@ class Pool:
             at[mine] = calibration.at_temperature(given[mine], temperature)
         chosen = has_one & inside
         labels = labels[chosen]
-        as_rater, frequencies = self._as_rater(task, inside)
+        as_rater, frequencies = self.as_rater(task, inside)
         graders = {"before": given[chosen], "after": at[chosen], "as_rater": as_rater}
         everyone = graders | {"of_frequencies": frequencies}
         confusions = [

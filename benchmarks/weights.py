@@ -3,7 +3,8 @@
 `python -m benchmarks.weights --spider ROOT --sudirman ROOT --out DIR` makes one data set of both sources, trains a
 network for each of five folds of the patients, grades each fold's patients with the network that has not seen them,
 and trains a last network on everybody but those held out. It writes `weights.md` and `weights.json`, the tables of
-docs/results.md; `mistakes.png`, of the model card; and `shipped/`, the two files of `spinejax/weights/`.
+docs/results.md; `mistakes.png` and `referring.png`, pictures of the model card; and `shipped/`, the two files of
+`spinejax/weights/`.
 
 The folds are fixed by hashes of the patients' numbers. One patient in eight of the others chooses the epoch. Finished
 parts are kept: after an interruption, start the same command again. Options after `--` go to every training.
@@ -19,7 +20,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from benchmarks import goals, graded_folds
+from benchmarks import goals, graded_folds, referring
 from benchmarks.graded_folds import Missed, Pool
 from benchmarks.mistakes import draw_mistakes
 from benchmarks.own_side import own_sides, point_in_stacks
@@ -99,13 +100,16 @@ def main(arguments: Arguments) -> None:
     subgroups = by_subgroup(pool, data, patients, arguments.spider / "overview.csv")
     content = results | {
         "goals": goals.against_goals(pool),
+        "referring": referring.by_group(pool),
         "subgroups": subgroups,
         "own_side": own_sides(folds),
         "recipe": " ".join(["train.py", PRESET, *arguments.options]),
     }
     write_json(arguments.out / "weights.json", content)
     draw_mistakes(pool, data, pool.tasks[0], arguments.out / "mistakes.png")
-    tables = (graded_folds.markdown(content), subgroups_table(subgroups), goals.markdown(content["goals"]))
+    referring.draw(content["referring"], arguments.out / "referring.png")
+    tables = [graded_folds.markdown(content), subgroups_table(subgroups)]
+    tables += [goals.markdown(content["goals"]), referring.markdown(content["referring"])]
     text = "\n".join(tables)
     write_atomically(arguments.out / "weights.md", lambda path: path.write_text(text))
     Console(width=None if sys.stdout.isatty() else 200).print(text, markup=False, highlight=False)

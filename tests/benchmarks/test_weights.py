@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from benchmarks import goals, graded_folds, intensity_baseline, mistakes, own_side, weights
+from benchmarks import goals, graded_folds, intensity_baseline, mistakes, own_side, referring, weights
 from benchmarks.graded_folds import Missed, Pool
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
@@ -393,7 +393,7 @@ def test_raters_come_from_the_other_folds_of_their_source():
     pool.labels["pfirrmann"][milder & (labels == 1)] = 0
     pool.labels["pfirrmann"][~milder & (pool.folds == 0)] = 2
     for inside, often in ((milder, 2 / 3), (~milder, 1 / 3)):
-        at, frequencies = pool._as_rater(pool.tasks[0], inside)
+        at, frequencies = pool.as_rater(pool.tasks[0], inside)
         mine = pool.folds[inside] == 0
         np.testing.assert_allclose(frequencies[mine][:, 0], often, atol=0.02)
         expected = np.where(milder & (labels == 1), 0, labels)[inside]
@@ -401,6 +401,30 @@ def test_raters_come_from_the_other_folds_of_their_source():
     found = pool.results()["groups"]["Sudirman T2"]["pfirrmann"]["calibration"]
     assert found["brier_as_rater"] < found["brier_after"] < found["brier_of_frequencies"]
     assert found["error_as_rater"] < found["error_after"]
+
+
+def test_referring_keeps_the_discs_that_a_rater_of_the_other_folds_is_sure_of(tmp_path):
+    """The network is right where it is sure, and a coin where it is not: half of the discs."""
+    labels = np.tile([0, 1, 2, 0, 1, 2], 40)
+    sure = np.arange(240) % 6 < 3
+    says = np.where(sure | (np.arange(240) % 4 < 2), labels, (labels + 1) % 3)
+    certainty = np.where(sure, 0.8, 0.4)[:, None]
+    network = np.where(np.eye(3)[says] == 1, certainty, (1 - certainty) / 2)
+    found = referring.by_group(a_pool(labels, network, network))
+    right = found["SPIDER T2"]["pfirrmann"]["accuracy_at_coverage"]
+    assert [right[share]["value"] for share in ("1", "0.5")] == [0.75, 1]
+    kept = found["SPIDER T2"]["pfirrmann"]["below"]
+    assert kept["0.3"]["share_kept"]["value"] == 1
+    assert kept["0.9"]["share_kept"]["value"] == 0.5  # a rater fitted to the other folds knows how sure to be
+    assert kept["0.9"]["accuracy_of_kept"] == {"value": 1, "low": 1, "high": 1}
+    share, accuracy = np.transpose(found["SPIDER T2"]["pfirrmann"]["curve"])
+    np.testing.assert_allclose(accuracy[share <= 0.5], 1)
+    assert accuracy[-1] == 0.75
+    (line,) = [line for line in referring.markdown(found).splitlines() if "| pfirrmann |" in line]
+    assert line.startswith("| SPIDER T2 | pfirrmann | 75.0 [")
+    assert line.endswith("| 50, 100.0 |")
+    referring.draw(found, tmp_path / "referring.png")
+    assert (tmp_path / "referring.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_what_the_raters_grades_gain_has_the_right_sign():
