@@ -32,6 +32,8 @@ from data_prep.sources.pooled import patients_of, splits_of
 from spinejax.commands import train
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
+from spinejax.data.manifest import write_manifest
+from spinejax.data.shards import shard_name, write_shard
 from spinejax.errors import require_option
 from spinejax.files.atomic import write_atomically
 from spinejax.files.json_files import write_json
@@ -146,8 +148,18 @@ def train_and_grade(name: str, discs: Path, arguments: Sources) -> None:
             train.run(dataclasses.replace(POOLED, **options), data, run, lambda step: False)
         require_trained(run)
     if not (graded / "predictions.csv").is_file():
-        run_script("evaluate.py", "--checkpoint", run, "--data", discs, "--split", "test", "--tta", "--out", graded)
+        judging = written(variant.judged(DataSet(discs)), here / "discs") if variant.judged else discs
+        run_script("evaluate.py", "--checkpoint", run, "--data", judging, "--split", "test", "--tta", "--out", graded)
     point_in_stacks(DataSet(discs), here)
+
+
+def written(data: DataSet, folder: Path) -> Path:
+    """The discs that judge, as a data set of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    discs = (data.disc(row, masks=False) for row in data.rows("test"))
+    summary = write_shard(folder / shard_name(0, 1), discs, data.tasks, ())
+    write_manifest(folder, [summary], data.tasks, {}, (), {"scans": data.manifest["scans"]})
+    return folder
 
 
 def _turned_run(run: Path, data: DataSet, options: Mapping[str, Any]) -> Path:

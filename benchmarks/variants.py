@@ -48,6 +48,7 @@ class Variant:
         turned_first: the trunk first learns, from the phantoms' weights on, how discs without grades are turned.
         uncontradicted: labels that networks of other patients contradict do not teach.
         teachers: variants, trained before, whose networks' mean probabilities teach beside the labels.
+        judged: makes the discs that judge out of the base's.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -56,6 +57,7 @@ class Variant:
     turned_first: bool = False
     uncontradicted: bool = False
     teachers: Sequence[str] = ()
+    judged: Callable[[DataSet], DataSet] | None = None
 
 
 # Discs ----------------------------------------------------------------------------------------------------------------
@@ -84,6 +86,61 @@ def t1_without_pfirrmann(data: DataSet, weights: Path) -> DataSet:
     data.labels = data.labels.copy()
     data.labels[_contrasts(data) == "t1", column] = UNLABELLED
     return data
+
+
+def by_source_and_contrast(data: DataSet, weights: Path) -> DataSet:
+    """T1 and T2 discs of one source count as of two."""
+    described = data.manifest["scans"]
+    names = [f"{described[scan]['source']} {described[scan]['contrast']}" for scan in data.scan.tolist()]
+    data.source = np.unique(names, return_inverse=True)[1].astype(np.int32)
+    return data
+
+
+class Paired(DataSet):
+    """Discs of one T2 slice beside which is, as the next slice, the T1 slice of the same disc, where there is one."""
+
+    _stored: np.ndarray
+    _partner: np.ndarray
+
+    @classmethod
+    def added(cls, data: DataSet, weights: Path) -> "Paired":
+        """All discs as they are, then the pairs as further training discs, so that T1 may be missing."""
+        both, t2, t1 = cls._and_pairs(data)
+        teach = data.split[t2] == "train"
+        t2, t1 = t2[teach], t1[teach]
+        both._stored = np.append(np.arange(len(data)), t2)
+        both._partner = np.append(np.full(len(data), -1), t1)
+        for column in ("labels", "split", "source"):
+            setattr(both, column, np.concatenate([getattr(data, column), getattr(data, column)[t2]]))
+        both.slices = np.concatenate([data.slices, data.slices[t2] + [0, 1]])
+        return both
+
+    @classmethod
+    def instead(cls, data: DataSet) -> "Paired":
+        """The pairs in place of their T2 discs."""
+        pairs, t2, t1 = cls._and_pairs(data)
+        pairs._stored, pairs._partner = np.arange(len(data)), np.full(len(data), -1)
+        pairs._partner[t2] = t1
+        pairs.slices = data.slices.copy()
+        pairs.slices[t2, 1] += 1
+        return pairs
+
+    @classmethod
+    def _and_pairs(cls, data: DataSet) -> tuple["Paired", np.ndarray, np.ndarray]:
+        """The data set, the rows of its T2 discs of one slice that have a T1 partner, and those of the partners."""
+        t1 = _contrasts(data) == "t1"
+        keys = [*zip(data.patient.tolist(), data.level.tolist(), strict=True)]
+        partner_of = {keys[row]: row for row in np.flatnonzero(t1)}
+        alone = ~t1 & (data.slices[:, 1] - data.slices[:, 0] == 1)
+        t2 = np.array([row for row in np.flatnonzero(alone) if keys[row] in partner_of], int)
+        return cls(data.folder), t2, np.array([partner_of[keys[row]] for row in t2], int)
+
+    def _read_volume(self, row: int, into: np.ndarray) -> np.ndarray:
+        super()._read_volume(int(self._stored[row]), into)
+        if self._partner[row] >= 0:
+            partner = super()._read_volume(int(self._partner[row]), np.empty_like(into))
+            into[..., self.slices[row, 1] - 1] = partner[..., self.slices[self._partner[row], 0]]
+        return into
 
 
 class Turned(DataSet):
@@ -198,6 +255,32 @@ def bounded_loss(logits, labels, class_weights, softness: float = 0.0, num_label
     return jnp.sum(each, where=labelled) / _divisor(labels, num_labelled)
 
 
+def log_frequencies(labels, tasks: Sequence[Task], sources) -> dict[str, np.ndarray]:
+    """In place of class weights: the logarithm of how often each source gives each grade, float32[S, C].
+
+    Each grade counts once more than it occurs, so that one that a source never gives has a finite one.
+    """
+    counts = {
+        task.name: np.stack(
+            [
+                np.bincount(column[(sources == each) & (column != UNLABELLED)], minlength=task.num_grades)
+                for each in range(sources.max() + 1)
+            ]
+        )
+        for task, column in zip(tasks, np.asarray(labels).T, strict=True)
+    }
+    return {name: np.log((n + 1) / (n + 1).sum(1, keepdims=True)).astype(np.float32) for name, n in counts.items()}
+
+
+def biased_loss(logits, labels, frequencies, softness: float = 0.0, num_labelled=None, sources=None) -> jax.Array:
+    """A bias of each source at the head while it learns, in place of class weights (balanced softmax, Ren et al. 2020).
+
+    It is the logarithm of the source's frequencies. Without it, when discs are graded, all grades are equally frequent.
+    """
+    same = jnp.ones(logits.shape[1])
+    return _task_loss(logits + jnp.asarray(frequencies)[sources], labels, same, softness, num_labelled)
+
+
 def _divisor(labels, num_labelled) -> jax.Array:
     """As `losses.task_loss` has it: a batch's labelled discs."""
     return jnp.maximum(jnp.sum(labels != UNLABELLED) if num_labelled is None else num_labelled, 1).astype(jnp.float32)
@@ -306,6 +389,7 @@ def _mirrored_loss(logits, labels, *options) -> tuple:
 _task_loss, _multi_task_loss, _change_looks = losses.task_loss, losses.multi_task_loss, train_step.change_looks
 _class_weights = losses.class_weights
 ORDINAL = ((losses, "task_loss", _ordinal),)
+BIASED = ((losses, "class_weights", log_frequencies), (losses, "task_loss", biased_loss))
 MIRRORED = ((train_step, "change_looks", _mirrored_windows), (losses, "multi_task_loss", _mirrored_loss))
 
 
@@ -337,6 +421,9 @@ VARIANTS = {
     "worse scans": Variant(patches=((train_step, "change_looks", _worse_windows),)),
     "class weights within sources": Variant({"balance": "source"}),
     "class weights within sources, another seed": Variant({"balance": "source", "seed": 1}),
+    "bias of each source": Variant({"balance": "source"}, patches=BIASED),
+    "bias of each source and contrast": Variant({"balance": "source"}, by_source_and_contrast, BIASED),
+    "T1 beside T2": Variant(discs=Paired.added, judged=Paired.instead),
     "contradicted labels left out": Variant(uncontradicted=True),
     "distilled from five": Variant(teachers=TEACHERS),
     "branch at fc6": Variant({"branch_point": "fc6"}),

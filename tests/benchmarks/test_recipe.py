@@ -1,5 +1,6 @@
 """Variants of the recipe: what each changes, that all are judged alike, and the learning curve of fine-tuning."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -118,6 +119,10 @@ def differ_as_their_names_say(trained):
     assert of["another-seed"].options.seed != base.options.seed
     assert of["hard-labels"].options.soft_labels == 0 < base.options.soft_labels
     assert (base.options.balance, of["class-weights-within-sources"].options.balance) == ("all", "source")
+    assert of["bias-of-each-source"].options.balance == "source"
+    by_contrast = of["bias-of-each-source-and-contrast"].data
+    assert len({*zip(by_contrast.source.tolist(), t1.tolist(), base.data.source.tolist(), strict=True)}) == 3
+    assert len(of["T1-beside-T2"].data.rows("train")) > len(base.data.rows("train"))
     assert of["ordinal-loss"].loss is variants._ordinal
     assert base.loss is variants._task_loss is losses.task_loss, "a patch must not outlive its training"
 
@@ -224,10 +229,14 @@ def test_a_real_step_takes_the_functions_of_each_variant():
     model = train_step.make_model(config, PAPER_TASKS)
     state = jax.eval_shape(lambda: train_step.init(jax.random.key(0), model, config, np.full(9, 0.3, np.float32)))
     batch = {"volume": np.zeros((4, *VOLUME_SHAPE), np.uint16), "labels": np.zeros((4, len(PAPER_TASKS)), np.int32)}
-    balance = {task.name: np.ones(task.num_grades, np.float32) for task in PAPER_TASKS}
+    batch["source"] = np.zeros(4, np.int32)
     programs = {}
-    names = ("base", "mixup", "ordinal loss", "bounded loss", "mirrored", "worse scans")
+    of_sources = ("class weights within sources", "bias of each source")
+    names = ("base", "mixup", "ordinal loss", "bounded loss", "mirrored", "worse scans", *of_sources)
     for name in names:
+        config = dataclasses.replace(config, balance=variants.VARIANTS[name].options.get("balance", "all"))
+        shape = (2,) if config.balance == "source" else ()
+        balance = {task.name: np.ones((*shape, task.num_grades), np.float32) for task in PAPER_TASKS}
         with recipe.patched(variants.VARIANTS[name].patches):
             step = train_step.whole_step.lower(jax.random.key(0), state, batch, balance, model=model, config=config)
         programs[name] = step.as_text()
@@ -258,6 +267,23 @@ def test_the_bounded_loss_forgives_what_is_surely_wrong():
     np.testing.assert_allclose(loss, np.sum(each) / len(each), rtol=1e-5)
     sure = 50 * jnp.eye(5)
     np.testing.assert_allclose(variants.bounded_loss(sure[:1], jnp.array([3]), jnp.ones(5)), 2.0, rtol=1e-5)
+
+
+def test_a_source_bias_is_the_balanced_softmax_of_its_frequencies():
+    """Against its definition with probabilities, n_c e^z_c / Σ n e^z; where a grade does not occur, its n is one."""
+    logits, labels, _ = example(12)
+    sources = np.arange(12) % 3
+    labels = np.where(labels == UNLABELLED, UNLABELLED, np.where(sources == 2, labels % 2, labels))
+    frequencies = variants.log_frequencies(labels[:, None], PAPER_TASKS[:1], sources)["pfirrmann"]
+    counts = np.array([[np.sum((sources == s) & (labels == c)) + 1 for c in range(5)] for s in range(3)])
+    np.testing.assert_allclose(np.exp(frequencies), counts / counts.sum(1, keepdims=True), rtol=1e-6)
+    odds = counts[sources] * np.exp(np.asarray(logits, np.float64))
+    known = labels != UNLABELLED
+    expected = -np.log((odds / odds.sum(1, keepdims=True))[known, labels[known]]).mean()
+    arguments = (logits, jnp.asarray(labels), frequencies)
+    np.testing.assert_allclose(variants.biased_loss(*arguments, sources=sources), expected, rtol=1e-5)
+    by_two = variants.biased_loss(*arguments, 0.0, jnp.int32(2 * known.sum()), sources)
+    np.testing.assert_allclose(by_two, expected / 2, rtol=1e-5)
 
 
 def test_turned_discs_are_turned_as_their_label_says_and_judges_take_no_part(arguments, trained):
@@ -399,6 +425,43 @@ def test_phantoms_teach_beside_real_discs(arguments):
     )
     np.testing.assert_array_equal(volumes[::2], real)
     np.testing.assert_array_equal(volumes[1::2], phantoms)
+
+
+def test_a_pair_has_the_t1_slice_of_the_same_disc_beside_its_t2_slice(arguments):
+    data = DataSet(recipe.inner_split(arguments))
+    t1 = variants._contrasts(data) == "t1"
+    both, instead = variants.Paired.added(data, arguments.weights), variants.Paired.instead(data)
+    np.testing.assert_array_equal(both.rows("test"), data.rows("test"))
+    extra = np.arange(len(data), len(both.split))
+    assert 0 < len(extra) <= (t1 & (data.split == "train")).sum()
+    of_t2 = both._stored[extra]
+    assert not t1[of_t2].any()
+    assert (data.split[of_t2] == "train").all()
+    np.testing.assert_array_equal(both.labels[extra], data.labels[of_t2])
+    np.testing.assert_array_equal(both.source[extra], data.source[of_t2])
+    first, stop = data.slices[of_t2].T
+    np.testing.assert_array_equal(both.slices[extra], np.stack([first, stop + 1], axis=1))
+    for pair, row in list(zip(extra, of_t2, strict=True))[:3]:
+        (partner,) = np.flatnonzero(t1 & (data.patient == data.patient[row]) & (data.level == data.level[row]))
+        expected = data.volume(row)
+        place = data.slices[row, 1]
+        expected[..., place] = data.volume(partner)[..., data.slices[partner, 0]]
+        np.testing.assert_array_equal(both.volumes(np.array([pair]))[0], expected)
+        np.testing.assert_array_equal(instead.volume(row), expected)
+        np.testing.assert_array_equal(both.volume(row), data.volume(row))
+        assert instead.slices[row].tolist() == both.slices[pair].tolist()
+    stacks = np.flatnonzero(data.slices[:, 1] - data.slices[:, 0] > 1)
+    np.testing.assert_array_equal(instead.volume(stacks[0]), data.volume(stacks[0]))
+
+
+def test_discs_that_judge_as_pairs_are_written_with_their_names(arguments, tmp_path):
+    data = variants.Paired.instead(DataSet(recipe.inner_split(arguments)))
+    judging = DataSet(recipe.written(data, tmp_path / "judging"))
+    rows = data.rows("test")
+    assert set(judging.split) == {"test"}
+    for column in ("scan", "level", "labels", "slices"):
+        np.testing.assert_array_equal(getattr(judging, column), getattr(data, column)[rows])
+    np.testing.assert_array_equal(judging.volumes(np.arange(3)), data.volumes(rows[:3]))
 
 
 def test_the_learning_curve_adds_patients_and_keeps_the_judges(arguments, trained, monkeypatch):
