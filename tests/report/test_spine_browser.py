@@ -287,6 +287,11 @@ def test_a_grade_that_is_rarer_than_it_is_probable_is_shown_beside_the_more_prob
     rare = page.driver.find_elements("css selector", "#levels td.rare .grade")
     assert {cell.text for cell in rare} == {"back"}
     assert len(rare) == len(page.table())
+    page.run('document.getElementById("as-table").open = true')
+    page.driver.implicitly_wait(5)
+    for table, grades in (("#tasks", 1), ("#table", min(50, num))):
+        rare = page.driver.find_elements("css selector", f"{table} td.rare .grade")
+        assert [cell.get_attribute("textContent") for cell in rare] == ["back"] * grades
     assert "Probabilities are those of someone's raters" in page.driver.find_element("css selector", ".levels").text
 
 
@@ -350,12 +355,12 @@ def test_a_scan_is_printed_on_one_page_and_all_scans_on_one_each(chromium, data,
         report.add(row, lesion_map(2))
     page = Page(chromium, report.close(type(findings)(findings.about, "conv5", [])).as_uri())
     assert page.printed_pages() == 1
-    page.run("window.print = () => { window.sheets = document.getElementById('sheets').cloneNode(true); }")
+    page.run("window.print = () => { window.printed = document.getElementById('sheets').cloneNode(true); }")
     page.find("print-all").click()
-    page.wait_until("return window.sheets && document.getElementById('sheets').childElementCount === 0")
-    names = page.run("return [...sheets.querySelectorAll('h2')].map((e) => e.textContent)")
+    page.wait_until("return window.printed && document.getElementById('sheets').childElementCount === 0")
+    names = page.run("return [...printed.querySelectorAll('h2')].map((e) => e.textContent)")
     assert names == ["Patient 1, scan 1", "Patient 1, scan 2", "Patient 2"]
-    page.run("document.getElementById('sheets').replaceWith(sheets)")
+    page.run("document.getElementById('sheets').replaceWith(printed)")
     assert page.printed_pages() == 3
     assert page.state("scan") == 0
 
@@ -369,10 +374,10 @@ def test_names_in_the_list_are_whole(page):
 
 def test_of_many_scans_sixty_are_printed_at_once_from_the_chosen_one_on(page):
     page.run("facts.scans.push(...Array(60).fill(facts.scans[0])); chooseScan(1)")
-    page.run("window.print = () => { window.sheets = document.getElementById('sheets').childElementCount; }")
+    page.run("window.print = () => { window.printed = document.getElementById('sheets').childElementCount; }")
     page.find("print-all").click()
-    page.wait_until("return window.sheets")
-    assert page.run("return sheets") == 60
+    page.wait_until("return window.printed")
+    assert page.run("return printed") == 60
     assert page.state("scan") == 1
 
 

@@ -173,10 +173,8 @@ function describe() {
     button.textContent = other.title;
     button.addEventListener("click", () => chooseTask(index));
     line.setAttribute("aria-current", String(index === state.task));
-    const network = cell(other.grades[gradeOf(disc, index)]);
-    network.append(" ", span(`${percent(confidence(disc, index))}\u00a0%`, "sure"));
     const label = isGraded(disc, index) ? other.grades[disc.label[index]] : "–";
-    line.append(cell(button, "", "th"), network, cell(label, differs(disc, index) ? "other" : ""));
+    line.append(cell(button, "", "th"), gradeCell(disc, index), cell(label, differs(disc, index) ? "other" : ""));
     return line;
   }));
 }
@@ -284,8 +282,7 @@ const tablePart = pagedTable("table", (index) => {
   button.textContent = nameOf(disc);
   button.addEventListener("click", () => openDisc(index));
   line.append(cell(button, "", "th"), cell(disc.level), ...facts.tasks.map((task, place) => {
-    const made = cell(span(task.grades[gradeOf(disc, place)], "grade"));
-    made.append(" ", span(`${percent(confidence(disc, place))}\u00a0%`, "sure"));
+    const made = gradeCell(disc, place);
     if (differs(disc, place)) made.append(" ", span(`rater ${task.grades[disc.label[place]]}`, "other"));
     return made;
   }));

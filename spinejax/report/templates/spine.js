@@ -17,6 +17,14 @@ function isDoubtful(disc, task) {
   return disc.lead[task] < closeCall;
 }
 
+// A cell of a table: what the network gives a disc for a task, and how probable that is.
+function gradeCell(disc, task, name = "") {
+  const made = cell(span(facts.tasks[task].grades[gradeOf(disc, task)], "grade"), name);
+  made.append(" ", span(`${percent(confidence(disc, task))}\u00a0%`, "sure"));
+  made.classList.toggle("rare", isRare(disc, task));
+  return made;
+}
+
 const currentScan = () => facts.scans[state.scan];
 
 // The picture ---------------------------------------------------------------------------------------------------------
@@ -156,12 +164,12 @@ function listLevels() {
     button.textContent = disc.level;
     button.addEventListener("click", () => openDisc(index));
     line.append(cell(button, "", "th"), ...facts.tasks.map((task, place) => {
-      const grade = gradeOf(disc, place), made = cell(span(task.grades[grade], "grade"), place === state.task ? "current" : "");
-      made.style.setProperty("--severity", severity(grade, place));
-      const doubtful = isDoubtful(disc, place);
-      made.append(" ", span(`${percent(confidence(disc, place))}\u00a0%${doubtful ? "\u00a0?" : ""}`, "sure"));
-      made.classList.toggle("rare", isRare(disc, place));
-      if (doubtful) made.title = "A close call: the next grade is less than 20 points behind.";
+      const made = gradeCell(disc, place, place === state.task ? "current" : "");
+      made.style.setProperty("--severity", severity(gradeOf(disc, place), place));
+      if (isDoubtful(disc, place)) {
+        made.lastChild.append("\u00a0?");
+        made.title = "A close call: the next grade is less than 20 points behind.";
+      }
       if (isGraded(disc, place)) made.append(span(`rater ${task.grades[disc.label[place]]}`, differs(disc, place) ? "other" : "same"));
       made.addEventListener("click", () => { chooseTask(place); openDisc(index); });
       return made;
