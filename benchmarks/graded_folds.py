@@ -25,7 +25,7 @@ from spinejax.tasks import UNLABELLED, Task
 
 NETWORK, REGRESSION = "spinejax", "logistic regression"
 JUDGES = (0, 1)
-"""Folds whose patients judge variants of the recipe (`benchmarks.recipe`); the figures of the others chose nothing."""
+"""Folds whose patients judge variants of the recipe (`benchmarks.recipe`), so that the other folds' figures do not."""
 STATISTICS = {
     "mean per-class accuracy, %": grading.mean_per_class_accuracy,
     "within ±1, %": grading.within_one,

@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from benchmarks import goals, graded_folds, referring
+from benchmarks import decisions, goals, graded_folds, referring
 from benchmarks.graded_folds import Missed, Pool
 from benchmarks.mistakes import draw_mistakes
 from benchmarks.own_side import own_sides, point_in_stacks
@@ -101,6 +101,7 @@ def main(arguments: Arguments) -> None:
     content = results | {
         "goals": goals.against_goals(pool),
         "referring": referring.by_group(pool),
+        "decisions": decisions.by_group(pool, pool.tasks[0]),
         "subgroups": subgroups,
         "own_side": own_sides(folds),
         "recipe": " ".join(["train.py", PRESET, *arguments.options]),
@@ -109,7 +110,8 @@ def main(arguments: Arguments) -> None:
     draw_mistakes(pool, data, pool.tasks[0], arguments.out / "mistakes.png")
     referring.draw(content["referring"], arguments.out / "referring.png")
     tables = [graded_folds.markdown(content), subgroups_table(subgroups)]
-    tables += [goals.markdown(content["goals"]), referring.markdown(content["referring"])]
+    tables += [goals.markdown(content["goals"]), decisions.markdown(content["decisions"])]
+    tables += [referring.markdown(content["referring"])]
     text = "\n".join(tables)
     write_atomically(arguments.out / "weights.md", lambda path: path.write_text(text))
     Console(width=None if sys.stdout.isatty() else 200).print(text, markup=False, highlight=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from benchmarks import goals, graded_folds, intensity_baseline, mistakes, own_side, referring, weights
+from benchmarks import decisions, goals, graded_folds, intensity_baseline, mistakes, own_side, referring, weights
 from benchmarks.graded_folds import Missed, Pool
 from data_prep.dataset.pseudonyms import Pseudonyms
 from data_prep.detector.training.cross_fitting import NUM_FOLDS, fold_of
@@ -350,7 +350,7 @@ def test_goals_are_measured_with_the_grades_that_their_measure_asks_for(monkeypa
         return cohen_kappa_score(labels[inside], grades, weights="quadratic")
 
     for each, (name, rule) in zip(found, wanted, strict=True):
-        for folds, inside in (("all folds", pool.folds >= 0), ("folds that chose nothing", pool.folds >= 2)):
+        for folds, inside in (("all folds", pool.folds >= 0), ("folds 2 to 4", pool.folds >= 2)):
             network, regression = (measured(name, rule, probabilities, inside) for probabilities in given)
             assert each[folds]["n"] == inside.sum()
             assert each[folds]["reached"]["value"] == pytest.approx(network)
@@ -425,6 +425,25 @@ def test_referring_keeps_the_discs_that_a_rater_of_the_other_folds_is_sure_of(tm
     assert line.endswith("| 50, 100.0 |")
     referring.draw(found, tmp_path / "referring.png")
     assert (tmp_path / "referring.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_each_decision_is_measured_of_the_network_and_of_the_rater():
+    """A rater who gives the first grade to two discs of three, and a network that is as sure of either grade."""
+    labels = np.tile([0, 0, 2], 40)
+    network = np.where((np.arange(120) % 3 == 2)[:, None], [0.3, 0.1, 0.6], [0.4, 0.3, 0.3])
+    pool = a_pool(labels, network, network)
+    found = decisions.by_group(pool, pool.tasks[0])["SPIDER T2"]
+    assert list(found["network"]) == ["balance", "distance"]
+    assert list(found["rater"]) == ["balance", "probability", "distance"]
+    agreed = {rule: each["exact_agreement"]["value"] for rule, each in found["network"].items()}
+    assert agreed == {"balance": 1, "distance": pytest.approx(1 / 3)}  # the median of 0.4, 0.3, 0.3 is the middle grade
+    assert found["network"]["distance"]["within_one"]["value"] == 1
+    as_rater, frequencies = pool.as_rater(pool.tasks[0], pool.groups == "SPIDER T2")
+    for rule, each in found["rater"].items():
+        grades = grading.decide(as_rater, rule, frequencies)
+        assert each["exact_agreement"]["value"] == pytest.approx(np.mean(grades == labels))
+        assert each["kappa"]["value"] == pytest.approx(cohen_kappa_score(labels, grades, weights="quadratic"))
+    assert "| SPIDER T2 | network | balance | 100.0 [100.0, 100.0] |" in decisions.markdown({"SPIDER T2": found})
 
 
 def test_what_the_raters_grades_gain_has_the_right_sign():
