@@ -255,6 +255,22 @@ def bounded_loss(logits, labels, class_weights, softness: float = 0.0, num_label
     return jnp.sum(each, where=labelled) / _divisor(labels, num_labelled)
 
 
+def tempered_weights(labels, tasks: Sequence[Task], sources) -> dict[str, np.ndarray]:
+    """Square roots of each source's class weights, float32[S, C], that average one over its labelled discs.
+
+    A grade that a source gives to one disc in sixty then counts an eighth of one that nearly all others have.
+    """
+    tempered = {}
+    for task, column in zip(tasks, np.asarray(labels).T, strict=True):
+        known = column != UNLABELLED
+        roots = np.sqrt(_class_weights(labels, tasks, sources)[task.name])
+        sums = np.bincount(sources[known], roots[sources, column][known], minlength=len(roots))
+        counts = np.bincount(sources[known], minlength=len(roots))
+        means = np.divide(sums, counts, out=np.ones(len(roots)), where=counts > 0)
+        tempered[task.name] = (roots / means[:, None]).astype(np.float32)
+    return tempered
+
+
 def log_frequencies(labels, tasks: Sequence[Task], sources) -> dict[str, np.ndarray]:
     """In place of class weights: the logarithm of how often each source gives each grade, float32[S, C].
 
@@ -389,6 +405,7 @@ def _mirrored_loss(logits, labels, *options) -> tuple:
 _task_loss, _multi_task_loss, _change_looks = losses.task_loss, losses.multi_task_loss, train_step.change_looks
 _class_weights = losses.class_weights
 ORDINAL = ((losses, "task_loss", _ordinal),)
+TEMPERED = ((losses, "class_weights", tempered_weights),)
 BIASED = ((losses, "class_weights", log_frequencies), (losses, "task_loss", biased_loss))
 MIRRORED = ((train_step, "change_looks", _mirrored_windows), (losses, "multi_task_loss", _mirrored_loss))
 
@@ -421,6 +438,7 @@ VARIANTS = {
     "worse scans": Variant(patches=((train_step, "change_looks", _worse_windows),)),
     "class weights within sources": Variant({"balance": "source"}),
     "class weights within sources, another seed": Variant({"balance": "source", "seed": 1}),
+    "tempered class weights within sources": Variant({"balance": "source"}, patches=TEMPERED),
     "bias of each source": Variant({"balance": "source"}, patches=BIASED),
     "bias of each source and contrast": Variant({"balance": "source"}, by_source_and_contrast, BIASED),
     "T1 beside T2": Variant(discs=Paired.added, judged=Paired.instead),

@@ -269,6 +269,20 @@ def test_the_bounded_loss_forgives_what_is_surely_wrong():
     np.testing.assert_allclose(variants.bounded_loss(sure[:1], jnp.array([3]), jnp.ones(5)), 2.0, rtol=1e-5)
 
 
+def test_tempered_weights_are_the_square_roots_of_each_source():
+    """By hand: a source of 1 and 16 discs of two grades, one of 9 and 1 of two others, and one without labels."""
+    labels = np.repeat([0, 1, 2, 3, UNLABELLED], [1, 16, 9, 1, 5])
+    sources = np.repeat([0, 1, 2], [17, 10, 5])
+    found = variants.tempered_weights(labels[:, None], PAPER_TASKS[:1], sources)["pfirrmann"]
+    assert found.shape == (3, 5)
+    assert found[0, 0] / found[0, 1] == pytest.approx(4)
+    assert found[1, 3] / found[1, 2] == pytest.approx(3)
+    for source in range(2):
+        assert found[source][labels[sources == source]].mean() == pytest.approx(1)
+    assert not found[0, 2:].any()
+    assert not found[2].any()
+
+
 def test_a_source_bias_is_the_balanced_softmax_of_its_frequencies():
     """Against its definition with probabilities, n_c e^z_c / Σ n e^z; where a grade does not occur, its n is one."""
     logits, labels, _ = example(12)
