@@ -260,15 +260,14 @@ def tempered_weights(labels, tasks: Sequence[Task], sources) -> dict[str, np.nda
 
     A grade that a source gives to one disc in sixty then counts an eighth of one that nearly all others have.
     """
-    tempered = {}
-    for task, column in zip(tasks, np.asarray(labels).T, strict=True):
-        known = column != UNLABELLED
-        roots = np.sqrt(_class_weights(labels, tasks, sources)[task.name])
-        sums = np.bincount(sources[known], roots[sources, column][known], minlength=len(roots))
-        counts = np.bincount(sources[known], minlength=len(roots))
-        means = np.divide(sums, counts, out=np.ones(len(roots)), where=counts > 0)
-        tempered[task.name] = (roots / means[:, None]).astype(np.float32)
-    return tempered
+    tempered: dict[str, list[np.ndarray]] = {task.name: [] for task in tasks}
+    for source in range(sources.max() + 1):
+        mine = labels[sources == source]
+        for task, column in zip(tasks, mine.T, strict=True):
+            roots = np.sqrt(_class_weights(mine, tasks)[task.name])
+            known = column[column != UNLABELLED]
+            tempered[task.name].append(roots / roots[known].mean() if len(known) else roots)
+    return {name: np.stack(each) for name, each in tempered.items()}
 
 
 def log_frequencies(labels, tasks: Sequence[Task], sources) -> dict[str, np.ndarray]:
