@@ -10,14 +10,14 @@ and 1 are graded with 54 views: Sudirman's, and SPIDER's to see what the network
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from benchmarks.graded_folds import group, predictions, show
+from benchmarks.graded_folds import STATISTICS, group, predictions, show
 from benchmarks.recipe import Sources, folder, inner_split, train_and_grade
 from benchmarks.running import require_trained, run_script, start
 from benchmarks.variants import SPIDER_ALONE
@@ -28,12 +28,13 @@ from spinejax.files.atomic import write_atomically
 from spinejax.files.json_files import write_json
 from spinejax.metrics import grading
 from spinejax.parallel import runtime
-from spinejax.tasks import UNLABELLED
+from spinejax.tasks import UNLABELLED, Task
 
 NUM_PATIENTS = (10, 30, 100)
 TASKS = ("pfirrmann", "bulging", "spondylolisthesis", "degenerated", "stenosis")
 """What Sudirman's labels are of. The last two are new to the network."""
 SOURCES = ("Sudirman T2", "SPIDER T2")
+GAINED = "better than before fine-tuning by"
 
 
 def main(arguments: Sources) -> None:
@@ -42,14 +43,14 @@ def main(arguments: Sources) -> None:
     discs = inner_split(arguments)
     train_and_grade(SPIDER_ALONE, discs, arguments)
     begin = folder(arguments.out, SPIDER_ALONE)
-    content = {"0": measured(DataSet(discs), begin / "graded")}
+    content = {"0": measured(DataSet(discs), begin, begin)}
     for num in NUM_PATIENTS:
         here = arguments.out / f"fine-tuned-{num}"
         data = taught_by(DataSet(discs), num)
         if not (here / "graded" / "predictions.csv").is_file():
             fine_tune_and_grade(data, here, begin / "run")
         learned = data.rows("train"), data.rows("validation")
-        content[str(num)] = {"discs": [len(rows) for rows in learned]} | measured(data, here / "graded")
+        content[str(num)] = {"discs": [len(rows) for rows in learned]} | measured(data, here, begin)
     write_json(arguments.out / "learning-curve.json", content)
     text = markdown(content)
     write_atomically(arguments.out / "learning-curve.md", lambda path: path.write_text(text))
@@ -80,9 +81,15 @@ def fine_tune_and_grade(data: DataSet, here: Path, begin: Path) -> None:
     run_script("evaluate.py", *words)
 
 
-def measured(data: DataSet, graded: Path) -> dict[str, Any]:
-    """Source → task → n and the measures, of the test patients' labelled discs; JSON."""
-    given = predictions(graded.parent)
+def measured(data: DataSet, here: Path, begin: Path) -> dict[str, Any]:
+    """Source → task → n and the measures, of the test patients' labelled discs, and what is gained; JSON.
+
+    Args:
+        data: the discs.
+        here: the folder of a network's run and grades.
+        begin: that of the network that was fine-tuned, to compare with.
+    """
+    given, before = predictions(here), predictions(begin)
     groups = np.array([group(*data.manifest["scans"][scan].values()) for scan in data.scan.tolist()])
     found: dict[str, Any] = {}
     for name in SOURCES:
@@ -91,16 +98,31 @@ def measured(data: DataSet, graded: Path) -> dict[str, Any]:
             keys = [*zip(data.scan[rows].tolist(), data.level[rows].tolist(), strict=True)]
             if not len(rows) or task.name not in given[keys[0]] or task.name not in TASKS:
                 continue
-            probabilities = np.array([given[key][task.name] for key in keys])
             labels = data.labels[rows, column].astype(np.int64)
-            result = grading.evaluate_task(task, labels, probabilities, data.patient[rows])
-            if result is not None:
-                found.setdefault(name, {})[task.name] = result.to_json()
+            probabilities = [
+                np.array([each[key][task.name] for key in keys])
+                for each in (given, before)
+                if task.name in each[keys[0]]
+            ]
+            result = grading.evaluate_task(task, labels, probabilities[0], data.patient[rows])
+            if result is None:
+                continue
+            found.setdefault(name, {})[task.name] = result.to_json()
+            if len(probabilities) > 1:
+                found[name][task.name][GAINED] = _gained(task, labels, *probabilities, data.patient[rows])
     return found
 
 
+def _gained(task: Task, labels, probabilities, before, patients) -> dict[str, Any]:
+    confusions = [
+        grading.patient_confusions(labels, each.argmax(1), patients, task.num_grades)
+        for each in (probabilities, before)
+    ]
+    return {each.__name__: grading.difference(each, *confusions).to_json() for each in STATISTICS.values()}
+
+
 def markdown(content: Mapping[str, Any]) -> str:
-    """The table of docs/results.md: a row for each number of patients."""
+    """The tables of docs/results.md: the figures, and what is gained, each with a row for each number of patients."""
     columns = {
         "Sudirman: Pfirrmann, %": ("Sudirman T2", "pfirrmann", "mean_per_class_accuracy"),
         "within ±1, %": ("Sudirman T2", "pfirrmann", "within_one"),
@@ -109,14 +131,19 @@ def markdown(content: Mapping[str, Any]) -> str:
         "stenosis, %": ("Sudirman T2", "stenosis", "mean_per_class_accuracy"),
         "SPIDER: Pfirrmann, %": ("SPIDER T2", "pfirrmann", "mean_per_class_accuracy"),
     }
-    lines = [f"| patients | discs | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
-    for num, found in content.items():
-        cells = [
-            show(found[source][task][statistic], statistic) if task in found[source] else "–"
-            for source, task, statistic in columns.values()
-        ]
-        lines.append(f"| {num} | {sum(found.get('discs', []))} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    head = [f"| patients | discs | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+
+    def rows(numbers: Iterable[str], measures_of: Callable[[Mapping], Mapping]) -> Iterator[str]:
+        for num in numbers:
+            cells = []
+            for source, task, statistic in columns.values():
+                measures = measures_of(content[num][source].get(task, {}))
+                cells.append(show(measures[statistic], statistic) if statistic in measures else "–")
+            yield f"| {num} | {sum(content[num].get('discs', []))} | {' | '.join(cells)} |"
+
+    figures = rows(content, lambda measures: measures)
+    gained = rows([num for num in content if num != "0"], lambda measures: measures.get(GAINED, {}))
+    return "\n".join([*head, *figures, "", "Gained:", "", *head, *gained]) + "\n"
 
 
 if __name__ == "__main__":

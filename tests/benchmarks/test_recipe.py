@@ -21,7 +21,7 @@ from spinejax.errors import SpinejaxError
 from spinejax.geometry import VOLUME_SHAPE
 from spinejax.network import losses
 from spinejax.network.spinenet import filled
-from spinejax.tasks import PAPER_TASKS, UNLABELLED
+from spinejax.tasks import PAPER_TASKS, UNLABELLED, Task
 from spinejax.training import train_step
 from tests.benchmarks.test_weights import KEY, finished_weights, grade_perfectly
 
@@ -493,5 +493,17 @@ def test_the_learning_curve_adds_patients_and_keeps_the_judges(arguments, traine
     np.testing.assert_array_equal(first.rows("test"), second.rows("test"))
     assert all(training.options.init_from == trained[0].folder for training in trained[1:])
     table = (arguments.out / "learning-curve.md").read_text().splitlines()
-    assert [row.split(" | ")[0] for row in table[2:]] == ["| 0", "| 3", "| 6"]
+    rows = [row.split(" | ")[0] for row in table if row.startswith("| ")]
+    assert rows == ["| patients", "| 0", "| 3", "| 6", "| patients", "| 3", "| 6"]
     assert "100.0 [100.0, 100.0]" in table[3]
+    assert table[-1].endswith("| 0.0 [0.0, 0.0] |")
+
+
+def test_what_fine_tuning_gains_is_paired_and_has_the_right_sign():
+    """The network before finds one of two discs of each grade, the fine-tuned one all."""
+    labels, patients = np.tile([0, 0, 1, 1], 10), np.repeat(np.arange(10), 4)
+    right = np.eye(2)[labels]
+    before = np.where(np.arange(40)[:, None] % 2, right, right[:, ::-1])
+    gained = learning_curve._gained(Task("bulging", ("no", "yes")), labels, right, before, patients)
+    assert gained["mean_per_class_accuracy"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert gained["kappa"]["value"] == 1
