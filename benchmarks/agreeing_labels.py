@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Integer
 from rich.console import Console
 
-from benchmarks.graded_folds import show
 from benchmarks.own_side import own_sides, point_in_stacks
 from benchmarks.running import require_trained, run_script, start
+from benchmarks.tables import show
 from spinejax.commands import train
 from spinejax.config import PRESETS
 from spinejax.data.dataset import DataSet

@@ -27,6 +27,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from benchmarks.running import require_trained, run_script, start
+from benchmarks.tables import table
 from spinejax import paper
 from spinejax.config import PRESETS
 from spinejax.network.spinenet import BRANCH_POINTS
@@ -146,10 +147,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def markdown(rows: Sequence[Mapping]) -> str:
     """The table of docs/results.md."""
     tasks = list(rows[0]["tasks"])
-    lines = [
-        "| branch point | random views | graded with | " + " | ".join([*tasks, "mean"]) + " |",
-        "|---" * (len(tasks) + 4) + "|",
-    ]
+    lines = []
     for row in rows:
         figures = [*row["tasks"].values(), row["mean"]]
         cells = [
@@ -158,8 +156,8 @@ def markdown(rows: Sequence[Mapping]) -> str:
             "1 view" if row["num_views"] == 1 else f"{row['num_views']} views",
         ]
         cells += [f"{each['mean']:.1f} ± {each['std']:.1f}" for each in figures]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return table(("branch point", "random views", "graded with", *tasks, "mean"), lines)
 
 
 def plot(rows: Sequence[Mapping]) -> bytes:

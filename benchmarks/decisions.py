@@ -5,7 +5,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks.graded_folds import STATISTICS, Pool, show
+from benchmarks.graded_folds import STATISTICS, Pool
+from benchmarks.tables import show, table
 from spinejax.metrics import grading
 from spinejax.metrics.grading import Rule
 from spinejax.tasks import Task
@@ -48,10 +49,12 @@ def _of_grader(task: Task, labels, patients, probabilities, frequencies) -> dict
 
 def markdown(found: Mapping[str, Any]) -> str:
     """A table: a row for each group, grader and rule."""
-    lines = [f"| discs | grader | --decide-by | {' | '.join(_MEASURES)} |", "|---" * (3 + len(_MEASURES)) + "|"]
-    for name, graders in found.items():
-        for who, rules in graders.items():
-            for rule, measures in rules.items():
-                cells = (show(estimate, measure) for measure, estimate in measures.items())
-                lines.append(f"| {name} | {who} | {rule} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return table(
+        ("discs", "grader", "--decide-by", *_MEASURES),
+        [
+            (name, who, rule, *(show(estimate, measure) for measure, estimate in measures.items()))
+            for name, graders in found.items()
+            for who, rules in graders.items()
+            for rule, measures in rules.items()
+        ],
+    )

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.graded_folds import JUDGES, NETWORK, REGRESSION, STATISTICS, Pool, show
+from benchmarks.graded_folds import JUDGES, NETWORK, REGRESSION, STATISTICS, Pool
+from benchmarks.tables import show, table
 from spinejax.metrics import grading
 from spinejax.metrics.grading import Rule
-from spinejax.tasks import UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,16 @@ def against_goals(pool: Pool) -> list[dict[str, Any]]:
 
 
 def _reached(pool: Pool, goal: Goal, inside: np.ndarray) -> dict[str, Any]:
-    labels = pool.labels[goal.task]
-    inside = inside & (pool.groups == goal.discs) & (labels != UNLABELLED)
-    network, regression = (
-        grading.patient_confusions(
-            labels[inside],
-            grading.decide(pool.probabilities[who][goal.task][inside], goal.decide_by),
-            pool.patients[inside],
-            pool.probabilities[who][goal.task].shape[1],
-        )
-        for who in (NETWORK, REGRESSION)
-    )
+    (task,) = (task for task in pool.tasks if task.name == goal.task)
+    confusions = []
+    for who in (NETWORK, REGRESSION):
+        probabilities, labels, patients = pool.labelled(task, inside & (pool.groups == goal.discs), who)
+        grades = grading.decide(probabilities, goal.decide_by)
+        confusions.append(grading.patient_confusions(labels, grades, patients, task.num_grades))
     return {
-        "n": int(inside.sum()),
-        "reached": grading.estimate(goal.measure, network).to_json(),
-        "better than the regression by": grading.difference(goal.measure, network, regression).to_json(),
+        "n": int(confusions[0].sum()),
+        "reached": grading.estimate(goal.measure, confusions[0]).to_json(),
+        "better than the regression by": grading.difference(goal.measure, *confusions).to_json(),
     }
 
 
@@ -84,22 +79,13 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """A table of the goals."""
     words = {statistic.__name__: words for words, statistic in STATISTICS.items()}
     of_folds = ("n", "reached", "better than the regression by")
-    columns = (
-        "discs",
-        "task",
-        "measure",
-        "grade by",
-        "goal",
-        *of_folds,
-        *(f"folds 2 to 4: {each}" for each in of_folds),
-    )
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    others = (f"folds 2 to 4: {each}" for each in of_folds)
+    rows = []
     for each in found:
         measure = each["measure"]
         goal = f"{each['goal']:.2f}" if measure == "kappa" else f"{100 * each['goal']:g}"
-        cells = [each["discs"], each["task"], words[measure], each["decide_by"], goal]
+        rows.append([each["discs"], each["task"], words[measure], each["decide_by"], goal])
         for folds in ("all folds", "folds 2 to 4"):
-            n, *others = (each[folds][name] for name in of_folds)
-            cells += [str(n), *(show(estimate, measure) for estimate in others)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            n, *estimates = (each[folds][name] for name in of_folds)
+            rows[-1] += [n, *(show(estimate, measure) for estimate in estimates)]
+    return table(("discs", "task", "measure", "grade by", "goal", *of_folds, *others), rows)

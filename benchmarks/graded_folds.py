@@ -14,13 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from benchmarks import intensity_baseline
+from benchmarks.tables import show, table
 from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import Patient
 from spinejax.data.dataset import DataSet
 from spinejax.metrics import calibration, grading
 from spinejax.metrics.calibration import Rater
-from spinejax.metrics.grading import Estimate
-from spinejax.report.tables import percent
 from spinejax.tasks import UNLABELLED, Task
 
 NETWORK, REGRESSION = "spinejax", "logistic regression"
@@ -127,10 +126,12 @@ class Pool:
         by_task = {task.name: labels[:, column] for column, task in enumerate(tasks)}
         return cls(tasks, np.arange(len(data)), groups, data.patient, by_task, given, fold, missed)
 
-    def labelled(self, task: Task, inside: Bool[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The network's probabilities, the labels and the patients of the discs that have a label."""
+    def labelled(
+        self, task: Task, inside: Bool[np.ndarray, " N"], who: str = NETWORK
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A grader's probabilities, the labels and the patients of the discs that have a label."""
         has_one = inside & (self.labels[task.name] != UNLABELLED)
-        return self.probabilities[NETWORK][task.name][has_one], self.labels[task.name][has_one], self.patients[has_one]
+        return self.probabilities[who][task.name][has_one], self.labels[task.name][has_one], self.patients[has_one]
 
     def results(self) -> dict[str, Any]:
         """Group → task name → the measures, for every group that has labels for the task; JSON."""
@@ -151,8 +152,7 @@ class Pool:
         if len(set(labels)) < 2:
             return None
         result = grading.evaluate_task(task, labels, probabilities, patients)
-        has_one = inside & (self.labels[task.name] != UNLABELLED)
-        regressed = self.probabilities[REGRESSION][task.name][has_one]
+        regressed, _, _ = self.labelled(task, inside, REGRESSION)
         baseline = grading.evaluate_task(task, labels, regressed, patients)
         both = [
             grading.patient_confusions(labels, each.argmax(1), patients, task.num_grades)
@@ -263,57 +263,41 @@ def _with_missed(
 
 def markdown(content: Mapping[str, Any]) -> str:
     """The tables of docs/results.md."""
-    columns = ("discs", "task", "n", "measure", NETWORK, REGRESSION, "difference", "missed discs as wrong")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, tasks in content["groups"].items():
-        for task, found in tasks.items():
-            for words, statistic in STATISTICS.items():
-                if statistic.__name__ in found["better than the regression by"]:
-                    lines.append(_row(name, task, words, statistic.__name__, found))
-    measures = [words.removesuffix(", %") for words in STATISTICS]
-    columns = (
-        "discs",
-        "task",
-        "calibration error, %: network, temperature, rater",
-        "Brier score: the same, frequencies",
+    found_of = [(name, task, found) for name, tasks in content["groups"].items() for task, found in tasks.items()]
+    tables = (_accuracy(found_of), _calibration(found_of), _own_side(content["own_side"]))
+    return "\n".join(tables)
+
+
+def _accuracy(found_of: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    rows = []
+    for name, task, found in found_of:
+        every = found["with missed discs as wrong"]
+        for words, statistic in ((words, each.__name__) for words, each in STATISTICS.items()):
+            if statistic in found["better than the regression by"]:
+                graders = (found[NETWORK], found[REGRESSION], found["better than the regression by"])
+                cells = (show(each[statistic], statistic) for each in graders)
+                wrong = f"{show(every[statistic], statistic)}, {every['missed']} missed"
+                rows.append((name, task, found[NETWORK]["n"], words, *cells, wrong))
+    return table(
+        ("discs", "task", "n", "measure", NETWORK, REGRESSION, "difference", "missed discs as wrong"),
+        rows,
     )
-    lines += ["", f"| {' | '.join((*columns, *measures))} |", "|---" * (len(columns) + len(measures)) + "|"]
-    for name, tasks in content["groups"].items():
-        for task, found in tasks.items():
-            fits = found["calibration"]
-            which = ("before", "after", "as_rater", "of_frequencies")
-            errors = [
-                ", ".join(f"{100 * fits[f'error_{each}']:.1f}" for each in which[:3]),
-                ", ".join(f"{fits[f'brier_{each}']:.3f}" for each in which),
-            ]
-            changes = fits["better as the rater by"]
-            shown = [each.__name__ for each in STATISTICS.values()]
-            cells = [show(changes[each], each) if each in changes else "–" for each in shown]
-            lines.append(f"| {' | '.join((name, task, *errors, *cells))} |")
-    lines += ["", "| hotspots of | discs graded abnormal | energy at the own side, % |", "|---" * 3 + "|"]
-    for task, found in content["own_side"].items():
-        lines.append(f"| {task} | {found['n']} | {percent(_estimate(found['own_side']))} |")
-    return "\n".join(lines) + "\n"
 
 
-def _row(name: str, task: str, words: str, statistic: str, found: Mapping[str, Any]) -> str:
-    every = found["with missed discs as wrong"]
-    cells = [
-        show(found[NETWORK][statistic], statistic),
-        show(found[REGRESSION][statistic], statistic),
-        show(found["better than the regression by"][statistic], statistic),
-        f"{show(every[statistic], statistic)}, {every['missed']} missed",
-    ]
-    return f"| {name} | {task} | {found[NETWORK]['n']} | {words} | {' | '.join(cells)} |"
+def _calibration(found_of: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    rows = []
+    for name, task, found in found_of:
+        fits = found["calibration"]
+        which = ("before", "after", "as_rater", "of_frequencies")
+        errors = ", ".join(f"{100 * fits[f'error_{each}']:.1f}" for each in which[:3])
+        scores = ", ".join(f"{fits[f'brier_{each}']:.3f}" for each in which)
+        changes, shown = fits["better as the rater by"], [each.__name__ for each in STATISTICS.values()]
+        cells = (show(changes[each], each) if each in changes else "–" for each in shown)
+        rows.append((name, task, errors, scores, *cells))
+    errors, scores = "calibration error, %: network, temperature, rater", "Brier score: the same, frequencies"
+    return table(("discs", "task", errors, scores, *(words.removesuffix(", %") for words in STATISTICS)), rows)
 
 
-def show(estimate: Mapping[str, float | None], statistic: str = "") -> str:
-    """An estimate with its interval: κ as a number, other statistics in per cent."""
-    value = _estimate(estimate)
-    if statistic == "kappa":
-        return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
-    return percent(value)
-
-
-def _estimate(numbers: Mapping[str, float | None]) -> Estimate:
-    return Estimate(**{name: np.nan if number is None else number for name, number in numbers.items()})
+def _own_side(found: Mapping[str, Any]) -> str:
+    rows = [(task, each["n"], show(each["own_side"])) for task, each in found.items()]
+    return table(("hotspots of", "discs graded abnormal", "energy at the own side, %"), rows)

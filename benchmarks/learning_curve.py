@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.graded_folds import STATISTICS, group, predictions, show
+from benchmarks.graded_folds import STATISTICS, group, predictions
 from benchmarks.recipe import Sources, folder, inner_split, train_and_grade
 from benchmarks.running import require_trained, run_script, start
+from benchmarks.tables import show, table
 from benchmarks.variants import SPIDER_ALONE
 from spinejax.commands import train
 from spinejax.config import PRESETS
@@ -131,19 +132,19 @@ def markdown(content: Mapping[str, Any]) -> str:
         "stenosis, %": ("Sudirman T2", "stenosis", "mean_per_class_accuracy"),
         "SPIDER: Pfirrmann, %": ("SPIDER T2", "pfirrmann", "mean_per_class_accuracy"),
     }
-    head = [f"| patients | discs | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    head = ("patients", "discs", *columns)
 
-    def rows(numbers: Iterable[str], measures_of: Callable[[Mapping], Mapping]) -> Iterator[str]:
+    def rows(numbers: Iterable[str], measures_of: Callable[[Mapping], Mapping]) -> Iterator[Iterable]:
         for num in numbers:
             cells = []
             for source, task, statistic in columns.values():
                 measures = measures_of(content[num][source].get(task, {}))
                 cells.append(show(measures[statistic], statistic) if statistic in measures else "–")
-            yield f"| {num} | {sum(content[num].get('discs', []))} | {' | '.join(cells)} |"
+            yield num, sum(content[num].get("discs", [])), *cells
 
     figures = rows(content, lambda measures: measures)
     gained = rows([num for num in content if num != "0"], lambda measures: measures.get(GAINED, {}))
-    return "\n".join([*head, *figures, "", "Gained:", "", *head, *gained]) + "\n"
+    return f"{table(head, figures)}\nGained:\n\n{table(head, gained)}"
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from benchmarks.graded_folds import JUDGES, group, predictions, show
+from benchmarks.graded_folds import JUDGES, group, predictions
 from benchmarks.own_side import own_sides, point_in_stacks
 from benchmarks.running import require_trained, run_script, start
+from benchmarks.tables import show, table
 from benchmarks.variants import BASE, OTHER_SEED, POOLED, TEACHERS, VARIANTS, Patches, Turned, contradicted, taught
 from data_prep.dataset.folds import write_split
 from data_prep.dataset.pseudonyms import load_or_make_key
@@ -300,22 +301,29 @@ def by_distance(graded: Graded) -> Graded:
 
 def markdown(content: Mapping[str, Any]) -> str:
     """The tables of docs/results.md: one for each group, a row for each variant."""
-    lines = ["", "| hotspots' energy at the own side, % | upper endplate | lower endplate |", "|---|---|---|"]
-    for words, tasks in content["own side"].items():
-        lines.append(f"| {words} | {' | '.join(show(tasks[task]['own_side']) for task in sorted(tasks)[::-1])} |")
-    return difference_tables(content["variants"] | content["from their grades"]) + "\n".join(lines) + "\n"
+    own_side = table(
+        ("hotspots' energy at the own side, %", "upper endplate", "lower endplate"),
+        [
+            (words, *(show(tasks[task]["own_side"]) for task in sorted(tasks)[::-1]))
+            for words, tasks in content["own side"].items()
+        ],
+    )
+    return difference_tables(content["variants"] | content["from their grades"]) + "\n" + own_side
 
 
 def difference_tables(variants: Mapping[str, Any]) -> str:
     """For each group of discs the base's figures, and how much better each variant's are."""
-    lines: list[str] = []
-    for name, measures in variants[BASE].items():
-        lines += ["", f"| {name} (n = {measures['Pfirrmann, %']['n']}) | {' | '.join(measures)} |"]
-        lines.append("|---" * (len(measures) + 1) + "|")
-        for words, found in variants.items():
-            cells = [_cell(found[name][each], each, is_base=words == BASE) for each in measures if each in found[name]]
-            lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join(lines[1:]) + "\n"
+
+    def row(words: str, found: Mapping[str, Any], measures: Mapping[str, Any]) -> list[str]:
+        return [words, *(_cell(found[each], each, is_base=words == BASE) for each in measures if each in found)]
+
+    return "\n".join(
+        table(
+            (f"{name} (n = {measures['Pfirrmann, %']['n']})", *measures),
+            [row(words, found[name], measures) for words, found in variants.items()],
+        )
+        for name, measures in variants[BASE].items()
+    )
 
 
 def _cell(found: Mapping[str, Any], measure: str, *, is_base: bool) -> str:

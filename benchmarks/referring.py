@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.graded_folds import Pool, show
+from benchmarks.graded_folds import Pool
+from benchmarks.tables import show, table
 from spinejax.files.atomic import write_atomically
 from spinejax.metrics import calibration, grading
 from spinejax.tasks import Task
@@ -49,7 +50,7 @@ def markdown(found: Referring) -> str:
         *(f"{100 * share:g} % kept" for share in _SHOWN),
         *(f"--refer-below {below:g}: kept, right" for below in _BELOW),
     ]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for name, tasks in found.items():
         for task, each in tasks.items():
             cells = [show(each["accuracy_at_coverage"][f"{share:g}"]) for share in _SHOWN]
@@ -57,8 +58,8 @@ def markdown(found: Referring) -> str:
                 kept = each["below"][f"{below:g}"]
                 share, right = kept["share_kept"]["value"], kept["accuracy_of_kept"]["value"]
                 cells.append(f"{100 * share:.0f}, {'–' if right is None else f'{100 * right:.1f}'}")
-            lines.append(f"| {name} | {task} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append((name, task, *cells))
+    return table(columns, rows)
 
 
 def draw(found: Referring, path: Path) -> None:

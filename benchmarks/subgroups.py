@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.graded_folds import Pool, show
+from benchmarks.graded_folds import Pool
+from benchmarks.tables import show, table
 from data_prep.read.csv_tables import read_table
 from data_prep.sources.pooled import Patient
 from spinejax.data.dataset import DataSet
 from spinejax.metrics import grading
 
 _COLUMNS = {"sex": "sex", "scanner": "Manufacturer", "field strength, T": "MagneticFieldStrength"}
+_DISCS = "SPIDER T2"
 _FEWEST = 40  # discs; the interval of fewer says nothing
 _TASKS = ("pfirrmann", "narrowing", "upper_endplate", "lower_endplate", "modic")
 
@@ -32,7 +34,7 @@ def by_subgroup(pool: Pool, data: DataSet, patients: Mapping[str, Patient], over
     values |= {
         words: np.array([each.get(column, "").strip() for each in of_disc]) for words, column in _COLUMNS.items()
     }
-    chosen = pool.groups == "SPIDER T2"
+    chosen = pool.groups == _DISCS
     return {
         words: {
             value: found
@@ -56,12 +58,12 @@ def _of(pool: Pool, inside: np.ndarray) -> dict[str, Any]:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """A table: mean per-class accuracy in %, a row for each value of a property, a column for each task."""
-    lines = [f"| | discs | {' | '.join(_TASKS)} |", "|---" * (len(_TASKS) + 2) + "|"]
+    rows = []
     for words, values in found.items():
         for value, tasks in values.items():
             cells = (
                 show({name: tasks[task][name] for name in ("value", "low", "high")}) if task in tasks else "–"
                 for task in _TASKS
             )
-            lines.append(f"| {words}: {value} | {max(each['n'] for each in tasks.values())} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append((f"{words}: {value}", max(each["n"] for each in tasks.values()), *cells))
+    return table((_DISCS, "discs", *_TASKS), rows)

@@ -21,6 +21,7 @@ from scipy import ndimage
 from scipy.stats import binomtest
 
 import spinejax
+from benchmarks import tables
 from benchmarks.running import peer, start
 from spinejax.data.dataset import DataSet
 from spinejax.errors import SpinejaxError
@@ -247,13 +248,13 @@ def areas(usual: Scores, others: Scores) -> dict[str, float]:
 
 def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table as text."""
-    lines = ["| discs | n | told, % | AUC: distance | trunk | confidence | spread of views |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    columns = ("discs", "n", "told, %", "AUC: distance", "trunk", "confidence", "spread of views")
+    lines = []
     for kind, row in rows.items():
         share = f"{100 * row['share']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        area = " | ".join(f"{row['auc'][score]:.2f}" if "auc" in row else "–" for score in Scores._fields)
-        lines.append(f"| {kind} | {row['n']} | {share} | {area} |")
-    return "\n".join(lines) + "\n"
+        area = (f"{row['auc'][score]:.2f}" if "auc" in row else "–" for score in Scores._fields)
+        lines.append((kind, row["n"], share, *area))
+    return tables.table(columns, lines)
 
 
 if __name__ == "__main__":

@@ -260,14 +260,13 @@ def tempered_weights(labels, tasks: Sequence[Task], sources) -> dict[str, np.nda
 
     A grade that a source gives to one disc in sixty then counts an eighth of one that nearly all others have.
     """
-    tempered: dict[str, list[np.ndarray]] = {task.name: [] for task in tasks}
-    for source in range(sources.max() + 1):
-        mine = labels[sources == source]
-        for task, column in zip(tasks, mine.T, strict=True):
-            roots = np.sqrt(_class_weights(mine, tasks)[task.name])
-            known = column[column != UNLABELLED]
-            tempered[task.name].append(roots / roots[known].mean() if len(known) else roots)
-    return {name: np.stack(each) for name, each in tempered.items()}
+    tempered = {name: np.sqrt(each) for name, each in _class_weights(labels, tasks, sources).items()}
+    for task, column in zip(tasks, np.asarray(labels).T, strict=True):
+        for source, roots in enumerate(tempered[task.name]):
+            known = column[(sources == source) & (column != UNLABELLED)]
+            if len(known):
+                roots /= roots[known].mean()
+    return tempered
 
 
 def log_frequencies(labels, tasks: Sequence[Task], sources) -> dict[str, np.ndarray]:

@@ -31,16 +31,22 @@ def class_weights(
         >>> class_weights(np.array([[0], [0], [0], [1], [-1]]), [Task("narrowing", ("no", "yes"))])["narrowing"]
         array([0.6666667, 2.       ], dtype=float32)
     """
-    if sources is not None:
-        of_each = [class_weights(labels[sources == source], tasks) for source in range(sources.max() + 1)]
-        return {task.name: np.stack([weights[task.name] for weights in of_each]) for task in tasks}
     weights = {}
     for task, column in zip(tasks, np.asarray(labels).T, strict=True):
-        counts = np.bincount(column[column != UNLABELLED], minlength=task.num_grades)
-        present = counts > 0
-        balanced = counts.sum() / (max(present.sum(), 1) * np.maximum(counts, 1))
-        weights[task.name] = np.where(present, balanced, 0).astype(np.float32)
+        if sources is None:
+            weights[task.name] = _balancing(column, task.num_grades)
+        else:
+            of_each = [column[sources == source] for source in range(sources.max() + 1)]
+            weights[task.name] = np.stack([_balancing(own, task.num_grades) for own in of_each])
     return weights
+
+
+def _balancing(labels: Int[np.ndarray, "N"], num_grades: int) -> Float[np.ndarray, "C"]:
+    """The class weights of one task from its labels."""
+    counts = np.bincount(labels[labels != UNLABELLED], minlength=num_grades)
+    present = counts > 0
+    balanced = counts.sum() / (max(present.sum(), 1) * np.maximum(counts, 1))
+    return np.where(present, balanced, 0).astype(np.float32)
 
 
 def task_loss(

@@ -288,7 +288,7 @@ def test_a_grade_that_is_rarer_than_it_is_probable_is_shown_beside_the_more_prob
     assert {cell.text for cell in rare} == {"back"}
     assert len(rare) == len(page.table())
     page.run('document.getElementById("as-table").open = true')
-    page.driver.implicitly_wait(5)
+    page.wait_until("return document.querySelector('#table tbody tr')")
     for table, grades in (("#tasks", 1), ("#table", min(50, num))):
         rare = page.driver.find_elements("css selector", f"{table} td.rare .grade")
         assert [cell.get_attribute("textContent") for cell in rare] == ["back"] * grades
