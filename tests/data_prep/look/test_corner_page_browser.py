@@ -143,7 +143,8 @@ class Page(browser.Page):
         else:
             self.find("save").click()
         end = time.monotonic() + 20
-        while not self.saved.exists():
+        # Chromium keeps the name with an empty file, and then renames the whole one to it.
+        while not self.saved.exists() or self.saved.stat().st_size == 0:
             assert time.monotonic() < end, "no file was saved"
             time.sleep(0.05)
         return json.loads(self.saved.read_text())["scans"]
