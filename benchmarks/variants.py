@@ -437,6 +437,7 @@ VARIANTS = {
     "class weights within sources": Variant({"balance": "source"}),
     "class weights within sources, another seed": Variant({"balance": "source", "seed": 1}),
     "tempered class weights within sources": Variant({"balance": "source"}, patches=TEMPERED),
+    "tempered class weights within sources, another seed": Variant({"balance": "source", "seed": 1}, patches=TEMPERED),
     "bias of each source": Variant({"balance": "source"}, patches=BIASED),
     "bias of each source and contrast": Variant({"balance": "source"}, by_source_and_contrast, BIASED),
     "T1 beside T2": Variant(discs=Paired.added, judged=Paired.instead),
