@@ -77,6 +77,7 @@ WAYS = {
     "plain gradient": Way(ranges=IDENTITY_RANGES, num_views=(1,), curves=True),
     "SmoothGrad, noise of 0.1": Way(ranges=IDENTITY_RANGES, method=Method(noise=0.1), curves=True),
     "adjoint warp": Way(method=Method(warp="adjoint")),
+    "smoothed, σ of 8 pixels": Way(method=Method(smoothing_px=8)),
     "signed maps averaged": Way(method=Method(signed=True)),
     "score of the true grade": Way(score="true"),
     "abnormal less normal score": Way(score="difference"),
@@ -229,7 +230,8 @@ def maps_of(
             map += added
             coverage += covered
             if count in way.num_views:
-                yield count, np.abs(np.asarray(mean(map, coverage, slices.astype(np.int32))))[0]
+                of_views = mean(map, coverage, slices.astype(np.int32), smoothing_px=way.method.smoothing_px)
+                yield count, np.abs(np.asarray(of_views))[0]
 
 
 @functools.partial(jax.jit, static_argnames="number")
@@ -241,7 +243,7 @@ def keys_of(row: int, number: int) -> tuple[jax.Array, jax.Array]:
 
 draw = jax.jit(jax.vmap(views.sample, in_axes=(0, None)), static_argnums=1)
 each_view = jax.jit(hotspots.evidence_of_views, static_argnames=("model", "method"))
-mean = jax.jit(hotspots.mean_evidence)
+mean = jax.jit(hotspots.mean_evidence, static_argnames="smoothing_px")
 
 
 def summarise(measures: list[dict], data: DataSet) -> dict[str, dict[str, Estimate | int]]:

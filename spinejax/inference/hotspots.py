@@ -52,14 +52,20 @@ class Method:
     """Keep the gradient's sign: positive where a brighter pixel would raise the score."""
     noise: float = 0.0
     """Standard deviation of noise added to each window, in intensity (SmoothGrad, Smilkov et al., 2017)."""
+    smoothing_px: float = 0.0
+    """Standard deviation, in pixels, of the Gaussian over which a map is averaged at last; 0 leaves the paper's map."""
 
     def __post_init__(self) -> None:
         for name in ("num_views", "views_at_once"):
             if getattr(self, name) < 1:
                 raise SpinejaxError(f"Hotspots: {name} is {getattr(self, name)}, expected 1 or more.")
-        if not 0 <= self.noise < float("inf"):
-            raise SpinejaxError(f"Hotspots: noise is {self.noise}, expected 0 or more.")
+        for name in ("noise", "smoothing_px"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SpinejaxError(f"Hotspots: {name} is {getattr(self, name)}, expected 0 or more.")
 
+
+SLICE_PX = 16
+"""Pixels of a slice from one slice to the next, at the median of SPIDER's and Sudirman's discs."""
 
 PLAIN_GRADIENT = Method(num_views=1, ranges=IDENTITY_RANGES)
 """The baseline of Simonyan et al.: the gradient at the identity view."""
@@ -123,7 +129,7 @@ def evidence(
         if in_groups < num_views:
             rest = sums(*jax.tree.map(lambda leaf: leaf[in_groups:], chosen))
             maps, coverage = maps + rest[0], coverage + rest[1]
-    return mean_evidence(maps, coverage, slices)
+    return mean_evidence(maps, coverage, slices, smoothing_px=method.smoothing_px)
 
 
 def evidence_of_views(
@@ -154,13 +160,28 @@ def mean_evidence(
     maps: Float[Array | np.ndarray, "T 112 224 9"],
     coverage: Float[Array | np.ndarray, "112 224 9"],
     slices: Int[Array | np.ndarray, "2"],
+    *,
+    smoothing_px: float = 0.0,
 ) -> Float[Array, "T 112 224 9"]:
-    """Σ map / Σ coverage, from both sums over views; 0 where no view looked, and in `slices` outside the scan."""
+    """Σ map / Σ coverage, from both sums over views; 0 where no view looked, and in `slices` outside the scan.
+
+    With `smoothing_px` both sums also run over a pixel's neighbours, with the weights of a Gaussian. What no view saw
+    then has no weight either, so that the borders do not fade.
+    """
     # A network has weights for slices outside the scan too, but their content is not evidence.
     place = jnp.arange(WINDOW_SHAPE[2]) + MARGINS[2]
     inside = (place >= slices[0]) & (place < slices[1])
     seen = (coverage > 0) & inside[None, None]
+    if smoothing_px:
+        maps, coverage = (_smoothed(jnp.where(seen, sums, 0), smoothing_px) for sums in (maps, coverage))
     return jnp.where(seen[None], maps / jnp.where(seen, coverage, 1)[None], 0)
+
+
+def _smoothed(sums: Float[Array, "*T 112 224 9"], sigma_px: float) -> Float[Array, "*T 112 224 9"]:
+    """Sums over each pixel's neighbours in three dimensions, of which a Gaussian has e^(-distance² / 2 sigma²)."""
+    places = [np.arange(size) * step for size, step in zip(WINDOW_SHAPE, (1, 1, SLICE_PX), strict=True)]
+    weights = [np.exp(-(((place[:, None] - place) / sigma_px) ** 2) / 2).astype(np.float32) for place in places]
+    return jnp.einsum("...hws,hH,wW,sS->...HWS", sums, *weights, precision="highest")
 
 
 def input_gradients(
@@ -290,7 +311,7 @@ def _in_groups(
         return jax.block_until_ready(found)  # else the next group would be computed beside this one, in as much memory
 
     maps, coverage = functools.reduce(functools.partial(jax.tree.map, jnp.add), map(sums, groups))
-    return _means_of_discs(maps, coverage, discs["slices"])
+    return _means_of_discs(maps, coverage, discs["slices"], smoothing_px=method.smoothing_px)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
@@ -315,7 +336,15 @@ def _sums_of_group(
     return jax.vmap(one_disc)(discs["volume"], discs["grades"], discs["row"])
 
 
-_means_of_discs = jax.jit(jax.vmap(mean_evidence))
+@functools.partial(jax.jit, static_argnames="smoothing_px")
+def _means_of_discs(
+    maps: Float[Array, "N T 112 224 9"],
+    coverage: Float[Array, "N 112 224 9"],
+    slices: Int[Array, "N 2"],
+    *,
+    smoothing_px: float,
+) -> Float[Array, "N T 112 224 9"]:
+    return jax.vmap(functools.partial(mean_evidence, smoothing_px=smoothing_px))(maps, coverage, slices)
 
 
 def stream(

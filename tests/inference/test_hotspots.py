@@ -1,11 +1,13 @@
 """Hotspots of a linear model, whose gradient is known, and of a network: invariants, in batches, on eight devices."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
@@ -202,6 +204,24 @@ def test_slices_outside_the_scan_have_no_evidence(maps, batch):
     np.testing.assert_array_equal(map.any((0, 1)), [False, False, True, True, True, True, True, False, False])
 
 
+def test_a_smoothed_map_is_scipys_gaussian_mean_of_what_is_seen(weights, volume):
+    """Of pixels that a view saw, in slices inside the scan: nothing comes from beyond, and nothing fades there."""
+    unseen = 30  # rows above, which the shifted view has outside its window
+    chosen, slices = view_set(shifted(unseen, 0, 0)), jnp.array([5, 10])
+    plain, smoothed = (
+        evidence(Linear(), weights, volume, chosen, (2, 0), slices, Method(smoothing_px=sigma)) for sigma in (0, 6)
+    )
+    seen = (plain != 0).any(0).astype(float)
+    assert 0.4 < seen.mean() < 0.45  # 82 of 112 rows, 5 of 9 slices
+    mean_of = functools.partial(ndimage.gaussian_filter, sigma=(6, 6, 6 / 16), mode="constant", truncate=12)
+    for before, after in zip(plain, smoothed, strict=True):
+        expected = np.where(seen, mean_of(before.astype(float)) / np.maximum(mean_of(seen), 1e-9), 0)
+        np.testing.assert_allclose(after, expected, rtol=1e-4)
+    ones = {task.name: jnp.ones((task.num_grades, *WINDOW_SHAPE)) for task in TASKS}
+    even = evidence(Linear(), ones, volume, chosen, (2, 0), slices, Method(smoothing_px=6))
+    np.testing.assert_allclose(even, np.broadcast_to(seen, even.shape), rtol=1e-5)
+
+
 def test_a_disc_has_the_same_map_in_any_batch_and_for_any_views_at_once(network, batch, maps):
     model, variables = network
     other = {name: array[[6, 2, 5]] for name, array in batch.items()}
@@ -226,7 +246,7 @@ def test_on_cpus_a_few_views_at_a_time_give_the_maps_of_one_program(network, bat
             return model.apply(variables, windows)
 
     discs = {name: array[:2] for name, array in batch.items()}
-    method = Method(num_views=19, noise=0.05)
+    method = Method(num_views=19, noise=0.05, smoothing_px=4)
     got = hotspots.hotspot_step(KEY, variables, discs, model=Watched(), method=method)
     assert set(together) == {7, 6}
     expected = np.asarray(hotspots.whole_step(KEY, variables, discs, model=Watched(), method=method))
@@ -347,3 +367,5 @@ def test_unknown_tasks_and_grades_are_refused():
         hotspots.choose_grades(TASKS, given, {"side": "left"})
     with pytest.raises(SpinejaxError, match="num_views is 0, expected 1 or more"):
         Method(num_views=0)
+    with pytest.raises(SpinejaxError, match="smoothing_px is nan, expected 0 or more"):
+        Method(smoothing_px=float("nan"))
