@@ -4,13 +4,14 @@
     python -m benchmarks.pointing --checkpoints runs/quickstart/run --data runs/pointing-discs --json pointing.json
 
 Use phantoms that the network was not trained on. Each lesion counts once, for the task that it was drawn for. The score
-traced back is that of the grade that the network gives the disc, right or wrong.
+traced back is that of the grade that the network gives the disc, right or wrong. Of several networks there is also a
+table of their mean.
 """
 
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,7 +101,7 @@ class Arguments:
     """Compare ways of making hotspots on discs with lesion masks."""
 
     checkpoints: tuple[Path, ...]
-    """Trained runs, one table for each."""
+    """Trained runs, one table for each, and one of their mean."""
     data: Path
     """Data set of phantoms."""
     split: Literal["train", "validation", "test"] | None = None
@@ -124,27 +125,65 @@ class Lesion:
 
 
 def main(arguments: Arguments) -> None:
-    """Print one table for each network."""
+    """Print one table for each network, and one of their mean."""
     runtime.set_up()
-    data, found = DataSet(arguments.data), {}
+    data, networks = DataSet(arguments.data), {}
     for run in arguments.checkpoints:
-        model, variables = checkpoint.load(run)
-        model = with_cpu_kernels(model)
-        trained = config.load(run / checkpoint.OPTIONS).views
-        lesions = lesions_of(model, variables, data, arguments)
-        measures: dict[str, list[dict]] = {}
-        started = time.perf_counter()
-        for number, lesion in enumerate(lesions, start=1):
-            own = single_task_network(model, variables, lesion.task)
-            for name, measure in measures_of(lesion, *own, data, trained, arguments.ways):
-                measures.setdefault(name, []).append(measure)
-            if number % 10 == 0:
-                print(f"{number} of {len(lesions)} lesions, {time.perf_counter() - started:.0f} s", flush=True)
-        found[run.name] = {name: summarise(each, data) for name, each in measures.items()}
-        show(run.name, found[run.name])
+        networks[run.name] = measures_of_network(run, data, arguments)
         if arguments.json:
-            content = {run: {way: as_json(tasks) for way, tasks in ways.items()} for run, ways in found.items()}
-            arguments.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            write(networks, data, arguments.json)
+    for name, found in tables_of(networks, data).items():
+        show(name, found)
+
+
+Measures = Mapping[str, list[dict]]
+"""Way → the measures of each lesion."""
+
+
+def measures_of_network(run: Path, data: DataSet, arguments: Arguments) -> Measures:
+    """A trained network's measures."""
+    model, variables = checkpoint.load(run)
+    model = with_cpu_kernels(model)
+    trained = config.load(run / checkpoint.OPTIONS).views
+    lesions = lesions_of(model, variables, data, arguments)
+    measures: dict[str, list[dict]] = {}
+    started = time.perf_counter()
+    for number, lesion in enumerate(lesions, start=1):
+        own = single_task_network(model, variables, lesion.task)
+        for name, measure in measures_of(lesion, *own, data, trained, arguments.ways):
+            measures.setdefault(name, []).append(measure)
+        if number % 10 == 0:
+            print(f"{run.name}: {number} of {len(lesions)} lesions, {time.perf_counter() - started:.0f} s", flush=True)
+    return measures
+
+
+def tables_of(networks: Mapping[str, Measures], data: DataSet) -> dict[str, dict[str, dict]]:
+    """Network → way → task → estimates; of several networks also of their mean."""
+    if len(networks) > 1:
+        networks = {**networks, f"mean of {len(networks)} networks": mean_of_networks(list(networks.values()))}
+    return {run: {way: summarise(each, data) for way, each in ways.items()} for run, ways in networks.items()}
+
+
+def mean_of_networks(networks: Sequence[Measures]) -> Measures:
+    """Each lesion's mean over networks, so that an interval over patients is of the mean; all have the same lesions.
+
+    Rightly graded is a lesion that all networks grade so.
+    """
+
+    def mean_of(lesion: Sequence[dict]) -> dict:
+        numbers = {name: np.mean([each[name] for each in lesion]) for name in lesion[0] if name not in ("task", "row")}
+        return {"task": lesion[0]["task"], "row": lesion[0]["row"], **numbers}
+
+    return {
+        way: [mean_of(lesion) for lesion in zip(*(each[way] for each in networks), strict=True)] for way in networks[0]
+    }
+
+
+def write(networks: Mapping[str, Measures], data: DataSet, path: Path) -> None:
+    """All tables, as JSON."""
+    found = tables_of(networks, data)
+    content = {run: {way: as_json(tasks) for way, tasks in ways.items()} for run, ways in found.items()}
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def lesions_of(model: SpineNet, variables: Mapping, data: DataSet, arguments: Arguments) -> list[Lesion]:
@@ -250,7 +289,7 @@ def summarise(measures: list[dict], data: DataSet) -> dict[str, dict[str, Estima
     """For each task, for "all" and for "rightly graded" lesions: n and each measure with its interval over patients."""
     kinds = {
         "all": measures,
-        "rightly graded": [each for each in measures if each["right"]],
+        "rightly graded": [each for each in measures if each["right"] == 1],
         **{task: [each for each in measures if each["task"] == task] for task in sorted({m["task"] for m in measures})},
     }
     names = (*MEASURES, "hit_by_chance", "lesion_share", "right")

@@ -21,7 +21,9 @@ def test_ways_of_making_maps_are_measured(tmp_path, monkeypatch):
     model = SpineNet(PAPER_TASKS, width=0.02)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 112, 224, 9)))
     monkeypatch.setattr(pointing.runtime, "set_up", lambda **_: None)
-    monkeypatch.setattr(pointing.checkpoint, "load", lambda run: (model, jax.device_get(variables)))
+    other = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 112, 224, 9)))
+    networks = {"run": (model, jax.device_get(variables)), "other": (model, jax.device_get(other))}
+    monkeypatch.setattr(pointing.checkpoint, "load", lambda run: networks[run.name])
     monkeypatch.setattr(pointing.config, "load", lambda path: PRESETS["quickstart"][1])
     monkeypatch.setattr(pointing, "NUM_VIEWS", 4)
     monkeypatch.setattr(pointing, "AT_ONCE", 2)
@@ -31,10 +33,24 @@ def test_ways_of_making_maps_are_measured(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(pointing, "WAYS", few)
     path = tmp_path / "pointing.json"
-    pointing.main(
-        pointing.Arguments((tmp_path / "run",), tmp_path / "discs", ways=tuple(few), num_lesions=1, json=path)
-    )
-    found = json.loads(path.read_text())["run"]
+    runs = tmp_path / "run", tmp_path / "other"
+    pointing.main(pointing.Arguments(runs, tmp_path / "discs", ways=tuple(few), num_lesions=3, json=path))
+    content = json.loads(path.read_text())
+    assert set(content) == {"run", "other", "mean of 2 networks"}
+    found = content["run"]
     assert set(found) == {f"1 {pointing.FULL}", f"4 {pointing.FULL}", *few} - {pointing.FULL}
-    assert all(row["all"]["n"] == 1 for row in found.values())
+    assert all(row["all"]["n"] == 3 for row in found.values())
     assert 0 <= found["weights shuffled"]["all"]["deletion"]["value"] <= 1
+    precision = [content[run][f"4 {pointing.FULL}"]["all"]["average_precision"] for run in content]
+    assert precision[0]["value"] != precision[1]["value"]
+    assert precision[2]["value"] == pytest.approx((precision[0]["value"] + precision[1]["value"]) / 2)
+
+
+def test_the_mean_of_networks_is_of_each_lesion():
+    def network(first, second):
+        return {"way": [dict(zip(("task", "row", "hit", "right"), each, strict=True)) for each in (first, second)]}
+
+    mean = pointing.mean_of_networks(
+        [network(("a", 3, 1.0, True), ("b", 5, 0.0, True)), network(("a", 3, 0.0, False), ("b", 5, 0.0, True))]
+    )
+    assert mean == network(("a", 3, 0.5, 0.5), ("b", 5, 0.0, 1.0))
