@@ -154,20 +154,14 @@ class Pool:
         result = grading.evaluate_task(task, labels, probabilities, patients)
         regressed, _, _ = self.labelled(task, inside, REGRESSION)
         baseline = grading.evaluate_task(task, labels, regressed, patients)
-        both = [
-            grading.patient_confusions(labels, each.argmax(1), patients, task.num_grades)
-            for each in (probabilities, regressed)
-        ]
         assert result is not None
         assert baseline is not None
         return {
             NETWORK: result.to_json(),
             REGRESSION: baseline.to_json(),
-            "better than the regression by": {
-                each.__name__: grading.difference(each, *both).to_json()
-                for each in STATISTICS.values()
-                if each.__name__ in result.estimates
-            },
+            "better than the regression by": gains(
+                task, labels, probabilities.argmax(1), regressed.argmax(1), patients
+            ),
             "with missed discs as wrong": _with_missed(task, labels, probabilities, patients, missed),
             "calibration": self._calibration(task, inside),
         }
@@ -228,19 +222,31 @@ class Pool:
         as_rater, frequencies = self.as_rater(task, inside)
         graders = {"before": given[chosen], "after": at[chosen], "as_rater": as_rater}
         everyone = graders | {"of_frequencies": frequencies}
-        confusions = [
-            grading.patient_confusions(labels, grades, self.patients[chosen], task.num_grades)
-            for grades in (grading.decide(as_rater, "balance", frequencies), given[chosen].argmax(1))
-        ]
+        grades = grading.decide(as_rater, "balance", frequencies)
         return {
             **{f"error_{who}": calibration.expected_calibration_error(each, labels) for who, each in graders.items()},
             **{f"brier_{who}": float(calibration.brier(each, labels).mean()) for who, each in everyone.items()},
-            "better as the rater by": {
-                each.__name__: grading.difference(each, *confusions).to_json()
-                for each in STATISTICS.values()
-                if task.num_grades > 2 or each is not grading.within_one
-            },
+            "better as the rater by": gains(task, labels, grades, given[chosen].argmax(1), self.patients[chosen]),
         }
+
+
+def gains(
+    task: Task,
+    labels: Int[np.ndarray, " N"],
+    grades: Int[np.ndarray, " N"],
+    others: Int[np.ndarray, " N"],
+    patients: Sequence[str] | np.ndarray,
+) -> dict[str, Any]:
+    """How much better grades are than other ones of the same discs: statistic → difference, paired over patients; JSON.
+
+    Within ±1 is left out of two grades, which always are.
+    """
+    both = [grading.patient_confusions(labels, each, patients, task.num_grades) for each in (grades, others)]
+    return {
+        each.__name__: grading.difference(each, *both).to_json()
+        for each in STATISTICS.values()
+        if task.num_grades > 2 or each is not grading.within_one
+    }
 
 
 def _with_missed(

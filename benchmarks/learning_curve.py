@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.graded_folds import STATISTICS, group, predictions
+from benchmarks.graded_folds import gains, group, predictions
 from benchmarks.recipe import Sources, folder, inner_split, train_and_grade
 from benchmarks.running import require_trained, run_script, start
 from benchmarks.tables import show, table
@@ -29,7 +29,7 @@ from spinejax.files.atomic import write_atomically
 from spinejax.files.json_files import write_json
 from spinejax.metrics import grading
 from spinejax.parallel import runtime
-from spinejax.tasks import UNLABELLED, Task
+from spinejax.tasks import UNLABELLED
 
 NUM_PATIENTS = (10, 30, 100)
 TASKS = ("pfirrmann", "bulging", "spondylolisthesis", "degenerated", "stenosis")
@@ -110,16 +110,9 @@ def measured(data: DataSet, here: Path, begin: Path) -> dict[str, Any]:
                 continue
             found.setdefault(name, {})[task.name] = result.to_json()
             if len(probabilities) > 1:
-                found[name][task.name][GAINED] = _gained(task, labels, *probabilities, data.patient[rows])
+                after, start = (each.argmax(1) for each in probabilities)
+                found[name][task.name][GAINED] = gains(task, labels, after, start, data.patient[rows])
     return found
-
-
-def _gained(task: Task, labels, probabilities, before, patients) -> dict[str, Any]:
-    confusions = [
-        grading.patient_confusions(labels, each.argmax(1), patients, task.num_grades)
-        for each in (probabilities, before)
-    ]
-    return {each.__name__: grading.difference(each, *confusions).to_json() for each in STATISTICS.values()}
 
 
 def markdown(content: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from benchmarks.running import start
 from spinejax import config
 from spinejax.data.batches import eval_batches
 from spinejax.data.dataset import DataSet
+from spinejax.errors import require_option
 from spinejax.geometry import INTENSITY_STEP, WINDOW_SHAPE, central_window
 from spinejax.inference import hotspots, predict
 from spinejax.inference.hotspots import IDENTITY_RANGES, Method
@@ -124,20 +125,25 @@ class Lesion:
     given: int
 
 
-def main(arguments: Arguments) -> None:
-    """Print one table for each network, and one of their mean."""
-    runtime.set_up()
-    data, networks = DataSet(arguments.data), {}
-    for run in arguments.checkpoints:
-        networks[run.name] = measures_of_network(run, data, arguments)
-        if arguments.json:
-            write(networks, data, arguments.json)
-    for name, found in tables_of(networks, data).items():
-        show(name, found)
-
-
 Measures = Mapping[str, list[dict]]
 """Way → the measures of each lesion."""
+
+
+def main(arguments: Arguments) -> None:
+    """Print one table for each network, and one of their mean."""
+    names = [run.name for run in arguments.checkpoints]
+    require_option(len(set(names)) == len(names), "checkpoints", " ".join(names), "folders with names of their own")
+    runtime.set_up()
+    data = DataSet(arguments.data)
+    networks: dict[str, Measures] = {}
+    for run in arguments.checkpoints:
+        networks[run.name] = measures_of_network(run, data, arguments)
+        found = tables_of(networks, data)
+        show(run.name, found[run.name])
+        if arguments.json:
+            write(found, arguments.json)
+    if len(networks) > 1:
+        show(*list(found.items())[-1])
 
 
 def measures_of_network(run: Path, data: DataSet, arguments: Arguments) -> Measures:
@@ -179,9 +185,8 @@ def mean_of_networks(networks: Sequence[Measures]) -> Measures:
     }
 
 
-def write(networks: Mapping[str, Measures], data: DataSet, path: Path) -> None:
+def write(found: Mapping[str, Mapping[str, Mapping]], path: Path) -> None:
     """All tables, as JSON."""
-    found = tables_of(networks, data)
     content = {run: {way: as_json(tasks) for way, tasks in ways.items()} for run, ways in found.items()}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 

@@ -53,7 +53,8 @@ class Method:
     noise: float = 0.0
     """Standard deviation of noise added to each window, in intensity (SmoothGrad, Smilkov et al., 2017)."""
     smoothing_px: float = 0.0
-    """Standard deviation, in pixels, of the Gaussian over which a map is averaged at last; 0 leaves the paper's map."""
+    """Standard deviation of the Gaussian over which a map is averaged at last, in pixels of a slice; slices count as
+    `SLICE_PX` apart. 0 leaves the paper's map."""
 
     def __post_init__(self) -> None:
         for name in ("num_views", "views_at_once"):

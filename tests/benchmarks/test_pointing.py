@@ -10,6 +10,7 @@ import pytest
 from benchmarks import pointing
 from data_prep.__main__ import main
 from spinejax.config import PRESETS
+from spinejax.errors import SpinejaxError
 from spinejax.network.spinenet import SpineNet
 from spinejax.tasks import PAPER_TASKS
 
@@ -34,6 +35,8 @@ def test_ways_of_making_maps_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(pointing, "WAYS", few)
     path = tmp_path / "pointing.json"
     runs = tmp_path / "run", tmp_path / "other"
+    with pytest.raises(SpinejaxError, match="--checkpoints is run run: expected folders with names of their own"):
+        pointing.main(pointing.Arguments((*runs[:1], tmp_path / "more" / "run"), tmp_path / "discs"))
     pointing.main(pointing.Arguments(runs, tmp_path / "discs", ways=tuple(few), num_lesions=3, json=path))
     content = json.loads(path.read_text())
     assert set(content) == {"run", "other", "mean of 2 networks"}

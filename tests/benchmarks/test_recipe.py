@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import learning_curve, recipe, variants
+from benchmarks import graded_folds, learning_curve, recipe, variants
 from data_prep.dataset.pseudonyms import load_or_make_key
 from data_prep.detector.training.cross_fitting import fold_of
 from data_prep.sources.pooled import patients_of
@@ -504,6 +504,8 @@ def test_what_fine_tuning_gains_is_paired_and_has_the_right_sign():
     labels, patients = np.tile([0, 0, 1, 1], 10), np.repeat(np.arange(10), 4)
     right = np.eye(2)[labels]
     before = np.where(np.arange(40)[:, None] % 2, right, right[:, ::-1])
-    gained = learning_curve._gained(Task("bulging", ("no", "yes")), labels, right, before, patients)
+    bulging = Task("bulging", ("no", "yes"))
+    gained = graded_folds.gains(bulging, labels, right.argmax(1), before.argmax(1), patients)
+    assert set(gained) == {"mean_per_class_accuracy", "kappa"}  # within ±1 are all
     assert gained["mean_per_class_accuracy"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     assert gained["kappa"]["value"] == 1
